@@ -1,0 +1,188 @@
+"""The one capture of layer outputs, and the one guard that leaves a model as it was."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_mfv.errors import UnitError
+
+__all__ = ["LayerCall", "capture", "code_layer", "guard", "layer_name", "spatial_layers", "trace"]
+
+Outputs = dict[str, Tensor]
+
+
+class _Stop(Exception):
+    """Ends a forward pass once every wanted layer has been seen."""
+
+
+def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
+    """The dotted name of a layer that is given by name or as the module itself.
+
+    Raises:
+        UnitError: if the model has no such layer; the message names the nearest ones.
+    """
+    names = {name: module for name, module in model.named_modules() if name}
+    if isinstance(layer, nn.Module):
+        for name, module in names.items():
+            if module is layer:
+                return name
+        raise UnitError(f"the model has no layer that is this {type(layer).__name__}")
+    if layer in names:
+        return layer
+    near = difflib.get_close_matches(layer, names, n=3, cutoff=0.0)
+    raise UnitError(f"the model has no layer {layer!r}; the nearest are {', '.join(near)}")
+
+
+@contextmanager
+def guard(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen weights inside; every flag as it was afterwards, errors included."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for weight, _ in flags:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
+
+
+@contextmanager
+def capture(model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[[Tensor], Outputs]]:
+    """A function from the model's input to the named layers' outputs, by name.
+
+    Outputs are copied as they appear, so that an in-place ReLU after a layer doesn't change them, and
+    the forward pass stops after the last layer that is wanted. A layer that runs several times gives
+    its first output: `trace` tells which do.
+
+    Raises:
+        UnitError: if a layer isn't in the model, didn't run, or returned something else than a tensor.
+    """
+    names = [layer_name(model, layer) for layer in dict.fromkeys(layers)]
+    outputs: Outputs = {}
+
+    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            if not isinstance(output, Tensor):
+                raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
+            outputs.setdefault(name, output.clone())
+            if len(outputs) == len(names):
+                raise _Stop
+
+        return hook
+
+    def run(x: Tensor) -> Outputs:
+        outputs.clear()
+        try:
+            model(x)
+        except _Stop:
+            return dict(outputs)
+        missing = [name for name in names if name not in outputs]
+        if missing:
+            raise UnitError(f"layer {missing[0]} doesn't run in the model's forward pass")
+        return dict(outputs)
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield run
+    finally:
+        outputs.clear()
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A layer's run in one forward pass.
+
+    Args:
+        name: dotted name of the layer.
+        shape: the output's shape, the batch first.
+        runs: how often the layer runs in the pass.
+        copies: the name of the layer that made this very tensor, if this one only hands it on.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    runs: int = 1
+    copies: str | None = None
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the output has several positions: a map (N, C, H, W) or tokens (N, tokens, C)."""
+        return (len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1) or (
+            len(self.shape) == 3 and self.shape[1] > 1
+        )
+
+
+def trace(model: nn.Module, x: Tensor) -> list[LayerCall]:
+    """Every layer that returns a tensor, in the order in which they finish, for one input."""
+    seen: list[tuple[str, tuple[int, ...], tuple[int, int]]] = []
+    kept: list[Tensor] = []  # so that no address is used twice
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                kept.append(output)
+                seen.append((name, tuple(output.shape), (output.data_ptr(), output._version)))
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        with guard(model), torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    runs = Counter(name for name, _, _ in seen)
+    maker: dict[tuple[object, ...], str] = {}
+    for name, shape, tensor in seen:
+        if runs[name] == 1:
+            maker.setdefault((shape, *tensor), name)
+    calls = {}
+    for name, shape, tensor in seen:
+        first = maker.get((shape, *tensor), name)
+        calls[name] = LayerCall(name, shape, runs[name], None if first == name else first)
+    return list(calls.values())
+
+
+def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
+    """The layers with positions that finish before the named one, each tensor once.
+
+    Layers inside the named one, layers that run several times and those that only hand on another's
+    output (dropout, identity, containers) are left out.
+
+    Raises:
+        UnitError: if the named layer doesn't run, or runs several times, so that it has several outputs.
+    """
+    names = [call.name for call in calls]
+    if before not in names:
+        raise UnitError(f"layer {before} doesn't run in the model's forward pass, or doesn't return a tensor")
+    end = names.index(before)
+    if calls[end].runs > 1:
+        raise UnitError(
+            f"layer {before} runs {calls[end].runs} times in a forward pass, so its output is ambiguous; "
+            f"name the layer around it, or one that runs once"
+        )
+    return [
+        call.name
+        for call in calls[:end]
+        if call.spatial and call.runs == 1 and not call.copies and not call.name.startswith(f"{before}.")
+    ]
+
+
+def code_layer(calls: list[LayerCall], before: str) -> str:
+    """The last layer with positions before the named one; the named one itself if there is none."""
+    return next(reversed(spatial_layers(calls, before)), before)

@@ -1,0 +1,374 @@
+"""Facets: clusters of the images that activate a unit, found as the paper does or by your own clusterer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClusterMixin, clone
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from captum_mfv.collect import Collection, collect
+from captum_mfv.errors import FacetError
+from captum_mfv.files import write_whole
+from captum_mfv.images import Images, InputSpec
+from captum_mfv.units import Code, Unit
+
+__all__ = ["Facet", "FacetFinder", "FacetSet", "find_facets"]
+
+Floats = NDArray[np.float32]
+
+
+class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Codes to facets: PCA, t-SNE to two dimensions, k-means there (Algorithm 1 of arXiv 1602.03616).
+
+    Centers are means in code space, since t-SNE maps nothing new. Facets are numbered by size, the
+    largest first.
+
+    Args:
+        n_facets: number of clusters k; the paper's is 10.
+        reducer: a number of principal components, any scikit-learn transformer, or None.
+        embedding: ``"tsne"``, any transformer, or None to cluster the reduced codes themselves.
+        perplexity: t-SNE's, at most a third of the number of codes.
+        clusterer: any scikit-learn clusterer, noise labelled -1; None: k-means, ten starts. One with a
+            parameter ``n_clusters`` or ``n_components`` is given k.
+        random_state: seed or `numpy.random.RandomState`.
+
+    Attributes:
+        labels_: (n_samples,) facet of each code.
+        embedding_: (n_samples, d) where the clusters were found.
+        centers_: (n_facets_, n_features) mean code of each facet.
+        n_facets_: number of facets found.
+    """
+
+    def __init__(
+        self,
+        n_facets: int = 10,
+        *,
+        reducer: Any = 50,
+        embedding: Any = "tsne",
+        perplexity: float = 30.0,
+        clusterer: Any = None,
+        random_state: Any = None,
+    ) -> None:
+        self.n_facets = n_facets
+        self.reducer = reducer
+        self.embedding = embedding
+        self.perplexity = perplexity
+        self.clusterer = clusterer
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: object = None) -> FacetFinder:
+        """Find the facets of codes.
+
+        Args:
+            X: (n_samples, n_features) codes, finite.
+            y: ignored.
+
+        Raises:
+            FacetError: if there are fewer distinct codes than facets.
+        """
+        codes = validate_data(self, X, dtype=[np.float64, np.float32])
+        self._check(codes)
+        seed = check_random_state(self.random_state).randint(2**31)
+        reduced = self._reduce(codes, seed)
+        self.embedding_ = self._embed(reduced, seed)
+        labels = clone(self._clusterer(seed)).fit_predict(self.embedding_)
+        self.labels_ = _by_size(labels)
+        self.n_facets_ = int(self.labels_.max()) + 1
+        if self.n_facets_ < 1:
+            raise FacetError("the clusterer called every image noise; there is no facet")
+        self.centers_ = np.stack([codes[self.labels_ == k].mean(0) for k in range(self.n_facets_)])
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.intp]:
+        """The facet of new codes, (n_samples,): the nearest center in code space."""
+        check_is_fitted(self)
+        codes = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return nearest(codes, self.centers_)
+
+    def _check(self, codes: NDArray[Any]) -> None:
+        k = self.n_facets
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+            raise TypeError(f"n_facets must be an integer, not {k!r}")
+        if k < 1:
+            raise FacetError(f"n_facets must be at least 1, not {k}")
+        if len(codes) < k:
+            raise FacetError(f"{k} facets can't be found in {len(codes)} images (n_samples={len(codes)})")
+        if k > 1 and (distinct := len(np.unique(codes, axis=0))) < k:
+            raise FacetError(f"{k} facets can't be found in {len(codes)} images with {distinct} distinct codes")
+
+    def _reduce(self, codes: NDArray[Any], seed: int) -> NDArray[Any]:
+        if self.reducer is None:
+            return codes
+        if not isinstance(self.reducer, (int, np.integer)):
+            return np.asarray(clone(self.reducer).fit_transform(codes))
+        components = min(int(self.reducer), *codes.shape)
+        return np.asarray(PCA(components, random_state=seed).fit_transform(codes))
+
+    def _embed(self, reduced: NDArray[Any], seed: int) -> NDArray[Any]:
+        if self.embedding is None:
+            return reduced
+        if not isinstance(self.embedding, str):
+            return np.asarray(clone(self.embedding).fit_transform(reduced))
+        if self.embedding != "tsne":
+            raise FacetError(f"embedding must be 'tsne', a transformer or None, not {self.embedding!r}")
+        if len(reduced) < 4:  # too few for neighbourhoods; the codes themselves then
+            return reduced[:, :2]
+        perplexity = min(self.perplexity, (len(reduced) - 1) / 3)
+        init = "pca" if min(reduced.shape) >= 2 else "random"
+        return np.asarray(TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(reduced))
+
+    def _clusterer(self, seed: int) -> Any:
+        if self.clusterer is None:
+            return KMeans(self.n_facets, n_init=10, random_state=seed)
+        clusterer = clone(self.clusterer)
+        given = {"n_clusters": self.n_facets, "n_components": self.n_facets, "random_state": seed}
+        taken = clusterer.get_params(deep=False)
+        return clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
+
+
+def nearest(codes: NDArray[Any], centers: NDArray[Any]) -> NDArray[np.intp]:
+    """Index of the nearest center, (N,), by Euclidean distance in code space."""
+    return np.asarray((codes @ centers.T - (centers**2).sum(1) / 2).argmax(1))
+
+
+def _by_size(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """The same clusters numbered from the largest to the smallest; noise stays -1."""
+    found, first, counts = np.unique(labels[labels >= 0], return_index=True, return_counts=True)
+    new = np.full(len(labels), -1, np.int64)
+    for rank, k in enumerate(np.lexsort((first, -counts))):
+        new[labels == found[k]] = rank
+    return new
+
+
+@dataclass(frozen=True, eq=False)
+class Facet:
+    """One facet of a unit.
+
+    Args:
+        index: its number in the facet set.
+        members: (n,) dataset indices of its images, nearest to the center first.
+        distances: (n,) Euclidean distance of the members' codes to the center.
+        activations: (n,) the unit's activation on the members.
+        center: (D,) mean code of the members.
+        origin: (D,) mean code of all images, against which the center is read.
+        unit: the unit.
+        code: the code.
+    """
+
+    index: int
+    members: NDArray[np.int64]
+    distances: Floats
+    activations: Floats
+    center: Floats
+    origin: Floats
+    unit: Unit
+    code: Code
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+@dataclass(frozen=True, eq=False)
+class FacetSet:
+    """The facets of a unit over a dataset; iterates and indexes as a sequence of `Facet`.
+
+    Args:
+        unit: the unit, its layer by name.
+        code: the code in whose space the facets were found.
+        labels: (n_images,) facet of each image of the dataset; -1: noise, or not readable.
+        embedding: (n_images, d) where the clusters were found; NaN for images that can't be read.
+        codes: (n_images, D) codes; NaN for images that can't be read.
+        activations: (n_images,) the unit's activation; NaN for images that can't be read.
+
+    Raises:
+        FacetError: if a facet has no members.
+    """
+
+    unit: Unit
+    code: Code
+    labels: NDArray[np.int64]
+    embedding: Floats
+    codes: Floats
+    activations: Floats
+    facets: tuple[Facet, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        counts = np.bincount(self.labels[self.labels >= 0])
+        if not len(counts) or not counts.all():
+            raise FacetError("every facet must have at least one image")
+        origin = self.codes[np.isfinite(self.activations)].mean(0)
+        object.__setattr__(self, "facets", tuple(self._facet(k, origin) for k in range(len(counts))))
+
+    def _facet(self, index: int, origin: Floats) -> Facet:
+        members = np.flatnonzero(self.labels == index)
+        center = self.codes[members].mean(0)
+        distances = np.linalg.norm(self.codes[members] - center, axis=1)
+        order = np.argsort(distances, kind="stable")
+        members = members[order]
+        return Facet(
+            index, members, distances[order], self.activations[members], center, origin, self.unit, self.code
+        )
+
+    def __len__(self) -> int:
+        return len(self.facets)
+
+    def __iter__(self) -> Iterator[Facet]:
+        return iter(self.facets)
+
+    @overload
+    def __getitem__(self, index: int) -> Facet: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Facet, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Facet | tuple[Facet, ...]:
+        return self.facets[index]
+
+    @property
+    def centers(self) -> Floats:
+        """(n_facets, D) mean code of each facet."""
+        return np.stack([facet.center for facet in self.facets])
+
+    @property
+    def key(self) -> str:
+        """A hash of the content: the same for the same unit, code, labels and codes, on any machine."""
+        digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
+        for array in (self.labels, self.codes):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+    def head(self) -> nn.Linear:
+        """The facets as a linear layer from code to facet logits, frozen.
+
+        The largest logit is the nearest center's; the softmax is the posterior of equally likely
+        spherical Gaussians with the variance that the codes have about their centers along a typical
+        direction, tr(S²) / tr(S) with S the covariance within facets.
+        """
+        centers = torch.from_numpy(self.centers).double()
+        variance = self._variance_within()
+        head = torch.nn.utils.skip_init(nn.Linear, centers.shape[1], len(self))
+        with torch.no_grad():
+            head.weight.copy_(centers / variance)
+            head.bias.copy_(-centers.square().sum(1) / (2 * variance))
+        return head.requires_grad_(False)
+
+    def _variance_within(self) -> float:
+        kept = self.labels >= 0
+        residuals = self.codes[kept] - self.centers[self.labels[kept]]
+        wide = residuals.shape[1] > residuals.shape[0]
+        gram = residuals @ residuals.T if wide else residuals.T @ residuals
+        trace = float(np.trace(gram))
+        return float((gram.astype(np.float64) ** 2).sum()) / trace / len(residuals) if trace > 0 else 1.0
+
+    def _header(self) -> dict[str, Any]:
+        return {"unit": asdict(self.unit), "code": asdict(self.code)}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that, with unit and code, are all there is to it."""
+        names = ("labels", "embedding", "codes", "activations")
+        return {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the facet set as one safetensors file, whole or not at all."""
+        from safetensors.numpy import save
+
+        header = {name: json.dumps(value) for name, value in self._header().items()}
+        write_whole(Path(path), save(self.arrays(), metadata=header))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FacetSet:
+        """Read what `save` wrote.
+
+        Raises:
+            FacetError: if the file isn't a facet set.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls.from_parts(header, arrays)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
+
+    @classmethod
+    def from_parts(cls, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FacetSet:
+        """A facet set from its unit, code and arrays; arrays of other names are left aside."""
+        fields = {name: arrays[name] for name in ("labels", "embedding", "codes", "activations")}
+        return cls(Unit(**header["unit"]), Code(**header["code"]), **fields)
+
+
+def find_facets(
+    model: nn.Module,
+    unit: Unit,
+    images: Images,
+    *,
+    n_facets: int = 10,
+    code: Code | str | None = None,
+    finder: FacetFinder | None = None,
+    input_spec: InputSpec | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> FacetSet:
+    """The facets of a unit: the clusters of the images that activate it, told by their codes.
+
+    Args:
+        model: any PyTorch vision model; left as it was.
+        unit: the unit.
+        images: the images that activate it; for a class unit, images of the class.
+        n_facets: how many.
+        code: which numbers describe an image; by default the last layer with positions before the
+            unit, averaged over them.
+        finder: how codes become facets; by default `FacetFinder(n_facets, random_state=seed)`.
+        input_spec: what turns images in [0, 1] into the model's input.
+        seed: seed of the default finder.
+        batch_size: images in one forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        UnitError: if the unit or the code isn't in the model, or is ambiguous.
+        ImageError: if no image can be read.
+        FacetError: if there are fewer (distinct) images than facets, or codes aren't finite.
+    """
+    collection = collect(
+        model, unit, images, code=code, input_spec=input_spec, batch_size=batch_size, progress=progress
+    )
+    return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
+
+
+def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
+    """The facets of collected codes."""
+    if not np.isfinite(collection.codes).all() or not np.isfinite(collection.activations).all():
+        raise FacetError(f"the activations of {collection.code.layer} or {collection.unit} aren't finite")
+    finder = clone(finder).fit(collection.codes)
+
+    def spread(values: NDArray[Any], fill: float) -> NDArray[Any]:
+        whole = np.full((collection.n_images, *values.shape[1:]), fill, values.dtype)
+        whole[collection.indices] = values
+        return whole
+
+    return FacetSet(
+        collection.unit,
+        collection.code,
+        spread(finder.labels_, -1),
+        spread(finder.embedding_.astype(np.float32), np.nan),
+        spread(collection.codes, np.nan),
+        spread(collection.activations, np.nan),
+    )

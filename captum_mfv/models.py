@@ -1,0 +1,158 @@
+"""Models: one and its InputSpec from a name, from a function of the user's, and from a weights file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_mfv.errors import ModelError
+from captum_mfv.images import InputSpec
+
+__all__ = ["load"]
+
+
+def load(name: str, weights: str | Path | None = None) -> tuple[nn.Module, InputSpec]:
+    """A model in evaluation mode, and what its input looks like.
+
+    Args:
+        name: a torchvision model (``"resnet50"``), or a function of yours that takes no argument and
+            returns the model, or the model and its `InputSpec`: ``"path/to/file.py:function"`` or
+            ``"package.module:function"``. Such a file is *run*: name only files that you trust.
+        weights: a ``.safetensors`` file, or a ``.pt``/``.pth`` file of tensors alone. Without it a
+            torchvision model comes with its default pretrained weights, which torchvision downloads.
+
+    Raises:
+        ModelError: if there is no such model or function, or the weights can't be read or don't fit.
+    """
+    path = None if weights is None else Path(weights)
+    state = None if path is None else _read_weights(path)
+    with torch.random.fork_rng():  # fresh weights are drawn from torch's global generators
+        model, spec = _from_function(name) if ":" in name else _from_torchvision(name, pretrained=state is None)
+    if state is not None:
+        _fill(model, state, f"{name} and {path}")
+    return model.eval(), spec
+
+
+def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputSpec]:
+    import torchvision.models  # here, since it takes a second to import
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
+        raise ModelError(f"no torchvision model {name!r} (the nearest are {near}), and no file.py:function either")
+    preset = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    try:
+        model = torchvision.models.get_model(name, weights=preset if pretrained else None, **_quiet(name, pretrained))
+    except OSError as error:
+        raise ModelError(f"the weights of {name} can't be downloaded ({error}); give a weights file") from error
+    transforms = preset.transforms()
+    return model, InputSpec(transforms.crop_size[0], transforms.mean, transforms.std)
+
+
+def _quiet(name: str, pretrained: bool) -> dict[str, Any]:
+    """Arguments without which two old models of torchvision warn or start slowly."""
+    return {"init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
+
+
+def _from_function(name: str) -> tuple[nn.Module, InputSpec]:
+    source, _, function = name.rpartition(":")
+    try:
+        made = _function(source, function)()
+    except ModelError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(f"{name} failed with {type(error).__name__}: {error}") from error
+    model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, InputSpec())
+    if not isinstance(model, nn.Module) or not isinstance(spec, InputSpec):
+        raise ModelError(f"{name} must return a torch.nn.Module, or one and an InputSpec, not {type(made).__name__}")
+    return model, spec
+
+
+def _function(source: str, function: str) -> Callable[[], Any]:
+    if source.endswith(".py"):
+        module = _run_file(Path(source))
+    else:
+        module = importlib.import_module(source)
+    if not callable(getattr(module, function, None)):
+        raise ModelError(f"{source} has no function {function!r}")
+    found: Callable[[], Any] = getattr(module, function)
+    return found
+
+
+def _run_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{str(path)!r} can't be run as Python")
+    module = importlib.util.module_from_spec(spec)
+    with _importable(path.parent):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules beside a file can be imported from it, as when it is run by Python itself."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"there is no weights file {str(path)!r}")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path} isn't a state dict: a flat table of names and tensors")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} isn't a safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{path} isn't a file of tensors alone, and nothing else is loaded; save the state dict as safetensors"
+        ) from error
+    return state.get("state_dict", state) if isinstance(state, dict) else state
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    own = model.state_dict()
+    wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    problems = [
+        f"{label} {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}"
+        for label, names in (
+            ("lacking", own.keys() - state.keys() - {n for n in own if n.endswith("num_batches_tracked")}),
+            ("unknown", state.keys() - own.keys()),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise ModelError(f"weights and model don't fit ({what}): {'; '.join(problems)}")
+    model.load_state_dict(state, strict=False)

@@ -1,0 +1,1 @@
+"""What plugs into Lucent's render loop, and a loop of our own."""

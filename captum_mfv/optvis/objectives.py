@@ -1,0 +1,312 @@
+"""Facet objectives: what an image of a facet should do to the network, as Lucent objectives.
+
+A `Term` maps layer outputs to one loss per image of the batch, so that every facet of a unit can be
+synthesised in one batch, each image after its own facet. Our render loop sums terms; in Lucent's the
+functions `unit`, `code`, `distribution` and `facet` give `lucent.optvis.objectives.Objective` objects,
+which add up and multiply with Lucent's own. Losses are minimised and in normalised terms: one weight
+serves all units, layers and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from captum_mfv.activations import capture, guard, layer_name, spatial_layers, trace
+from captum_mfv.errors import FacetError, RecipeError
+from captum_mfv.facets import Facet
+from captum_mfv.images import Images, InputSpec, stack
+from captum_mfv.optvis.initializer import as_facets
+from captum_mfv.units import Code, Unit
+
+__all__ = [
+    "FACET_WEIGHTS",
+    "Reference",
+    "Term",
+    "code",
+    "distribution",
+    "facet",
+    "make_term",
+    "measure_reference",
+    "unit",
+]
+
+FACET_WEIGHTS: Mapping[str, float] = {"unit": 0.5, "code": 3.0, "distribution": 3.0}
+"""Weights of the terms in `facet` and in the default recipe."""
+
+_N_LAYERS = 4  # layers in which distributions are matched
+_MAX_SIDE = 28  # maps are averaged down to this side before they are sorted
+
+
+class Term(Protocol):
+    """A loss per image of the batch, from layer outputs."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Dotted names of the layers that it reads."""
+        ...
+
+    def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """(B,) losses."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class UnitTerm:
+    """Minus the unit's activation, in units of its mean magnitude on each facet's images."""
+
+    unit: Unit
+    scale: Tensor
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.unit.layer_name,)
+
+    def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        activation = self.unit.read(outputs[self.unit.layer_name])
+        return -activation / self.scale.to(activation)
+
+
+@dataclass(frozen=True)
+class ProbabilityTerm:
+    """Minus the log of the unit's share in its layer's softmax."""
+
+    unit: Unit
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.unit.layer_name,)
+
+    def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        if not isinstance(self.unit.index, int):
+            raise RecipeError("the probability of a direction isn't defined; use a recipe without it")
+        logits = self.unit.read_channels(outputs[self.unit.layer_name])
+        return -logits.log_softmax(1)[:, self.unit.index]
+
+
+@dataclass(frozen=True, eq=False)
+class CodeTerm:
+    """Minus the cosine between the image's code and its facet's center, both less the mean code."""
+
+    code: Code
+    origin: Tensor
+    directions: Tensor
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.code.layer,)
+
+    def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        codes = self.code.read(outputs[self.code.layer])
+        return -torch.cosine_similarity(codes - self.origin.to(codes), self.directions.to(codes), dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The distribution of each channel's activations on the images of facets (VITAL, arXiv 2503.22399).
+
+    Args:
+        values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
+        variances: layer → mean variance of a channel on all these images.
+    """
+
+    values: Mapping[str, Tensor]
+    variances: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class DistributionTerm:
+    """Mean square distance of sorted activations to the facet's, in variances; a mean over layers."""
+
+    reference: Reference
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.reference.values)
+
+    def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        losses = []
+        for layer, values in self.reference.values.items():
+            found = _sorted(outputs[layer])
+            wanted = _resampled(values.to(found), found.shape[-1])
+            losses.append((found - wanted).square().mean(dim=(1, 2)) / self.reference.variances[layer])
+        return torch.stack(losses).mean(0)
+
+
+def measure_reference(
+    model: nn.Module,
+    facet: Facet | Sequence[Facet],
+    images: Images,
+    *,
+    layers: Sequence[str] | None = None,
+    n_images: int = 30,
+    input_spec: InputSpec | None = None,
+) -> Reference:
+    """How activations are distributed on the images of facets, for `distribution` and `facet`.
+
+    Args:
+        model: the model; left as it was.
+        facet: a facet or several.
+        images: the dataset in which they were found.
+        layers: where to look; by default four layers with positions, spread evenly over the later part
+            of the network up to the code.
+        n_images: how many of a facet's nearest images are used.
+        input_spec: what turns images in [0, 1] into the model's input.
+    """
+    facets = as_facets(facet)
+    spec = input_spec or InputSpec()
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    names = [layer_name(model, layer) for layer in layers] if layers else _default_layers(model, facets[0], spec, device)
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
+    variances: dict[str, list[Tensor]] = {name: [] for name in names}
+    with guard(model), torch.no_grad(), capture(model, names) as run:
+        for item in facets:
+            outputs = run(spec(stack(images, item.members[:n_images]).to(device)))
+            for name in names:
+                found = _sorted(outputs[name]).float()
+                values[name].append(found.mean(0))
+                variances[name].append(found.var(dim=(0, 2), correction=0).mean())
+    return Reference(
+        {name: torch.stack(found) for name, found in values.items()},
+        {name: max(float(torch.stack(found).mean()), 1e-12) for name, found in variances.items()},
+    )
+
+
+def _default_layers(model: nn.Module, facet: Facet, spec: InputSpec, device: torch.device) -> list[str]:
+    calls = trace(model, spec(torch.full((1, spec.channels, spec.size, spec.size), 0.5, device=device)))
+    spatial = spatial_layers(calls, facet.unit.layer_name)
+    last = facet.code.layer
+    before = spatial[: spatial.index(last)] if last in spatial else spatial
+    blocks = [name for name in before if not any(name.startswith(f"{other}.") for other in [*before, last])]
+    later = blocks[len(blocks) // 3 :]
+    picks = torch.linspace(0, len(later) - 1, min(_N_LAYERS - 1, len(later))).round().int().tolist()
+    return [*(later[i] for i in picks), last]
+
+
+def _sorted(output: Tensor) -> Tensor:
+    """(N, C, P) activations of each channel in ascending order; large maps averaged down first."""
+    if output.ndim == 4:
+        factor = -(-max(output.shape[2:]) // _MAX_SIDE)
+        output = torch.nn.functional.avg_pool2d(output, factor) if factor > 1 else output
+        return output.flatten(2).sort(dim=2).values
+    if output.ndim == 3:
+        return output.transpose(1, 2).sort(dim=2).values
+    return output[:, :, None]
+
+
+def _resampled(values: Tensor, n_values: int) -> Tensor:
+    """Sorted values at as many quantiles, for images of another size than the reference's."""
+    if values.shape[-1] == n_values:
+        return values
+    return torch.nn.functional.interpolate(values, n_values, mode="linear", align_corners=True)
+
+
+def _unit_term(facets: Sequence[Facet], reference: Reference | None) -> Term:
+    scale = torch.tensor([float(abs(item.activations).mean()) for item in facets])
+    return UnitTerm(facets[0].unit, scale.clamp_min(1e-6))
+
+
+def _probability_term(facets: Sequence[Facet], reference: Reference | None) -> Term:
+    return ProbabilityTerm(facets[0].unit)
+
+
+def _code_term(facets: Sequence[Facet], reference: Reference | None) -> Term:
+    origin = torch.from_numpy(facets[0].origin)
+    centers = torch.stack([torch.from_numpy(item.center) for item in facets])
+    return CodeTerm(facets[0].code, origin, centers - origin)
+
+
+def _distribution_term(facets: Sequence[Facet], reference: Reference | None) -> Term:
+    if reference is None:
+        raise FacetError("the distribution of a facet is measured on its images; give a reference")
+    return DistributionTerm(reference)
+
+
+_TERMS: dict[str, Callable[[Sequence[Facet], Reference | None], Term]] = {
+    "unit": _unit_term,
+    "probability": _probability_term,
+    "code": _code_term,
+    "distribution": _distribution_term,
+}
+
+
+def make_term(name: str, facets: Sequence[Facet], reference: Reference | None = None) -> Term:
+    """The term of a name: unit, probability, code or distribution.
+
+    Raises:
+        RecipeError: if there is no such term.
+        FacetError: if the term needs a reference and there is none.
+    """
+    if name not in _TERMS:
+        raise RecipeError(f"no objective {name!r}; there are {', '.join(_TERMS)}")
+    return _TERMS[name](facets, reference)
+
+
+def unit(facet: Facet | Sequence[Facet]) -> Any:
+    """Lucent objective: the facet's unit, in units of its mean activation on the facet's images."""
+    return _objective({"unit": 1.0}, as_facets(facet), None)
+
+
+def code(facet: Facet | Sequence[Facet]) -> Any:
+    """Lucent objective: the cosine between the image's code and the facet's center, less the mean code."""
+    return _objective({"code": 1.0}, as_facets(facet), None)
+
+
+def distribution(facet: Facet | Sequence[Facet], reference: Reference) -> Any:
+    """Lucent objective: each channel's activations distributed as on the facet's images.
+
+    Args:
+        facet: the facet or facets that the reference was measured on.
+        reference: what `measure_reference` gives for them.
+    """
+    return _objective({"distribution": 1.0}, as_facets(facet), reference)
+
+
+def facet(
+    facet: Facet | Sequence[Facet],
+    reference: Reference | None = None,
+    *,
+    weights: Mapping[str, float] | None = None,
+) -> Any:
+    """Lucent objective: the image of a facet, or a batch of images, each of its own facet.
+
+    Args:
+        facet: a facet; or several, as many as the batch has images.
+        reference: what `measure_reference` gives for the facets; without it distributions aren't matched.
+        weights: weight of each term; by default those of the recipe ``facet``.
+
+    Returns:
+        A `lucent.optvis.objectives.Objective`: a mean over the batch, to be minimised.
+    """
+    chosen = dict(weights or FACET_WEIGHTS)
+    if reference is None and weights is None:
+        del chosen["distribution"]
+    return _objective(chosen, as_facets(facet), reference)
+
+
+def _objective(weights: Mapping[str, float], facets: Sequence[Facet], reference: Reference | None) -> Any:
+    from lucent.optvis.objectives import Objective  # here, since it takes seconds to import
+
+    terms = [(weight, make_term(name, facets, reference)) for name, weight in weights.items()]
+
+    def loss(outputs_of: Callable[[str], Tensor]) -> Tensor:
+        outputs = _LucentOutputs(outputs_of)
+        return torch.stack([weight * term(outputs).mean() for weight, term in terms]).sum()
+
+    name = " + ".join(weights)
+    return Objective(loss, f"{name} of {facets[0].unit}", f"facets {[item.index for item in facets]}")
+
+
+class _LucentOutputs(dict[str, Tensor]):
+    """Layer outputs by dotted name, from Lucent's, which join names with underscores."""
+
+    def __init__(self, outputs_of: Callable[[str], Tensor]) -> None:
+        super().__init__()
+        self._outputs_of = outputs_of
+
+    def __missing__(self, layer: str) -> Tensor:
+        return self._outputs_of(layer.replace(".", "_"))

@@ -1,0 +1,177 @@
+"""Units and codes: which number of which layer is visualised, and which numbers describe an image."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_mfv.errors import UnitError
+
+__all__ = ["Code", "Unit"]
+
+
+def _center(output: Tensor) -> Tensor:
+    if output.ndim != 4:
+        raise UnitError(f"reduce='center' reads (N, C, H, W) outputs; this layer's is {_shape(output)}")
+    return output[:, :, output.shape[2] // 2, output.shape[3] // 2]
+
+
+def _cls(output: Tensor) -> Tensor:
+    if output.ndim != 3:
+        raise UnitError(f"reduce='cls' reads (N, tokens, C) outputs; this layer's is {_shape(output)}")
+    return output[:, 0]
+
+
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda output: _positions(output).mean(-1),
+    "max": lambda output: _positions(output).amax(-1),
+    "center": _center,
+    "cls": _cls,
+    "flatten": lambda output: output.flatten(1),
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One number of a network: a channel, a neuron, a token channel, a logit or a direction of a layer.
+
+    A layer's output is read as (N, C), (N, C, H, W) or, channels last, (N, tokens, C).
+
+    Args:
+        layer: dotted name of the layer (``"features.12"``), or the module itself.
+        index: which channel, or one weight per channel for a direction in the layer's space.
+        reduce: how positions become one number: ``mean``, ``max``, ``center`` (the middle position of
+            a map) or ``cls`` (the first token). Layers without positions need none.
+
+    Raises:
+        TypeError: if the index is neither an integer nor a vector of numbers.
+        UnitError: if the index is negative, a weight isn't finite, or ``reduce`` isn't known.
+    """
+
+    layer: str | nn.Module
+    index: int | tuple[float, ...]
+    reduce: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, (str, nn.Module)):
+            raise TypeError(f"layer must be a dotted name or a module, not {type(self.layer).__name__}")
+        object.__setattr__(self, "index", _index(self.index))
+        if self.reduce not in ("mean", "max", "center", "cls"):
+            raise UnitError(f"reduce must be mean, max, center or cls, not {self.reduce!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Unit:
+        """The unit that ``layer:n``, Lucent's notation, names.
+
+        >>> Unit.parse("features.12:37")
+        Unit(layer='features.12', index=37, reduce='mean')
+        """
+        layer, colon, index = text.rpartition(":")
+        if not (layer and colon and index.isascii() and index.isdigit()):
+            raise UnitError(f"unit {text!r} isn't LAYER:INDEX, such as features.12:37")
+        return cls(layer, int(index))
+
+    def __str__(self) -> str:
+        index = self.index if isinstance(self.index, int) else f"direction[{len(self.index)}]"
+        layer = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
+        return f"{layer}:{index}"
+
+    @property
+    def layer_name(self) -> str:
+        """The layer's dotted name.
+
+        Raises:
+            UnitError: if the unit was given a module; results of this package always have the name.
+        """
+        if isinstance(self.layer, str):
+            return self.layer
+        raise UnitError("this unit's layer is a module; its name is known once it meets its model")
+
+    def read(self, output: Tensor) -> Tensor:
+        """The unit's activation, (N,), in its layer's output.
+
+        Raises:
+            UnitError: if the output has no such channel, or isn't of a form that has channels.
+        """
+        channels = self.read_channels(output)
+        self._check(channels.shape[1])
+        if isinstance(self.index, int):
+            return channels[:, self.index]
+        return channels @ torch.tensor(self.index, dtype=channels.dtype, device=channels.device)
+
+    def read_channels(self, output: Tensor) -> Tensor:
+        """All channels of the layer's output, (N, C), reduced as this unit is."""
+        return output if output.ndim == 2 else _REDUCTIONS[self.reduce](output)
+
+    def _check(self, n_channels: int) -> None:
+        if isinstance(self.index, int):
+            if self.index >= n_channels:
+                raise UnitError(f"layer {self.layer} has units 0 to {n_channels - 1}; there is no unit {self.index}")
+        elif len(self.index) != n_channels:
+            raise UnitError(
+                f"a direction in layer {self.layer} takes {n_channels} weights, one a channel, not {len(self.index)}"
+            )
+
+
+@dataclass(frozen=True)
+class Code:
+    """Which numbers describe an image: a layer's output, pooled or flattened.
+
+    Args:
+        layer: dotted name of the layer.
+        reduce: ``mean`` or ``max`` over positions, ``cls`` (the first token) or ``flatten``.
+    """
+
+    layer: str
+    reduce: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.reduce not in ("mean", "max", "cls", "flatten"):
+            raise UnitError(f"a code's reduce must be mean, max, cls or flatten, not {self.reduce!r}")
+
+    def read(self, output: Tensor) -> Tensor:
+        """The code, (N, D), in the layer's output."""
+        return output if output.ndim == 2 else _REDUCTIONS[self.reduce](output)
+
+
+def _positions(output: Tensor) -> Tensor:
+    """(N, C, positions), whether channels come second (maps) or last (tokens)."""
+    if output.ndim == 4:
+        return output.flatten(2)
+    if output.ndim == 3:
+        return output.transpose(1, 2)
+    raise UnitError(f"a layer's output must be (N, C), (N, C, H, W) or (N, tokens, C), not {_shape(output)}")
+
+
+def _shape(output: Tensor) -> str:
+    return f"({', '.join(str(n) for n in output.shape)})"
+
+
+def _index(index: object) -> int | tuple[float, ...]:
+    """An integer of any kind as int, a vector of any kind as a tuple of floats."""
+    if isinstance(index, bool):
+        raise TypeError("index must be an integer or a vector of weights, not bool")
+    if isinstance(index, Tensor) and index.ndim:
+        index = index.tolist()
+    try:
+        number = operator.index(index)  # type: ignore[arg-type]
+    except TypeError:
+        return _weights(index)
+    if number < 0:
+        raise UnitError(f"index must be 0 or more, not {number}")
+    return number
+
+
+def _weights(index: object) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(weight) for weight in index)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise TypeError(f"index must be an integer or a vector of weights, not {index!r}") from None
+    if not weights or not all(map(math.isfinite, weights)):
+        raise UnitError("a direction must have at least one weight, and finite ones")
+    return weights
