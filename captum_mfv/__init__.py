@@ -1,0 +1,63 @@
+"""Multifaceted feature visualization for Lucent, Captum and scikit-learn."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from captum_mfv._version import __version__
+
+if TYPE_CHECKING:
+    from captum_mfv import attr, datasets, images, metrics, models, optvis, report
+    from captum_mfv.errors import MFVError
+    from captum_mfv.facets import Facet, FacetFinder, FacetSet, find_facets
+    from captum_mfv.images import ImageFolder, InputSpec
+    from captum_mfv.result import RunFolder
+    from captum_mfv.units import Code, Unit
+
+__all__ = [
+    "Code",
+    "Facet",
+    "FacetFinder",
+    "FacetSet",
+    "ImageFolder",
+    "InputSpec",
+    "MFVError",
+    "RunFolder",
+    "Unit",
+    "__version__",
+    "attr",
+    "datasets",
+    "find_facets",
+    "images",
+    "metrics",
+    "models",
+    "optvis",
+    "report",
+]
+
+_HOME = {
+    "Code": "units",
+    "Facet": "facets",
+    "FacetFinder": "facets",
+    "FacetSet": "facets",
+    "ImageFolder": "images",
+    "InputSpec": "images",
+    "MFVError": "errors",
+    "RunFolder": "result",
+    "Unit": "units",
+    "find_facets": "facets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first used, so that ``import captum_mfv`` is quick."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"captum_mfv.{_HOME[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"captum_mfv.{name}")
+    raise AttributeError(f"module 'captum_mfv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -28,7 +28,7 @@ def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
     Raises:
         UnitError: if the model has no such layer; the message names the nearest ones.
     """
-    names = {name: module for name, module in model.named_modules() if name}
+    names: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
     if isinstance(layer, nn.Module):
         for name, module in names.items():
             if module is layer:
@@ -59,12 +59,12 @@ def guard(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def capture(model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[[Tensor], Outputs]]:
-    """A function from the model's input to the named layers' outputs, by name.
+def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> Iterator[Callable[..., Outputs]]:
+    """A function from the model's inputs to the named layers' outputs, by name.
 
-    Outputs are copied as they appear, so that an in-place ReLU after a layer doesn't change them, and
-    the forward pass stops after the last layer that is wanted. A layer that runs several times gives
-    its first output: `trace` tells which do.
+    Outputs are copied as they appear, so that an in-place ReLU after a layer doesn't change them, and,
+    with ``stop``, the forward pass ends after the last layer that is wanted. A layer that runs several
+    times gives its first output: `trace` tells which do.
 
     Raises:
         UnitError: if a layer isn't in the model, didn't run, or returned something else than a tensor.
@@ -77,15 +77,15 @@ def capture(model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[[Tenso
             if not isinstance(output, Tensor):
                 raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
             outputs.setdefault(name, output.clone())
-            if len(outputs) == len(names):
+            if stop and len(outputs) == len(names):
                 raise _Stop
 
         return hook
 
-    def run(x: Tensor) -> Outputs:
+    def run(*inputs: object) -> Outputs:
         outputs.clear()
         try:
-            model(x)
+            model(*inputs)
         except _Stop:
             return dict(outputs)
         missing = [name for name in names if name not in outputs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -27,9 +27,11 @@ from captum_mfv.files import write_whole
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.units import Code, Unit
 
-__all__ = ["Facet", "FacetFinder", "FacetSet", "find_facets"]
+__all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "nearest"]
 
 Floats = NDArray[np.float32]
+
+_ARRAYS = ("labels", "embedding", "codes", "activations")
 
 
 class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -184,7 +186,7 @@ class Facet:
 
 
 @dataclass(frozen=True, eq=False)
-class FacetSet:
+class FacetSet(Sequence[Facet]):
     """The facets of a unit over a dataset; iterates and indexes as a sequence of `Facet`.
 
     Args:
@@ -220,9 +222,7 @@ class FacetSet:
         distances = np.linalg.norm(self.codes[members] - center, axis=1)
         order = np.argsort(distances, kind="stable")
         members = members[order]
-        return Facet(
-            index, members, distances[order], self.activations[members], center, origin, self.unit, self.code
-        )
+        return Facet(index, members, distances[order], self.activations[members], center, origin, self.unit, self.code)
 
     def __len__(self) -> int:
         return len(self.facets)
@@ -247,7 +247,7 @@ class FacetSet:
     @property
     def key(self) -> str:
         """A hash of the content: the same for the same unit, code, labels and codes, on any machine."""
-        digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.header()).encode())
         for array in (self.labels, self.codes):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
@@ -261,7 +261,7 @@ class FacetSet:
         """
         centers = torch.from_numpy(self.centers).double()
         variance = self._variance_within()
-        head = torch.nn.utils.skip_init(nn.Linear, centers.shape[1], len(self))
+        head = nn.Linear(centers.shape[1], len(self), device="meta").to_empty(device="cpu")  # draws nothing
         with torch.no_grad():
             head.weight.copy_(centers / variance)
             head.bias.copy_(-centers.square().sum(1) / (2 * variance))
@@ -275,20 +275,19 @@ class FacetSet:
         trace = float(np.trace(gram))
         return float((gram.astype(np.float64) ** 2).sum()) / trace / len(residuals) if trace > 0 else 1.0
 
-    def _header(self) -> dict[str, Any]:
-        return {"unit": asdict(self.unit), "code": asdict(self.code)}
+    def header(self) -> dict[str, str]:
+        """Unit and code as JSON, by name."""
+        return {"unit": json.dumps(asdict(self.unit)), "code": json.dumps(asdict(self.code))}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that, with unit and code, are all there is to it."""
-        names = ("labels", "embedding", "codes", "activations")
-        return {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        return {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the facet set as one safetensors file, whole or not at all."""
         from safetensors.numpy import save
 
-        header = {name: json.dumps(value) for name, value in self._header().items()}
-        write_whole(Path(path), save(self.arrays(), metadata=header))
+        write_whole(Path(path), save(self.arrays(), metadata=self.header()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FacetSet:
@@ -302,16 +301,10 @@ class FacetSet:
         try:
             with safe_open(path, framework="numpy") as file:
                 header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls.from_parts(header, arrays)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+            return cls(Unit(**header["unit"]), Code(**header["code"]), **arrays)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
-
-    @classmethod
-    def from_parts(cls, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FacetSet:
-        """A facet set from its unit, code and arrays; arrays of other names are left aside."""
-        fields = {name: arrays[name] for name in ("labels", "embedding", "codes", "activations")}
-        return cls(Unit(**header["unit"]), Code(**header["code"]), **fields)
 
 
 def find_facets(

@@ -17,7 +17,18 @@ from torch import Tensor
 
 from captum_mfv.errors import ImageError, MFVWarning
 
-__all__ = ["ImageFolder", "Images", "InputSpec", "batches", "image_at", "stack", "to_pil"]
+__all__ = [
+    "ImageFolder",
+    "Images",
+    "InputSpec",
+    "batches",
+    "from_pil",
+    "image_at",
+    "open_image",
+    "stack",
+    "to_pil",
+    "to_tensor",
+]
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow starts to suspect a decompression bomb
@@ -133,7 +144,9 @@ def open_image(path: Path) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip them at 255
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
     if image.mode == "F":
         raise ImageError("floating-point pixels have no known range; save it with integers")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -152,7 +165,12 @@ def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
         shape = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
         image = image.resize(shape, Image.Resampling.BILINEAR)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+    return from_pil(image.crop((left, top, left + size, top + size)))
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """An 8-bit grey or RGB image as (C, H, W) float32 in [0, 1]."""
+    pixels = np.asarray(image, np.float32) / 255
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
 
 
@@ -177,8 +195,7 @@ def image_at(images: Images, index: int) -> Tensor:
     low, high = image.aminmax()
     if not (low >= -1e-4 and high <= 1 + 1e-4):
         raise ImageError(
-            f"images must lie in [0, 1]; item {index} spans [{low:.3g}, {high:.3g}]. "
-            "Leave normalisation to input_spec"
+            f"images must lie in [0, 1]; item {index} spans [{low:.3g}, {high:.3g}]. Leave normalisation to input_spec"
         )
     return image
 

@@ -50,7 +50,7 @@ def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputSpec
     if name not in names:
         near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
         raise ModelError(f"no torchvision model {name!r} (the nearest are {near}), and no file.py:function either")
-    preset = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    preset = torchvision.models.get_model_weights(name).DEFAULT
     try:
         model = torchvision.models.get_model(name, weights=preset if pretrained else None, **_quiet(name, pretrained))
     except OSError as error:
@@ -79,10 +79,7 @@ def _from_function(name: str) -> tuple[nn.Module, InputSpec]:
 
 
 def _function(source: str, function: str) -> Callable[[], Any]:
-    if source.endswith(".py"):
-        module = _run_file(Path(source))
-    else:
-        module = importlib.import_module(source)
+    module = _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     if not callable(getattr(module, function, None)):
         raise ModelError(f"{source} has no function {function!r}")
     found: Callable[[], Any] = getattr(module, function)

@@ -154,8 +154,8 @@ def _shape(output: Tensor) -> str:
 
 def _index(index: object) -> int | tuple[float, ...]:
     """An integer of any kind as int, a vector of any kind as a tuple of floats."""
-    if isinstance(index, bool):
-        raise TypeError("index must be an integer or a vector of weights, not bool")
+    if isinstance(index, (bool, str)):
+        raise TypeError(f"index must be an integer or a vector of weights, not {index!r}")
     if isinstance(index, Tensor) and index.ndim:
         index = index.tolist()
     try:

@@ -160,7 +160,9 @@ def measure_reference(
     facets = as_facets(facet)
     spec = input_spec or InputSpec()
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    names = [layer_name(model, layer) for layer in layers] if layers else _default_layers(model, facets[0], spec, device)
+    names = (
+        [layer_name(model, layer) for layer in layers] if layers else _default_layers(model, facets[0], spec, device)
+    )
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     variances: dict[str, list[Tensor]] = {name: [] for name in names}
     with guard(model), torch.no_grad(), capture(model, names) as run:

@@ -43,7 +43,7 @@ class TVAscent(torch.optim.Optimizer):
         self.crop = crop
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; with a closure, the loss that it returns."""
         loss = None
         if closure is not None:
@@ -52,12 +52,12 @@ class TVAscent(torch.optim.Optimizer):
         for group in self.param_groups:
             for pixels in group["params"]:
                 if pixels.grad is not None:
-                    self._step(pixels, group)
+                    self._step(pixels, pixels.grad, group)
         return loss
 
-    def _step(self, pixels: Tensor, group: dict[str, Any]) -> None:
+    def _step(self, pixels: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         crop = self.crop
-        window, gradient = (crop.cut(pixels), crop.cut(pixels.grad)) if crop else (pixels, pixels.grad)
+        window, gradient = (crop.cut(pixels), crop.cut(gradient)) if crop else (pixels, gradient)
         gradient = _inside(gradient, group["margin"])
         size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         window = (window - group["lr"] / 255 * gradient / size).clamp(0, 1)

@@ -98,4 +98,5 @@ def _color_matrix(channels: int, device: torch.device) -> Tensor:
     if channels != 3:
         return torch.eye(channels, device=device)
     root = torch.tensor(_COLOR_SQRT, device=device)
-    return root / root.norm(dim=0).max()
+    scaled: Tensor = root / torch.linalg.vector_norm(root, dim=0).max()
+    return scaled

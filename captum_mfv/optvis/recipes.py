@@ -106,9 +106,7 @@ def _ascent(
     window: float = 0.3,
 ) -> Phase:
     """A row of the paper's schedules, TV weights as its code ran them."""
-    return Phase(
-        steps, {term: 1.0}, "tv", Ramp(*lr), scale, Ramp(*tv, released=True), margin=margin, window=window
-    )
+    return Phase(steps, {term: 1.0}, "tv", Ramp(*lr), scale, Ramp(*tv, released=True), margin=margin, window=window)
 
 
 _FACET = Recipe(

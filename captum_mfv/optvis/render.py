@@ -173,7 +173,9 @@ class _Loop:
         alive = gradient.flatten(1).any(1)
         for item, is_finite, is_alive in zip(self.facets, finite.tolist(), alive.tolist(), strict=True):
             if not is_finite:
-                raise RenderError(f"facet {item.index}: the loss or its gradient isn't finite at step {len(self.records)}")
+                raise RenderError(
+                    f"facet {item.index}: the loss or its gradient isn't finite at step {len(self.records)}"
+                )
             if not is_alive:
                 raise RenderError(
                     f"facet {item.index}: no gradient reaches the image at step {len(self.records)}; "
@@ -189,9 +191,7 @@ class _Loop:
         """(n_steps, n_facets) of each term; NaN in phases that don't have it."""
         names = {name: None for record in self.records for name in record}
         missing = torch.full((len(self.facets),), torch.nan)
-        return {
-            name: torch.stack([record.get(name, missing) for record in self.records]).numpy() for name in names
-        }
+        return {name: torch.stack([record.get(name, missing) for record in self.records]).numpy() for name in names}
 
 
 def _losses(terms: Mapping[str, Term], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

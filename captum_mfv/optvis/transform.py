@@ -34,8 +34,8 @@ class CenterCrop:
     def cut(self, images: Tensor) -> Tensor:
         """The windows of the last draw once more."""
         size = self.size
-        crops = [image[:, t : t + size, l : l + size] for image, (t, l) in zip(images, self.offsets, strict=True)]
-        return torch.stack(crops)
+        corners = zip(images, self.offsets, strict=True)
+        return torch.stack([image[:, top : top + size, left : left + size] for image, (top, left) in corners])
 
     def paste(self, images: Tensor, crops: Tensor) -> None:
         """Write windows back to where the last draw took them, in place."""

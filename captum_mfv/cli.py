@@ -1,0 +1,147 @@
+"""The command ``captum-mfv``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from captum_mfv._version import __version__
+from captum_mfv.errors import FacetError, MFVError, MFVWarning
+
+__all__ = ["main"]
+
+_EPILOG = "Exit status: 0 done; 2 the input can't be used, one line says why; 130 interrupted."
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, prog_name="captum-mfv")
+def app() -> None:
+    """Multifaceted feature visualization: what are the facets of a unit, and how does each look?"""
+
+
+@app.command()
+@click.option("--model", required=True, help="torchvision name, or file.py:function (which is run).")
+@click.option("--weights", help="safetensors file, or a .pt/.pth of tensors alone.  [default: the model's own]")
+@click.option("--unit", required=True, metavar="LAYER:INDEX", help="The unit, e.g. features.12:37 or fc:945.")
+@click.option("--images", required=True, metavar="FOLDER", help="Images that activate the unit.")
+@click.option("--out", required=True, metavar="FOLDER", help="The run's folder.")
+@click.option("--facets", default=10, help="Number of facets.")
+@click.option("--recipe", default="facet", help="facet, paper-mean or paper-center-biased.")
+@click.option(
+    "--code",
+    metavar="LAYER[:REDUCE]",
+    help="What tells images apart.  [default: last layer with positions before the unit]",
+)
+@click.option("--steps", type=int, help="Optimisation steps.  [default: the recipe's]")
+@click.option("--size", type=int, help="Side of the images in pixels.  [default: the model's]")
+@click.option("--seed", default=0, help="Seed of everything random.")
+@click.option("--labels", metavar="FILE", help="JSON table of image path → known group, to compare the facets with.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars, no summary.")
+def run(out: str, labels: str | None, quiet: bool, **options: Any) -> None:
+    """Find the facets of a unit in a folder of images and synthesise one image per facet.
+
+    A run that was stopped goes on with the same command; a finished one isn't done again.
+
+    \b
+    captum-mfv run --model squeezenet1_0 --unit classifier.1:945 \\
+        --images peppers/ --facets 10 --out out/pepper
+    """
+    from captum_mfv.pipeline import Job  # here, so that --help is quick
+
+    _run(Job(**options), out, None if labels is None else _read_labels(labels), quiet)
+
+
+@app.command()
+@click.option("--out", default="out/demo", metavar="FOLDER", help="The run's folder.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars, no summary.")
+def demo(out: str, quiet: bool) -> None:
+    """The five known facets of "even" in a small network trained on the spot; no download.
+
+    Trains a network to tell even digits from odd ones, finds the facets of its unit "even", which
+    should be 0, 2, 4, 6 and 8, and synthesises one image for each.
+    """
+    from captum_mfv.datasets import write_even_digits
+    from captum_mfv.pipeline import Job
+
+    digits = f"{out.rstrip('/')}-digits"
+    known = write_even_digits(digits)
+    job = Job(model="captum_mfv.datasets:even_or_odd", unit="logits:0", images=digits, facets=5, code="relu4:flatten")
+    if not quiet:
+        click.echo("training a small network to tell even digits from odd ones …")
+    _run(job, out, known, quiet)
+
+
+@app.command()
+@click.argument("folder")
+def report(folder: str) -> None:
+    """Make the page of a run's FOLDER anew."""
+    from captum_mfv.report import build
+    from captum_mfv.result import RunFolder
+
+    click.echo(build(RunFolder.read(folder)))
+
+
+def _run(job: Any, out: str, known: dict[str, int] | None, quiet: bool) -> None:
+    from captum_mfv import pipeline
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line)
+
+    folder = pipeline.run(job, out, known=known, progress=not quiet, say=say)
+    metrics = folder.read_metrics()
+    say(
+        f"images nearest to their own facet, in the network's own codes: {metrics['retention']:.0%} "
+        f"(chance {metrics['chance']:.0%})"
+    )
+    if "adjusted_rand_index" in metrics:
+        say(f"facets against the known groups: adjusted Rand index {metrics['adjusted_rand_index']:.3f}")
+    say(f"page: {folder.path / 'report.html'}")
+
+
+def _read_labels(path: str) -> dict[str, int]:
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {str(name): int(group) for name, group in table.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise FacetError(f"{path} isn't a JSON table of image path and group number: {error}") from error
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our warnings as lines on standard error, each once; other packages' not at all."""
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        tqdm.write(f"captum-mfv: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", MFVWarning)
+        warnings.showwarning = show
+        yield
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command and exit; what can't be used gets one line on standard error."""
+    try:
+        with _plain_warnings():
+            status = app.main(args, prog_name="captum-mfv", standalone_mode=False)
+    except (click.ClickException, MFVError, OSError) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"captum-mfv: error: {' '.join(text.split())}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("captum-mfv: interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)

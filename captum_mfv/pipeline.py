@@ -1,0 +1,216 @@
+"""One unit from a folder of images to a run's folder: every step once, in order, continued where it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score
+from torch import nn
+
+from captum_mfv import models, report
+from captum_mfv.collect import resolve
+from captum_mfv.errors import FacetError
+from captum_mfv.facets import FacetSet, find_facets
+from captum_mfv.images import ImageFolder, InputSpec
+from captum_mfv.metrics import score_images
+from captum_mfv.optvis.recipes import Recipe, get_recipe
+from captum_mfv.optvis.render import render_facets
+from captum_mfv.result import RunFolder
+from captum_mfv.units import Code, Unit
+
+__all__ = ["Job", "run"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do for one unit.
+
+    Args:
+        model: what `models.load` takes.
+        unit: the unit, as ``layer:index``.
+        images: folder of images that activate it.
+        weights: weights file, or None for the model's own.
+        facets: number of facets.
+        code: layer whose output describes an image, as ``layer`` or ``layer:reduce``; None: the last
+            layer with positions before the unit.
+        recipe: name of the recipe.
+        steps: number of steps, or None for the recipe's.
+        size: side of model input and images in pixels, or None for the model's.
+        seed: seed of everything random.
+    """
+
+    model: str
+    unit: str
+    images: str
+    weights: str | None = None
+    facets: int = 10
+    code: str | None = None
+    recipe: str = "facet"
+    steps: int | None = None
+    size: int | None = None
+    seed: int = 0
+
+    def command(self, out: str) -> str:
+        """The command that does this."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items()]
+        return " ".join(["captum-mfv run", *options, f"--out {shlex.quote(out)}"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """A job's parts, loaded and checked."""
+
+    model: nn.Module
+    spec: InputSpec
+    unit: Unit
+    code: Code
+    images: ImageFolder
+    recipe: Recipe
+
+
+def run(
+    job: Job,
+    out: str | os.PathLike[str],
+    *,
+    known: Mapping[str, int] | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunFolder:
+    """Do a job, or go on with it, and leave its result in a folder.
+
+    All input is checked before anything is written. Stages that the folder already has are not done
+    again; a finished run is returned as it is.
+
+    Args:
+        job: what to do.
+        out: the run's folder.
+        known: group of each image by its path in the folder, if groups are known: adds the adjusted
+            Rand index of the facets against them to the metrics.
+        progress: show progress bars.
+        say: is told what happens, a line each.
+
+    Raises:
+        MFVError: if the input can't be used, naming what and why.
+    """
+    parts = _load(job)
+    folder = RunFolder.open(out, _settings(job, os.fspath(out), parts, known))
+    if folder.finished:
+        say(f"{folder.path} is finished; nothing to do")
+        return folder
+    _find(folder, job, parts, progress)
+    facets = folder.read_facets()
+    say(f"{len(facets)} facets of {facets.unit}, of {', '.join(str(len(facet)) for facet in facets)} images")
+    _render(folder, facets, job, parts, progress)
+    _score(folder, facets, parts, known)
+    with folder.stage("report"):
+        report.build(folder)
+    folder.finish()
+    return folder
+
+
+def _load(job: Job) -> _Parts:
+    recipe = get_recipe(job.recipe)
+    recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
+    unit = Unit.parse(job.unit)
+    model, spec = models.load(job.model, job.weights)
+    spec = spec if job.size is None else replace(spec, size=job.size)
+    layer, _, reduce = (job.code or "").partition(":")
+    unit, code = resolve(model, unit, Code(layer, reduce or "mean") if layer else None, spec)
+    images = ImageFolder(job.images, spec)
+    if job.facets < 1 or job.facets > len(images):
+        raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
+    return _Parts(model, spec, unit, code, images, recipe)
+
+
+def _settings(job: Job, out: str, parts: _Parts, known: Mapping[str, int] | None) -> dict[str, Any]:
+    """All that the result depends on, and the command that repeats it."""
+    return {
+        **asdict(job),
+        "recipe_data": asdict(parts.recipe),
+        "input_spec": asdict(parts.spec),
+        "images_hash": _hash_listing(parts.images),
+        "weights_hash": None if job.weights is None else _hash_file(Path(job.weights)),
+        "known_groups": None if known is None else len(set(known.values())),
+        "command": job.command(out),
+    }
+
+
+def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
+    if folder.done("facets"):
+        return
+    with folder.stage("facets", unit=asdict(parts.unit), code=asdict(parts.code), seed=job.seed, recipe=job.recipe):
+        facets = find_facets(
+            parts.model,
+            parts.unit,
+            parts.images,
+            n_facets=job.facets,
+            code=parts.code,
+            input_spec=parts.spec,
+            seed=job.seed,
+            progress=progress,
+        )
+        folder.write_facets(facets, [parts.images.name(i) for i in range(len(parts.images))])
+
+
+def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progress: bool) -> None:
+    if folder.done("images"):
+        return
+    with folder.stage("images"):
+        renderings = render_facets(
+            parts.model,
+            facets,
+            parts.images,
+            recipe=parts.recipe,
+            input_spec=parts.spec,
+            seed=job.seed,
+            progress=progress,
+        )
+        folder.write_renderings(facets, renderings)
+
+
+def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[str, int] | None) -> None:
+    if folder.done("metrics"):
+        return
+    with folder.stage("metrics"):
+        images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
+        scores, retained = score_images(parts.model, facets, images, starts, input_spec=parts.spec)
+        metrics: dict[str, Any] = {
+            "facets": [asdict(score) for score in scores],
+            "retention": retained,
+            "chance": 1 / len(facets),
+        }
+        if known is not None:
+            metrics["adjusted_rand_index"] = _rand_index(facets, parts.images, known)
+        folder.write_metrics(metrics)
+
+
+def _rand_index(facets: FacetSet, images: ImageFolder, known: Mapping[str, int]) -> float:
+    """Over the images that have a known group and could be read."""
+    rows = [i for i in np.flatnonzero(np.isfinite(facets.activations)) if images.name(int(i)) in known]
+    if not rows:
+        raise FacetError("none of the images is in the table of known groups; its names are paths in the folder")
+    return float(adjusted_rand_score([known[images.name(int(i))] for i in rows], facets.labels[rows]))
+
+
+def _hash_listing(images: ImageFolder) -> str:
+    """Of names and sizes: tells another or a changed folder without reading it."""
+    digest = hashlib.sha256()
+    for index, path in enumerate(images.paths):
+        digest.update(f"{images.name(index)}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,159 @@
+"""The page: what it shows, gathered from a run's folder and filled into the template."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from captum_mfv.errors import ImageError
+from captum_mfv.files import write_whole
+from captum_mfv.images import InputSpec, open_image, to_pil, to_tensor
+from captum_mfv.result import RunFolder
+
+__all__ = ["build"]
+
+# Paul Tol's "muted" scheme, distinct to colour-blind readers; its pale grey left out.
+_COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499")
+_NEAREST = 6  # members shown on a card
+_THUMBNAIL = 96  # pixels
+
+
+@dataclass(frozen=True)
+class Member:
+    """A real image on a facet's card."""
+
+    path: str
+    thumbnail: str | None
+    activation: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """A facet's card."""
+
+    index: int
+    color: str
+    size: int
+    share: float
+    activation: float
+    image: str
+    start: str
+    score: dict[str, Any]
+    sparkline: str
+    members: list[Member]
+
+
+@dataclass(frozen=True)
+class Point:
+    """An image in the embedding, in percent of the map's side."""
+
+    x: float
+    y: float
+    color: str
+    label: str
+
+
+def build(folder: RunFolder) -> Path:
+    """Write ``report.html`` of a run's folder and return its path.
+
+    The page opens from disk and needs no network: images are inside it. Members' thumbnails need the
+    run's image folder; without it their names stand alone.
+
+    Raises:
+        RunError: if the folder's files can't be read.
+    """
+    environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters["percent"] = lambda share: f"{share:.0%}"
+    facets = folder.read_facets()
+    cards = _cards(folder)
+    html = environment.get_template("page.html").render(
+        manifest=folder.manifest,
+        settings=folder.settings,
+        metrics=folder.read_metrics(),
+        unit=facets.unit,
+        code=facets.code,
+        n_images=int(np.isfinite(facets.activations).sum()),
+        cards=cards,
+        points=_points(facets.embedding, facets.labels),
+    )
+    path = folder.path / "report.html"
+    write_whole(path, html.encode("utf-8", "replace"))
+    return path
+
+
+def _cards(folder: RunFolder) -> list[Card]:
+    facets, rows = folder.read_facets(), folder.read_members()
+    scores = folder.read_metrics()["facets"]
+    images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
+    activations = folder.read_histories()["activation"]
+    total = sum(row["size"] for row in rows)
+    root = Path(folder.settings["images"])
+    return [
+        Card(
+            index=row["index"],
+            color=_color(row["index"]),
+            size=row["size"],
+            share=row["size"] / total,
+            activation=row["activation"],
+            image=_data_url(to_pil(images[i]), "PNG"),
+            start=_data_url(to_pil(starts[i]), "JPEG"),
+            score=scores[i],
+            sparkline=_sparkline(activations[i]),
+            members=[_member(root, member) for member in row["members"][:_NEAREST]],
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _color(index: int) -> str:
+    return _COLORS[index % len(_COLORS)]
+
+
+def _member(root: Path, member: dict[str, Any]) -> Member:
+    try:
+        pixels = to_tensor(open_image(root / member["path"]), InputSpec(_THUMBNAIL))
+        thumbnail = _data_url(to_pil(pixels), "JPEG")
+    except ImageError:
+        thumbnail = None
+    return Member(member["path"], thumbnail, member["activation"])
+
+
+def _data_url(image: Image.Image, kind: str) -> str:
+    buffer = BytesIO()
+    image.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _sparkline(values: NDArray[np.float32], width: int = 120, height: int = 28) -> str:
+    """Points of an SVG polyline over the steps, at most one a pixel."""
+    values = values[np.linspace(0, len(values) - 1, min(len(values), width)).astype(int)]
+    low, high = float(values.min()), float(values.max())
+    x = np.linspace(0, width, len(values))
+    y = height - (values - low) / max(high - low, 1e-12) * height
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+
+
+def _points(embedding: NDArray[np.float32], labels: Sequence[int] | NDArray[np.int64]) -> list[Point]:
+    """The embedding's first two axes as a map of 4 to 96 percent of its side."""
+    plane = embedding[:, :2] if embedding.shape[1] > 1 else np.repeat(embedding, 2, axis=1)
+    low, high = np.nanmin(plane, axis=0), np.nanmax(plane, axis=0)
+    places = 4 + 92 * (plane - low) / np.maximum(high - low, 1e-12)
+    return [
+        Point(
+            round(float(x), 2),
+            round(float(y), 2),
+            _color(int(label)) if label >= 0 else "#999999",
+            f"facet {label}" if label >= 0 else "no facet",
+        )
+        for (x, y), label in zip(places, labels, strict=True)
+        if np.isfinite(x)
+    ]

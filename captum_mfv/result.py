@@ -1,0 +1,243 @@
+"""A run's folder: write it stage by stage, read it, continue it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+
+from captum_mfv._version import __version__
+from captum_mfv.errors import RunError
+from captum_mfv.facets import FacetSet
+from captum_mfv.files import write_whole
+from captum_mfv.images import from_pil, to_pil
+from captum_mfv.optvis.render import Rendering
+
+__all__ = ["FORMAT", "RunFolder"]
+
+FORMAT = 1
+"""Version of the folder's layout, in its manifest."""
+
+_PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
+
+
+class RunFolder:
+    """The files of one run; each appears whole or not at all.
+
+    The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
+    ``images/facet_NN.png`` and ``facet_NN_start.png``, ``tensors.safetensors``, ``metrics.json`` and
+    ``report.html``. Nothing is written before the first stage is done.
+
+    Args:
+        path: the folder.
+        manifest: its manifest.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> RunFolder:
+        """Begin a run, or continue the one that has the same settings.
+
+        Args:
+            path: the folder; new, empty, or of the same run.
+            settings: all that the result depends on, JSON values by name.
+
+        Raises:
+            RunError: if something else is there; nothing of it is touched.
+        """
+        path = Path(path)
+        if (path / "manifest.json").exists():
+            folder = cls.read(path)
+            folder._check_same(settings)
+            return folder
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; choose another folder for the run")
+        if path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir()):
+            raise RunError(f"{path} isn't empty and holds no run; choose another folder for the run")
+        manifest = {
+            "format": FORMAT,
+            "status": "running",
+            "settings": json.loads(json.dumps(settings)),
+            "versions": _versions(),
+            "stages": [],
+            "timings": {},
+        }
+        return cls(path, manifest)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """A run that was written before.
+
+        Raises:
+            RunError: if the folder holds no run, or one of another format.
+        """
+        path = Path(path)
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            found = manifest["format"]
+            if not isinstance(manifest["stages"], list) or not isinstance(manifest["settings"], dict):
+                raise TypeError("its manifest isn't one of ours")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} holds no run that can be read: {error}") from error
+        if found != FORMAT:
+            raise RunError(f"{path} has format {found}, and this version reads format {FORMAT}")
+        return cls(path, manifest)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run was asked to do."""
+        settings: dict[str, Any] = self.manifest["settings"]
+        return settings
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return bool(self.manifest["status"] == "finished")
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage was finished before."""
+        return stage in self.manifest["stages"]
+
+    @contextmanager
+    def stage(self, name: str, **facts: Any) -> Iterator[None]:
+        """Time a stage and, once it ends well, note it and the facts in the manifest."""
+        began = perf_counter()
+        yield
+        self.manifest["stages"].append(name)
+        self.manifest["timings"][name] = round(perf_counter() - began, 3)
+        self.manifest.update(facts)
+        self._write_manifest()
+
+    def finish(self) -> None:
+        """Note that every stage is done."""
+        self.manifest["status"] = "finished"
+        self._write_manifest()
+
+    def write_facets(self, facets: FacetSet, names: Sequence[str]) -> None:
+        """Write ``facets.json`` and the facet set's tensors; ``names`` are the images' relative paths."""
+        self._write_tensors(facets, {})
+        rows = [
+            {
+                "index": facet.index,
+                "size": len(facet),
+                "activation": float(facet.activations.mean()),
+                "members": [
+                    {"path": names[member], "activation": float(activation), "distance": float(distance)}
+                    for member, activation, distance in zip(
+                        facet.members, facet.activations, facet.distances, strict=True
+                    )
+                ],
+            }
+            for facet in facets
+        ]
+        self.write_json("facets.json", rows)
+
+    def read_facets(self) -> FacetSet:
+        """The facet set of the run."""
+        return FacetSet.load(self.path / "tensors.safetensors")
+
+    def read_members(self) -> list[dict[str, Any]]:
+        """The rows of ``facets.json``."""
+        rows: list[dict[str, Any]] = self._read_json("facets.json")
+        return rows
+
+    def write_renderings(self, facets: FacetSet, renderings: Sequence[Rendering]) -> None:
+        """Write every facet's image and start, and add the histories to the tensors."""
+        for rendering in renderings:
+            name = f"images/facet_{rendering.facet.index:02d}"
+            write_whole(self.path / f"{name}.png", _png(rendering.image))
+            write_whole(self.path / f"{name}_start.png", _png(rendering.start))
+        terms = renderings[0].history
+        histories = {f"history.{term}": np.stack([r.history[term] for r in renderings]) for term in terms}
+        self._write_tensors(facets, histories)
+
+    def read_images(self, facets: FacetSet, suffix: str = "") -> list[Tensor]:
+        """The images as they were saved, one a facet; with suffix ``_start``, the start images."""
+        paths = [self.path / f"images/facet_{facet.index:02d}{suffix}.png" for facet in facets]
+        return [_read_png(path) for path in paths]
+
+    def read_histories(self) -> dict[str, NDArray[np.float32]]:
+        """Term → (n_facets, n_steps)."""
+        try:
+            with safe_open(self.path / "tensors.safetensors", framework="numpy") as file:
+                names = [name for name in file.keys() if name.startswith("history.")]  # noqa: SIM118
+                return {name.removeprefix("history."): file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{self.path}: tensors.safetensors can't be read: {error}") from error
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write ``metrics.json``."""
+        self.write_json("metrics.json", metrics)
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds."""
+        metrics: dict[str, Any] = self._read_json("metrics.json")
+        return metrics
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one JSON file."""
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(self.path / name, (text + "\n").encode("utf-8", "surrogateescape"))
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8", errors="surrogateescape"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path}: {name} can't be read: {error}") from error
+
+    def _write_manifest(self) -> None:
+        self.write_json("manifest.json", self.manifest)
+
+    def _write_tensors(self, facets: FacetSet, more: Mapping[str, NDArray[Any]]) -> None:
+        arrays = {**facets.arrays(), "centers": facets.centers, **more}
+        content = save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, metadata=facets.header())
+        write_whole(self.path / "tensors.safetensors", content)
+
+    def _check_same(self, settings: Mapping[str, Any]) -> None:
+        new = json.loads(json.dumps(settings))
+        old = self.settings
+        other = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if other:
+            changes = ", ".join(f"{n} {_short(old.get(n))} there, {_short(new.get(n))} here" for n in other[:3])
+            raise RunError(f"{self.path} holds another run ({changes}); choose another folder, or remove it")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _png(image: Tensor) -> bytes:
+    buffer = BytesIO()
+    to_pil(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _read_png(path: Path) -> Tensor:
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return from_pil(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be read: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"captum-mfv": __version__, "python": platform.python_version(), **installed}

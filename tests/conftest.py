@@ -1,0 +1,110 @@
+"""Small models, images with known facets, and fingerprints: what every test module shares."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import captum_mfv as mfv
+
+torch.set_num_threads(2)
+
+SPEC = mfv.InputSpec(32)
+DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+needs_data = pytest.mark.skipif(not (DATA / "bell_pepper").is_dir(), reason=f"research data not in {DATA}")
+
+
+def small_cnn(seed: int = 0) -> nn.Sequential:
+    """In-place ReLUs, batch norm with statistics, dropout: what a careless capture would change."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential()
+        model.add_module("conv1", nn.Conv2d(3, 12, 5, 2, 2))
+        model.add_module("bn1", nn.BatchNorm2d(12))
+        model.add_module("relu1", nn.ReLU(inplace=True))
+        model.add_module("conv2", nn.Conv2d(12, 24, 3, 2, 1))
+        model.add_module("relu2", nn.ReLU(inplace=True))
+        model.add_module("drop", nn.Dropout(0.5))
+        model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        model.add_module("flatten", nn.Flatten())
+        model.add_module("fc", nn.Linear(24, 5))
+    return model.eval()
+
+
+def planted_images(n_each: int = 20, seed: int = 0) -> tuple[Tensor, np.ndarray]:
+    """Three kinds of 32-pixel images: red discs, green stripes, blue checks; with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    shapes = (
+        ((x**2 + y**2) < 0.4).float(),
+        (torch.sin(12 * x) > 0).float(),
+        ((torch.sin(10 * x) * torch.sin(10 * y)) > 0).float(),
+    )
+    images, labels = [], []
+    for kind, shape in enumerate(shapes):
+        for _ in range(n_each):
+            image = 0.1 * torch.rand(3, 32, 32, generator=generator)
+            image[kind] += 0.7 * shape + 0.2 * torch.rand(1, generator=generator)
+            images.append(image.clamp(0, 1))
+            labels.append(kind)
+    return torch.stack(images), np.array(labels)
+
+
+def fingerprint(model: nn.Module) -> dict[str, object]:
+    """Everything of a model, and of the process's random state, that a call must leave as it was."""
+    hooks = [name for name in vars(nn.Module()) if name.endswith("hooks")]
+    return {
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "hooks": [[len(getattr(module, name)) for name in hooks] for module in model.modules()],
+        "torch": torch.get_rng_state(),
+        "numpy": json.dumps(np.random.get_state()[1].tolist()),  # noqa: NPY002
+        "random": hash(random.getstate()),
+        "grad mode": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return small_cnn()
+
+
+@pytest.fixture
+def unchanged(model):
+    """The model and the random state must be after the test as they were before."""
+    model.train()
+    model.conv1.weight.requires_grad_(False)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    before = fingerprint(model)
+    yield
+    after = fingerprint(model)
+    assert [key for key in before if not same(before[key], after[key])] == []
+
+
+@pytest.fixture(scope="session")
+def planted() -> tuple[Tensor, np.ndarray]:
+    return planted_images()
+
+
+@pytest.fixture(scope="session")
+def facets(planted) -> mfv.FacetSet:
+    return mfv.find_facets(small_cnn(), mfv.Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC)

@@ -1,0 +1,139 @@
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_mfv.errors import ImageError, MFVWarning
+from captum_mfv.images import ImageFolder, InputSpec, batches, image_at, stack, to_pil
+
+SPEC = InputSpec(16)
+RED, HALF = (220, 40, 30), 0.5
+
+
+def saved(folder, name, image, **options):
+    image.save(folder / name, **options)
+    return ImageFolder(folder, SPEC)[0]
+
+
+def color(item):
+    return (item[:, 8, 8] * 255).round().int().tolist()
+
+
+def test_every_mode_is_read_right(tmp_path):
+    ramp = np.full((16, 16), 32768, np.uint16)
+    palette = Image.new("RGB", (16, 16), RED).quantize(4)
+    clear = palette.copy()
+    clear.info["transparency"] = clear.getpixel((0, 0))
+    cases = {
+        "grey.png": (Image.new("L", (16, 16), 100), [100] * 3),
+        "bilevel.png": (Image.new("1", (16, 16), 1), [255] * 3),
+        "16bit.png": (Image.fromarray(ramp), [128] * 3),
+        "palette.png": (palette, list(RED)),
+        "clear_palette.gif": (clear, [255] * 3),
+        "opaque.png": (Image.new("RGBA", (16, 16), (*RED, 255)), list(RED)),
+        "clear.png": (Image.new("RGBA", (16, 16), (*RED, 0)), [255] * 3),
+        "grey_alpha.png": (Image.new("LA", (16, 16), (0, 128)), [127] * 3),
+        "cmyk.tif": (Image.new("RGB", (16, 16), RED).convert("CMYK"), list(RED)),
+    }
+    for name, (image, expected) in cases.items():
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        assert color(saved(folder, name, image)) == pytest.approx(expected, abs=1), name
+
+
+def test_exif_rotation_is_undone(tmp_path):
+    image = Image.new("RGB", (16, 16), "white")
+    image.paste((0, 0, 0), (0, 0, 16, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise by 90 degrees
+    item = saved(tmp_path, "turned.png", image, exif=exif)
+    assert item[:, :, -4:].max() == 0
+    assert item[:, :, :12].min() == 1
+
+
+def test_the_short_side_is_scaled_and_the_middle_cut_out(tmp_path):
+    image = Image.new("RGB", (64, 32), "white")
+    image.paste((0, 0, 0), (16, 0, 48, 32))
+    item = saved(tmp_path, "wide.png", image)
+    assert item.shape == (3, 16, 16)
+    assert item.dtype == torch.float32
+    assert item.max() < 0.5
+
+
+def test_one_channel_specs_get_grey_images(tmp_path):
+    Image.new("RGB", (16, 16), RED).save(tmp_path / "a.png")
+    assert ImageFolder(tmp_path, InputSpec(16, (0.5,), (0.5,)))[0].shape == (1, 16, 16)
+
+
+def bomb():
+    """A PNG that claims 40000 x 40000 pixels in a few bytes."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def test_unreadable_files_are_passed_over_and_each_named_once(tmp_path):
+    good = io.BytesIO()
+    Image.new("RGB", (40, 40), RED).save(good, "JPEG")
+    (tmp_path / "b_good.jpg").write_bytes(good.getvalue())
+    (tmp_path / "a_empty.jpg").write_bytes(b"")
+    (tmp_path / "c_cut.jpg").write_bytes(good.getvalue()[:400])
+    (tmp_path / "d_text.png").write_text("not an image")
+    (tmp_path / "e_bomb.png").write_bytes(bomb())
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "f_good.png").write_bytes(good.getvalue())
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    folder = ImageFolder(tmp_path, SPEC)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MFVWarning)
+        seen = [folder.name(i) for indices, _ in batches(folder, 2) for i in indices]
+    messages = [str(item.message) for item in caught if item.category is MFVWarning]
+    assert seen == ["b_good.jpg", "sub/f_good.png"]
+    assert [sum(name in message for message in messages) for name in ("a_em", "c_cut", "d_te", "e_bo")] == [1] * 4
+    assert len(messages) == 4
+
+
+def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path):
+    with pytest.raises(ImageError, match="isn't a folder"):
+        ImageFolder(tmp_path / "nowhere")
+    with pytest.raises(ImageError, match="holds no images"):
+        ImageFolder(tmp_path)
+
+
+def test_images_that_were_normalised_already_are_refused_with_what_to_do():
+    with pytest.raises(ImageError, match="input_spec"):
+        image_at(torch.randn(3, 3, 8, 8) * 2, 1)
+    with pytest.raises(TypeError, match=r"item 0 is a tensor of shape \(8, 8\)"):
+        image_at(torch.rand(3, 8, 8), 0)
+    with pytest.raises(ImageError, match="differ in size"):
+        stack([torch.rand(3, 8, 8), torch.rand(3, 8, 9)], [0, 1])
+
+
+def test_datasets_with_labels_work_as_well():
+    pairs = [(image, 7) for image in torch.rand(5, 3, 8, 8)]
+    assert torch.equal(stack(pairs, [3]), pairs[3][0][None])
+    assert [indices for indices, _ in batches(pairs, 2)] == [[0, 1], [2, 3], [4]]
+
+
+def test_an_input_spec_resizes_and_normalises():
+    spec = InputSpec(8, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+    x = spec(torch.full((2, 3, 16, 16), HALF))
+    assert x.shape == (2, 3, 8, 8)
+    assert torch.allclose(x[0, :, 0, 0], torch.tensor([0.0, 1.0, 0.5]))
+    with pytest.raises(ImageError, match="std"):
+        InputSpec(8, (0.5,), (0.0,))
+
+
+def test_saving_and_reading_back_loses_less_than_a_level(tmp_path):
+    image = torch.rand(3, 16, 16)
+    to_pil(image).save(tmp_path / "a.png")
+    assert (ImageFolder(tmp_path, SPEC)[0] - image).abs().max() <= 0.5 / 255 + 1e-6

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from captum_mfv import Code, Unit
+from captum_mfv.errors import UnitError
+
+MAP = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
+TOKENS = torch.arange(2 * 5 * 3.0).view(2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("reduce", "output", "expected"),
+    [
+        ("mean", MAP, MAP[:, 1].mean((1, 2))),
+        ("max", MAP, MAP[:, 1].amax((1, 2))),
+        ("center", MAP, MAP[:, 1, 2, 2]),
+        ("mean", TOKENS, TOKENS[:, :, 1].mean(1)),
+        ("max", TOKENS, TOKENS[:, :, 1].amax(1)),
+        ("cls", TOKENS, TOKENS[:, 0, 1]),
+        ("mean", MAP[..., 0, 0], MAP[:, 1, 0, 0]),
+    ],
+)
+def test_a_unit_reads_its_channel_from_maps_tokens_and_vectors(reduce, output, expected):
+    assert torch.equal(Unit("layer", 1, reduce).read(output), expected)
+
+
+def test_a_direction_is_a_weighted_sum_of_channels():
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    assert torch.allclose(Unit("layer", weights).read(MAP), MAP.mean((2, 3)) @ weights)
+
+
+def test_layer_colon_index_is_lucents_notation():
+    assert Unit.parse("features.12:37") == Unit("features.12", 37)
+    assert str(Unit.parse("features.12:37")) == "features.12:37"
+
+
+@pytest.mark.parametrize("text", ["", "features.12", "features.12:", ":3", "features.12:x", "features.12:-1", "a:²"])
+def test_what_is_not_layer_colon_index_is_refused(text):
+    with pytest.raises(UnitError, match="LAYER:INDEX"):
+        Unit.parse(text)
+
+
+@pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3), 3])
+def test_an_integer_of_any_kind_is_an_index(index):
+    assert Unit("layer", index).index == 3
+
+
+@pytest.mark.parametrize(("index", "error"), [(True, TypeError), ("3", TypeError), (1.5, TypeError), (None, TypeError)])
+def test_what_is_no_index_is_a_type_error(index, error):
+    with pytest.raises(error, match="index"):
+        Unit("layer", index)
+
+
+@pytest.mark.parametrize("index", [-1, [], [1.0, float("nan")]])
+def test_negative_empty_and_nonfinite_indices_are_refused(index):
+    with pytest.raises(UnitError):
+        Unit("layer", index)
+
+
+def test_a_missing_channel_is_named_with_the_range():
+    with pytest.raises(UnitError, match="units 0 to 2; there is no unit 7"):
+        Unit("layer", 7).read(MAP)
+    with pytest.raises(UnitError, match="takes 3 weights"):
+        Unit("layer", [1.0, 2.0]).read(MAP)
+
+
+@pytest.mark.parametrize(("reduce", "output"), [("center", TOKENS), ("cls", MAP), ("mean", MAP[None])])
+def test_a_reduction_that_does_not_fit_the_output_is_refused(reduce, output):
+    with pytest.raises(UnitError):
+        Unit("layer", 0, reduce).read(output)
+
+
+def test_a_code_is_pooled_or_flattened():
+    assert torch.equal(Code("layer").read(MAP), MAP.mean((2, 3)))
+    assert Code("layer", "flatten").read(MAP).shape == (2, 48)
+    assert torch.equal(Code("layer").read(MAP[..., 0, 0]), MAP[..., 0, 0])
+    with pytest.raises(UnitError, match="flatten"):
+        Code("layer", "median")
