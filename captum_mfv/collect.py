@@ -66,8 +66,8 @@ def collect(
         ImageError: if no image can be read.
     """
     spec = input_spec or InputSpec()
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     unit, code = resolve(model, unit, code, spec)
+    feed = spec.feed(model)
     indices, activations, codes = [], [], []
     with (
         guard(model),
@@ -76,7 +76,7 @@ def collect(
         tqdm(total=len(images), desc="activations", unit="image", disable=not progress) as bar,
     ):
         for index, batch in batches(images, batch_size):
-            outputs = run(spec(batch.to(device)))
+            outputs = run(feed(batch))
             activations.append(unit.read(outputs[unit.layer_name]).float().cpu())
             codes.append(code.read(outputs[code.layer]).float().cpu())
             indices += index
@@ -99,9 +99,8 @@ def resolve(model: nn.Module, unit: Unit, code: Code | str | None, spec: InputSp
     Raises:
         UnitError: if a layer isn't in the model, doesn't run once, or has no such channel.
     """
-    weight = next(model.parameters(), torch.zeros(0))
     unit = replace(unit, layer=layer_name(model, unit.layer))
-    grey = spec(torch.full((1, spec.channels, spec.size, spec.size), 0.5, device=weight.device))
+    grey = spec.feed(model)(spec.grey())
     calls = trace(model, grey)
     if isinstance(code, str):
         code = Code(layer_name(model, code))

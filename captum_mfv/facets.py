@@ -114,7 +114,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             raise FacetError(f"{k} facets can't be found in {len(codes)} images with {distinct} distinct codes")
 
     def _reduce(self, codes: NDArray[Any], seed: int) -> NDArray[Any]:
-        if self.reducer is None:
+        if self.reducer is None or len(codes) == 1:
             return codes
         if not isinstance(self.reducer, (int, np.integer)):
             return np.asarray(clone(self.reducer).fit_transform(codes))

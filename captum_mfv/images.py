@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
 
@@ -80,6 +80,15 @@ class InputSpec:
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device)[:, None, None]
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device)[:, None, None]
         return (images - mean) / std
+
+    def feed(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """A function from images in [0, 1] to the model's input, on its device and in its precision."""
+        weight = next(model.parameters(), torch.zeros(0))
+        return lambda images: self(images.to(weight.device)).to(weight.dtype)
+
+    def grey(self) -> Tensor:
+        """A grey image, (1, C, size, size), to try a model with."""
+        return torch.full((1, self.channels, self.size, self.size), 0.5)
 
 
 class ImageFolder:

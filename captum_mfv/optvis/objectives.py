@@ -159,15 +159,13 @@ def measure_reference(
     """
     facets = as_facets(facet)
     spec = input_spec or InputSpec()
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    names = (
-        [layer_name(model, layer) for layer in layers] if layers else _default_layers(model, facets[0], spec, device)
-    )
+    feed = spec.feed(model)
+    names = [layer_name(model, layer) for layer in layers or _default_layers(model, facets[0], feed(spec.grey()))]
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     variances: dict[str, list[Tensor]] = {name: [] for name in names}
     with guard(model), torch.no_grad(), capture(model, names) as run:
         for item in facets:
-            outputs = run(spec(stack(images, item.members[:n_images]).to(device)))
+            outputs = run(feed(stack(images, item.members[:n_images])))
             for name in names:
                 found = _sorted(outputs[name]).float()
                 values[name].append(found.mean(0))
@@ -178,9 +176,8 @@ def measure_reference(
     )
 
 
-def _default_layers(model: nn.Module, facet: Facet, spec: InputSpec, device: torch.device) -> list[str]:
-    calls = trace(model, spec(torch.full((1, spec.channels, spec.size, spec.size), 0.5, device=device)))
-    spatial = spatial_layers(calls, facet.unit.layer_name)
+def _default_layers(model: nn.Module, facet: Facet, grey: Tensor) -> list[str]:
+    spatial = spatial_layers(trace(model, grey), facet.unit.layer_name)
     last = facet.code.layer
     before = spatial[: spatial.index(last)] if last in spatial else spatial
     blocks = [name for name in before if not any(name.startswith(f"{other}.") for other in [*before, last])]

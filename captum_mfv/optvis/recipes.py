@@ -26,7 +26,7 @@ class Ramp:
 
     def at(self, step: int, n_steps: int) -> float:
         """The value at step 0 … n_steps − 1."""
-        if self.released:
+        if self.released and n_steps > 1:  # one step would have the weight 0
             return self.start - (self.start - self.end * step) / n_steps
         return self.start + (self.end - self.start) * step / n_steps
 
@@ -86,7 +86,8 @@ class Recipe:
             raise RecipeError(f"recipe {self.name} has {len(self.phases)} phases, so steps must be at least that")
         total = sum(phase.steps for phase in self.phases)
         shares = [max(1, round(phase.steps * steps / total)) for phase in self.phases]
-        shares[shares.index(max(shares))] += steps - sum(shares)
+        while sum(shares) != steps:
+            shares[shares.index(max(shares))] += 1 if sum(shares) < steps else -1
         phases = tuple(replace(phase, steps=n) for phase, n in zip(self.phases, shares, strict=True))
         return replace(self, phases=phases)
 

@@ -125,12 +125,11 @@ class _Loop:
 
     def run(self, plan: Recipe) -> tuple[Tensor, Tensor]:
         """The start, on the CPU, and the canvas after the last phase."""
-        weight = next(self.model.parameters(), torch.zeros(0))
         start = self.start(plan)
-        canvas = start.to(weight.device)
+        canvas = start.to(next(self.model.parameters(), start).device)
         with guard(self.model), torch.enable_grad():
             for phase in plan.phases:
-                canvas = self.phase(canvas, phase, plan.param, weight.dtype)
+                canvas = self.phase(canvas, phase, plan.param)
         return start, canvas
 
     def start(self, plan: Recipe) -> Tensor:
@@ -141,17 +140,17 @@ class _Loop:
             raise RecipeError(f"a recipe starts at mean or noise, not {plan.start!r}")
         return mean_images(self.facets, self.images, plan.n_images)
 
-    def phase(self, canvas: Tensor, phase: Phase, param: str, dtype: torch.dtype) -> Tensor:
+    def phase(self, canvas: Tensor, phase: Phase, param: str) -> Tensor:
         params, image_f = _PARAMS[param](_zoomed(canvas, phase.scale))()
         terms = {name: make_term(name, self.facets, self.reference) for name in phase.weights}
         transform = self.transform(phase)
         optimizer = _optimizer(phase, params, transform, self.spec.size)
-        unit = self.facets[0].unit
+        unit, feed = self.facets[0].unit, self.spec.feed(self.model)
         layers = {unit.layer_name, *(layer for term in terms.values() for layer in term.layers)}
         with capture(self.model, sorted(layers)) as run:
             for step in range(phase.steps):
                 _set_schedule(optimizer, phase, step)
-                outputs = run(self.spec(transform(image_f())).to(dtype))
+                outputs = run(feed(transform(image_f())))
                 losses = _losses(terms, outputs)
                 total = torch.stack([phase.weights[name] * loss for name, loss in losses.items()]).sum(0)
                 (params[0].grad,) = torch.autograd.grad(total.sum(), params)

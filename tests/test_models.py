@@ -1,0 +1,117 @@
+import pickle
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from captum_mfv import InputSpec, models
+from captum_mfv.errors import ModelError
+
+SOURCE = """
+    import torch
+    from beside import WIDTH
+    from captum_mfv import InputSpec
+
+    def make():
+        return torch.nn.Linear(WIDTH, 2)
+
+    def make_with_spec():
+        return make(), InputSpec(8, (0.5,), (0.5,))
+
+    def broken():
+        raise RuntimeError("on\\npurpose")
+
+    def wrong():
+        return 3
+
+    number = 3
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "beside.py").write_text("WIDTH = 4\n")
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(SOURCE))
+    return path
+
+
+def test_a_function_of_a_file_gives_a_model_and_its_input(source):
+    model, spec = models.load(f"{source}:make")
+    assert isinstance(model, nn.Linear)
+    assert not model.training
+    assert spec == InputSpec()
+    assert models.load(f"{source}:make_with_spec")[1] == InputSpec(8, (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("broken", "failed with RuntimeError"),
+        ("wrong", "must return a torch.nn.Module"),
+        ("number", "no function"),
+        ("x", "no function"),
+    ],
+)
+def test_a_function_that_gives_no_model_is_named(source, function, message):
+    with pytest.raises(ModelError, match=message):
+        models.load(f"{source}:{function}")
+
+
+def test_weights_come_from_safetensors_or_from_pickles_of_tensors_alone(source, tmp_path):
+    state = {"weight": torch.ones(2, 4), "bias": torch.zeros(2)}
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        model, _ = models.load(f"{source}:make", tmp_path / name)
+        assert torch.equal(model.weight, state["weight"])
+
+
+class Evil:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was run",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.safetensors", b"PK\x03\x04 not safetensors", "isn't a safetensors file"),
+        ("w.safetensors", b"", "isn't a safetensors file"),
+        ("w.pth", pickle.dumps(Evil()), "tensors alone"),
+        ("w.pt", b"\x80garbage", "tensors alone"),
+        ("w.bin", b"", "tensors alone"),
+        ("w.pth", None, "no weights file"),
+    ],
+)
+def test_weights_that_are_not_weights_are_refused_and_never_run(source, tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        models.load(f"{source}:make", tmp_path / name)
+
+
+def test_weights_that_do_not_fit_are_told_apart(source, tmp_path):
+    save_file({"weight": torch.ones(3, 4), "extra": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"lacking bias; unknown extra; of another shape weight"):
+        models.load(f"{source}:make", tmp_path / "w.safetensors")
+
+
+def test_an_unknown_name_is_told_the_nearest():
+    with pytest.raises(ModelError, match="resnet50"):
+        models.load("resnet5O", None)
+    with pytest.raises(ModelError, match="no file"):
+        models.load("nowhere.py:make")
+    with pytest.raises(ModelError, match="ModuleNotFoundError"):
+        models.load("no.such.module:make")
+
+
+def test_torchvision_models_bring_their_own_input_size(tmp_path):
+    import torchvision.models
+
+    save_file(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "w.safetensors")
+    state = torch.get_rng_state()
+    model, spec = models.load("squeezenet1_1", tmp_path / "w.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (type(model).__name__, spec) == ("SqueezeNet", InputSpec(224))

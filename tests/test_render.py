@@ -1,0 +1,148 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPEC, small_cnn
+from torch import nn
+
+from captum_mfv import Unit, find_facets
+from captum_mfv.errors import RecipeError, RenderError
+from captum_mfv.facets import nearest
+from captum_mfv.metrics import score_images
+from captum_mfv.optvis.recipes import RECIPES, Phase, Ramp, Recipe, get_recipe
+from captum_mfv.optvis.render import render_facets
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, facets, planted):
+    from_noise = replace(get_recipe(recipe), start="noise")  # the planted mean images leave little to do
+    made = render_facets(small_cnn(), facets, planted[0], recipe=from_noise, steps=40, input_spec=SPEC)
+    assert [r.facet.index for r in made] == [0, 1, 2]
+    for rendering in made:
+        assert rendering.image.shape == rendering.start.shape == (3, 32, 32)
+        assert rendering.image.dtype == torch.float32
+        assert 0 <= rendering.image.min() <= rendering.image.max() <= 1
+        driven = -rendering.history["code"] if recipe == "facet" else rendering.history["activation"]
+        assert driven.shape == (40,)
+        assert driven[-5:].mean() > driven[:5].mean()
+
+
+def test_images_show_their_own_facet(facets, planted):
+    made = render_facets(small_cnn(), facets, planted[0], steps=60, input_spec=SPEC)
+    images, starts = [r.image for r in made], [r.start for r in made]
+    scores, retained = score_images(small_cnn(), facets, images, starts, input_spec=SPEC)
+    assert retained == 1
+    assert [score.nearest_facet for score in scores] == [0, 1, 2]
+    assert all(score.start_distance > 0.01 for score in scores)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(recipe, facets, planted):
+    def draw(seed):
+        made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=8, input_spec=SPEC, seed=seed)
+        return torch.stack([r.image for r in made])
+
+    assert torch.equal(draw(1), draw(1))
+    if recipe != "paper-mean" or get_recipe(recipe).with_steps(8).phases[1].scale != 1:
+        assert not torch.equal(draw(1), draw(2))
+
+
+def test_an_image_does_not_depend_on_the_others_of_its_batch(facets, planted):
+    recipe = Recipe("plain", "", "mean", "fft", (Phase(10, {"unit": 1.0, "code": 1.0}),))
+    together = render_facets(small_cnn(), facets, planted[0], recipe=recipe, input_spec=SPEC)
+    alone = render_facets(small_cnn(), facets[2], planted[0], recipe=recipe, input_spec=SPEC)
+    assert torch.allclose(together[2].image, alone[0].image, atol=1e-4)
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_rendering_leaves_the_model_and_the_random_state_as_they_were(model, recipe, facets, planted):
+    render_facets(model, facets, planted[0], recipe=recipe, steps=6, input_spec=SPEC)
+
+
+class Interrupt:
+    def __init__(self, error, after):
+        self.error, self.left = error, after
+
+    def __call__(self, *args):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
+def test_errors_and_ctrl_c_come_through_and_leave_the_model_as_it_was(model, error, facets, planted, request):
+    model.conv2.register_forward_hook(Interrupt(error, after=6))
+    request.getfixturevalue("unchanged")
+    with pytest.raises(type(error)):
+        render_facets(model, facets, planted[0], steps=20, input_spec=SPEC)
+
+
+def test_rendering_works_inside_no_grad(facets, planted):
+    with torch.no_grad():
+        made = render_facets(small_cnn(), facets, planted[0], steps=3, input_spec=SPEC)
+    assert not made[0].image.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_precision_work(dtype, planted):
+    model = small_cnn().to(dtype)
+    found = find_facets(model, Unit("fc", 1), planted[0].double(), n_facets=3, input_spec=SPEC)
+    made = render_facets(model, found, planted[0], steps=3, input_spec=SPEC)
+    assert made[0].image.dtype == torch.float32
+
+
+class Dead(nn.Module):
+    def forward(self, x):
+        return x * 0
+
+
+def test_a_dead_unit_is_named_instead_of_drawn_as_grey(planted, facets):
+    model = small_cnn()
+    model.fc = nn.Sequential(Dead(), nn.Linear(24, 5))
+    recipe = Recipe("unit", "", "mean", "fft", (Phase(3, {"unit": 1.0}),))
+    found = find_facets(model, Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC)
+    with pytest.raises(RenderError, match="facet 0: no gradient reaches the image at step 0"):
+        render_facets(model, found, planted[0], recipe=recipe, input_spec=SPEC)
+
+
+def test_a_loss_that_is_not_finite_is_named(planted, facets):
+    model = small_cnn()
+    with torch.no_grad():
+        model.fc.bias[1] = torch.inf
+    with pytest.raises(RenderError, match="isn't finite"):
+        render_facets(model, facets, planted[0], steps=3, input_spec=SPEC)
+
+
+def test_recipes_are_data_with_steps_to_choose():
+    paper = get_recipe("paper-mean")
+    assert [phase.steps for phase in paper.phases] == [190, 150, 20, 10]
+    assert [phase.steps for phase in paper.with_steps(37).phases] == [19, 15, 2, 1]
+    assert [phase.steps for phase in paper.with_steps(4).phases] == [1, 1, 1, 1]
+    for wrong in (0, 3, -5):
+        with pytest.raises(RecipeError, match="at least that"):
+            paper.with_steps(wrong)
+    with pytest.raises(RecipeError, match="did you mean paper-mean"):
+        get_recipe("paper-meen")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "n_steps", "first", "last"),
+    [(0.4, 0.4, 190, 0.398, 0.796), (0.01, 2, 150, 0.0099, 2.0), (0.1, 2, 20, 0.095, 2.0), (0.4, 2, 10, 0.36, 2.16)],
+)
+def test_the_papers_tv_schedule_runs_as_its_code_ran(start, end, n_steps, first, last):
+    ramp = Ramp(start, end, released=True)
+    assert ramp.at(0, n_steps) == pytest.approx(first, abs=1e-3)
+    assert ramp.at(n_steps - 1, n_steps) == pytest.approx(last, abs=1e-2)
+
+
+def test_grey_images_are_drawn_grey():
+    from captum_mfv.datasets import DIGITS_SPEC, digits
+
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2))
+    images = digits()[0][:40]
+    found = find_facets(model, Unit("2", 3), images, n_facets=2, input_spec=DIGITS_SPEC)
+    made = render_facets(model, found, images, steps=3, input_spec=DIGITS_SPEC)
+    assert made[0].image.shape == (1, 32, 32)
+    assert np.isin(nearest(found.centers, found.centers), [0, 1]).all()
