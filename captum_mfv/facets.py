@@ -19,6 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from captum_mfv.collect import Collection, collect
@@ -31,6 +32,7 @@ __all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "neares
 
 Floats = NDArray[np.float32]
 
+_FEW = 1000
 _ARRAYS = ("labels", "embedding", "codes", "activations")
 
 
@@ -86,9 +88,9 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         codes = validate_data(self, X, dtype=[np.float64, np.float32])
         self._check(codes)
         seed = check_random_state(self.random_state).randint(2**31)
-        reduced = self._reduce(codes, seed)
-        self.embedding_ = self._embed(reduced, seed)
-        labels = clone(self._clusterer(seed)).fit_predict(self.embedding_)
+        with threadpool_limits(1 if len(codes) < _FEW else None):  # threads cost few codes more than they save
+            self.embedding_ = self._embed(self._reduce(codes, seed), seed)
+            labels = self._clusterer(seed).fit_predict(self.embedding_)
         self.labels_ = _by_size(labels)
         self.n_facets_ = int(self.labels_.max()) + 1
         if self.n_facets_ < 1:

@@ -1,0 +1,198 @@
+"""The command, as a user types it."""
+
+import json
+import re
+import textwrap
+
+import pytest
+import torch
+from conftest import planted_images, small_cnn
+from PIL import Image
+from safetensors.torch import save_file
+
+from captum_mfv.cli import main
+from captum_mfv.images import to_pil
+
+MODEL = """
+    from torch import nn
+    from captum_mfv import InputSpec
+
+    def make():
+        layers = [nn.Conv2d(3, 12, 5, 2, 2), nn.ReLU(inplace=True), nn.Conv2d(12, 24, 3, 2, 1), nn.ReLU(),
+                  nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)]
+        return nn.Sequential(*layers), InputSpec(32)
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A model file, its weights, a folder of images with three known groups, and their table."""
+    root = tmp_path_factory.mktemp("inputs")
+    (root / "model.py").write_text(textwrap.dedent(MODEL))
+    weights = small_cnn().state_dict()
+    names = {"conv1": "0", "conv2": "2", "fc": "6"}
+    kept = {f"{names[layer]}.{kind}": weights[f"{layer}.{kind}"] for layer in names for kind in ("weight", "bias")}
+    save_file(kept, root / "w.safetensors")
+    (root / "images").mkdir()
+    images, labels = planted_images()
+    for i, image in enumerate(images):
+        to_pil(image).save(root / "images" / f"{i:03d}.png")
+    (root / "labels.json").write_text(json.dumps({f"{i:03d}.png": int(k) for i, k in enumerate(labels)}))
+    return root
+
+
+def arguments(inputs, out, **changes):
+    options = {
+        "model": f"{inputs}/model.py:make",
+        "weights": inputs / "w.safetensors",
+        "unit": "6:1",
+        "images": inputs / "images",
+        "facets": 3,
+        "steps": 6,
+        "out": out,
+        **changes,
+    }
+    return ["run", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+def call(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out, captured.err
+
+
+def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    status, said, _ = call(arguments(inputs, out, labels=inputs / "labels.json"), capsys)
+    assert status == 0
+    assert re.search(r"adjusted Rand index 1\.000", said)
+    assert f"page: {out / 'report.html'}" in said
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    images = [f"images/facet_0{k}{suffix}.png" for k in range(3) for suffix in ("", "_start")]
+    assert files == sorted(
+        ["facets.json", "manifest.json", "metrics.json", "report.html", "tensors.safetensors", *images]
+    )
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["unit"] == {"layer": "6", "index": 1, "reduce": "mean"}
+    assert manifest["code"] == {"layer": "3", "reduce": "mean"}
+    assert {"recipe", "seed", "settings", "versions", "timings", "format"} <= manifest.keys()
+    assert json.loads((out / "metrics.json").read_text())["adjusted_rand_index"] == 1
+
+
+def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
+    for name in ("one", "two"):
+        assert call(arguments(inputs, tmp_path / name, seed=4), capsys)[0] == 0
+    for path in (tmp_path / "one" / "images").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / "images" / path.name).read_bytes()
+
+
+def test_a_finished_run_is_not_done_again_and_a_stopped_one_goes_on(inputs, tmp_path, capsys, monkeypatch):
+    words = arguments(inputs, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("captum_mfv.pipeline.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        status, _, said = call(words, capsys)
+    assert status == 130
+    assert "the same command goes on from here" in said
+    facets = (tmp_path / "run" / "facets.json").stat().st_mtime_ns
+    assert call(words, capsys)[0] == 0
+    assert (tmp_path / "run" / "facets.json").stat().st_mtime_ns == facets
+    image = (tmp_path / "run" / "images" / "facet_00.png").stat().st_mtime_ns
+    status, said, _ = call(words, capsys)
+    assert (status, "nothing to do" in said) == (0, True)
+    assert (tmp_path / "run" / "images" / "facet_00.png").stat().st_mtime_ns == image
+
+
+BAD = {
+    "an unknown model": ({"model": "squeezenet1_9"}, "no torchvision model 'squeezenet1_9'.*squeezenet1_0"),
+    "a missing model file": ({"model": "nowhere.py:make"}, "no file 'nowhere.py'"),
+    "an unknown layer": ({"unit": "conv7:1"}, "no layer 'conv7'; the nearest are"),
+    "a unit without index": ({"unit": "6"}, "isn't LAYER:INDEX"),
+    "a unit that is not there": ({"unit": "6:99"}, "units 0 to 4; there is no unit 99"),
+    "a folder that is not there": ({"images": "/nowhere"}, "isn't a folder of images"),
+    "a folder without images": ({"images": "{empty}"}, "holds no images"),
+    "a folder of text": ({"images": "{text}", "facets": 1}, "no image can be read"),
+    "weights that are not there": ({"weights": "/nowhere.safetensors"}, "no weights file"),
+    "weights that are no safetensors": ({"weights": "{text}/notes.safetensors"}, "isn't a safetensors file"),
+    "a pickle with code": ({"weights": "{text}/evil.pth"}, "tensors alone"),
+    "weights of another model": ({"weights": "{text}/other.safetensors"}, "don't fit.*lacking 0.bias"),
+    "more facets than images": ({"facets": 61}, "61 facets can't be found in 60 images"),
+    "no facets": ({"facets": 0}, "0 facets"),
+    "an unknown recipe": ({"recipe": "papermean"}, "no recipe 'papermean'; there are .*did you mean paper-mean"),
+    "no number": ({"facets": "many"}, "'many' is not a valid integer"),
+    "too few steps": ({"recipe": "paper-mean", "steps": 1}, "steps must be at least that"),
+    "an unknown code": ({"code": "conv7"}, "no layer 'conv7'"),
+    "a folder in use": ({"out": "{text}"}, "isn't empty and holds no run"),
+    "a table that is none": ({"labels": "{text}/notes.safetensors"}, "isn't a JSON table"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_exit_2_and_no_traceback(case, inputs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "notes.safetensors").write_text("notes")
+    (text / "evil.pth").write_bytes(b"cposix\nsystem\n(S'touch /tmp/evil'\ntR.")
+    save_file({"0.weight": torch.zeros(12, 3, 5, 5)}, text / "other.safetensors")
+    changes, message = BAD[case]
+    changes = {
+        name: value.format(empty=tmp_path / "empty", text=text) if isinstance(value, str) else value
+        for name, value in changes.items()
+    }
+    status, said, errors = call(
+        [*arguments(inputs, changes.pop("out", tmp_path / "out"), **changes), "--quiet"], capsys
+    )
+    lines = [line for line in errors.splitlines() if "passed over" not in line]
+    assert (status, said, len(lines)) == (2, "", 1)
+    assert re.search(message, lines[0])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["run"], ["jump"], ["run", "--nothing"], ["report"], ["report", "/nowhere"]])
+def test_bad_usage_gets_one_line_too(words, capsys):
+    status, said, errors = call(words, capsys)
+    assert (status, said, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("captum-mfv: error: ")
+
+
+def test_unreadable_images_are_named_once_and_the_run_goes_on(inputs, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(8):
+        Image.effect_noise((32, 32), 20 + 10 * i).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (folder / "notes.txt").write_text("notes")
+    words = arguments(inputs, tmp_path / "out", images=folder, facets=2)
+    status, _, errors = call([*words, "--quiet"], capsys)
+    assert status == 0
+    assert [errors.count(f"passed over {folder / name}") for name in ("broken.jpg", "notes.txt")] == [1, 1]
+
+
+def test_the_page_is_rebuilt_self_contained_and_escapes_names(inputs, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(6):
+        Image.effect_noise((32, 32), 20 + 10 * i).save(folder / f"<script>alert({i})<&.png")
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, images=folder, facets=2), capsys)[0] == 0
+    first = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    status, said, _ = call(["report", out], capsys)
+    assert (status, said.strip()) == (0, str(out / "report.html"))
+    html = (out / "report.html").read_text()
+    assert html.encode() == first
+    assert "<script" not in html
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", html)
+    for path in folder.iterdir():
+        path.unlink()
+    assert call(["report", out], capsys)[0] == 0
+    assert "&lt;script&gt;" in (out / "report.html").read_text()
+
+
+def test_help_teaches_with_an_example(capsys):
+    status, said, _ = call(["run", "--help"], capsys)
+    assert status == 0
+    assert "captum-mfv run --model squeezenet1_0" in said
+    assert call(["--version"], capsys)[1].startswith("captum-mfv, version ")

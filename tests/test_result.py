@@ -1,0 +1,94 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPEC, small_cnn
+
+from captum_mfv import RunFolder
+from captum_mfv.errors import RunError
+from captum_mfv.optvis.render import render_facets
+from captum_mfv.result import FORMAT
+
+SETTINGS = {"model": "small", "images": "nowhere", "seed": 0}
+
+
+@pytest.fixture
+def folder(tmp_path, facets, planted):
+    folder = RunFolder.open(tmp_path / "run", SETTINGS)
+    with folder.stage("facets"):
+        folder.write_facets(facets, [f"{i:03d}.png" for i in range(len(planted[0]))])
+    return folder
+
+
+def test_facets_are_written_as_the_contract_has_them(folder, facets):
+    rows = json.loads((folder.path / "facets.json").read_text())
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    for row, facet in zip(rows, facets, strict=True):
+        assert row["size"] == len(row["members"]) == len(facet)
+        assert row["activation"] == pytest.approx(facet.activations.mean(), rel=1e-5)
+        assert [m["path"] for m in row["members"]] == [f"{i:03d}.png" for i in facet.members]
+        assert [m["distance"] for m in row["members"]] == sorted(m["distance"] for m in row["members"])
+        assert set(row["members"][0]) == {"path", "activation", "distance"}
+
+
+def test_facets_images_and_histories_come_back(folder, facets, planted):
+    made = render_facets(small_cnn(), facets, planted[0], steps=4, input_spec=SPEC)
+    folder.write_renderings(facets, made)
+    again = RunFolder.read(folder.path)
+    assert again.read_facets().key == facets.key
+    for image, rendering in zip(again.read_images(facets), made, strict=True):
+        assert (image - rendering.image).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(again.read_images(facets, "_start")[0], (made[0].start * 255).round() / 255)
+    histories = again.read_histories()
+    assert {"unit", "code", "distribution", "activation"} == set(histories)
+    assert np.array_equal(histories["activation"][2], made[2].history["activation"])
+
+
+def test_a_stage_that_failed_is_not_done_and_one_that_ended_is(folder):
+    with pytest.raises(ZeroDivisionError), folder.stage("images"):
+        _ = 1 / 0
+    again = RunFolder.open(folder.path, SETTINGS)
+    assert again.done("facets")
+    assert not again.done("images")
+    assert not again.finished
+    assert set(again.manifest["timings"]) == {"facets"}
+    again.finish()
+    assert RunFolder.read(folder.path).finished
+
+
+def test_another_run_or_other_files_in_the_folder_are_not_touched(folder, tmp_path):
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(RunError, match="seed 0 there, 1 here"):
+        RunFolder.open(folder.path, {**SETTINGS, "seed": 1})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("words")
+    with pytest.raises(RunError, match="isn't empty and holds no run"):
+        RunFolder.open(tmp_path / "mine", SETTINGS)
+    with pytest.raises(RunError, match="is a file"):
+        RunFolder.open(tmp_path / "mine" / "thesis.tex", SETTINGS)
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+def test_nothing_is_left_of_a_write_that_failed(folder, monkeypatch):
+    before = sorted(path.name for path in folder.path.iterdir())
+
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        folder.write_metrics({"retention": 1.0})
+    assert sorted(path.name for path in folder.path.iterdir()) == before
+
+
+NEWER = json.dumps({"format": FORMAT + 1, "stages": [], "settings": {}})
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"format": 1}', NEWER])
+def test_folders_that_hold_no_run_are_refused(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(RunError):
+        RunFolder.read(tmp_path)
+    with pytest.raises(RunError, match="no run that can be read"):
+        RunFolder.read(tmp_path / "nowhere")
