@@ -35,11 +35,11 @@ __all__ = [
     "unit",
 ]
 
-FACET_WEIGHTS: Mapping[str, float] = {"unit": 0.5, "code": 3.0, "distribution": 3.0}
+FACET_WEIGHTS: Mapping[str, float] = {"unit": 0.5, "code": 3.0, "distribution": 6.0}
 """Weights of the terms in `facet` and in the default recipe."""
 
 _N_LAYERS = 4  # layers in which distributions are matched
-_MAX_SIDE = 28  # maps are averaged down to this side before they are sorted
+_MAX_SIDE = 14  # maps are averaged down to this side before they are sorted
 
 
 class Term(Protocol):
