@@ -21,8 +21,8 @@ from captum_mfv.result import RunFolder
 
 __all__ = ["build"]
 
-# Paul Tol's "muted" scheme, distinct to colour-blind readers; its pale grey left out.
-_COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499")
+# Paul Tol's "muted" scheme, distinct to colour-blind readers; orange in the place of its pale grey.
+_COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#ee7733")
 _NEAREST = 6  # members shown on a card
 _THUMBNAIL = 96  # pixels
 
