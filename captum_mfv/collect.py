@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_mfv.activations import capture, code_layer, guard, layer_name, spatial_layers, trace
@@ -15,7 +17,9 @@ from captum_mfv.errors import ImageError, UnitError
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.units import Code, Unit
 
-__all__ = ["Collection", "collect"]
+__all__ = ["Collection", "View", "collect", "resolve"]
+
+View: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Collection:
         indices: (N,) where the images stand in the dataset.
         activations: (N,) float32, the unit's activation.
         codes: (N, D) float32.
+        views: (N, D') float32, what a function of the caller's says of each image, or None.
         n_images: the dataset's length, images that can't be read included.
     """
 
@@ -36,6 +41,7 @@ class Collection:
     indices: NDArray[np.int64]
     activations: NDArray[np.float32]
     codes: NDArray[np.float32]
+    views: NDArray[np.float32] | None
     n_images: int
 
 
@@ -45,6 +51,7 @@ def collect(
     images: Images,
     *,
     code: Code | str | None = None,
+    view: View | None = None,
     input_spec: InputSpec | None = None,
     batch_size: int = 32,
     progress: bool = False,
@@ -57,6 +64,7 @@ def collect(
         images: a map-style dataset of images in [0, 1].
         code: which numbers describe an image; a layer's name means its mean over positions. By default
             the last layer with positions before the unit, pooled so.
+        view: another description of images: a function from (N, C, H, W) in [0, 1] to (N, D').
         input_spec: what turns images into the model's input.
         batch_size: images in one forward pass.
         progress: show a progress bar.
@@ -68,17 +76,16 @@ def collect(
     spec = input_spec or InputSpec()
     unit, code = resolve(model, unit, code, spec)
     feed = spec.feed(model)
-    indices, activations, codes = [], [], []
-    with (
-        guard(model),
-        torch.no_grad(),
-        capture(model, (unit.layer_name, code.layer)) as run,
-        tqdm(total=len(images), desc="activations", unit="image", disable=not progress) as bar,
-    ):
+    indices: list[int] = []
+    activations, codes, views = [], [], []
+    with guard(model), tqdm(total=len(images), desc="activations", unit="image", disable=not progress) as bar:
         for index, batch in batches(images, batch_size):
-            outputs = run(feed(batch))
+            with torch.no_grad(), capture(model, (unit.layer_name, code.layer)) as run:
+                outputs = run(feed(batch))
             activations.append(unit.read(outputs[unit.layer_name]).float().cpu())
             codes.append(code.read(outputs[code.layer]).float().cpu())
+            if view is not None:
+                views.append(_view(view, batch.to(outputs[code.layer].device)))
             indices += index
             bar.update(len(index))
     if not indices:
@@ -89,8 +96,17 @@ def collect(
         np.array(indices, np.int64),
         torch.cat(activations).numpy(),
         torch.cat(codes).numpy(),
+        torch.cat(views).numpy() if views else None,
         len(images),
     )
+
+
+def _view(view: View, batch: Tensor) -> Tensor:
+    codes = view(batch)
+    if not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != len(batch):
+        found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"a function that describes {len(batch)} images must return ({len(batch)}, D), not {found}")
+    return codes.detach().float().cpu()
 
 
 def resolve(model: nn.Module, unit: Unit, code: Code | str | None, spec: InputSpec) -> tuple[Unit, Code]:

@@ -13,10 +13,25 @@ from torch import Tensor, nn
 
 from captum_mfv.images import InputSpec, to_pil
 
-__all__ = ["DIGITS_SPEC", "digits", "even_or_odd", "write_even_digits"]
+__all__ = [
+    "DIGITS_SPEC",
+    "PLANTED_SPEC",
+    "digits",
+    "even_or_odd",
+    "planted_images",
+    "planted_network",
+    "write_even_digits",
+]
 
 DIGITS_SPEC = InputSpec(32, (0.5,), (0.5,))
 """What `even_or_odd` takes: grey images of 32 pixels."""
+
+
+PLANTED_SPEC = InputSpec(32, (0.0,) * 3, (1.0,) * 3)
+"""What `planted_network` takes: RGB images of 32 pixels, not normalised."""
+
+_COLORS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.0, 1.0, 1.0))
+_N_WANTED = 4  # the last color has a detector too, but the unit ignores it
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -72,3 +87,46 @@ def write_even_digits(root: str | os.PathLike[str]) -> dict[str, int]:
         to_pil(images[number]).save(folder / name)
         known[name] = int(labels[number])
     return known
+
+
+def planted_network() -> tuple[nn.Module, InputSpec]:
+    """A network built by hand, whose unit ``unit:0`` is the OR of four known detectors.
+
+    Layer ``detectors`` has one channel per color (red, green, blue, yellow, cyan), above zero only where
+    a pixel is of that color. The unit sums the first four over the image and ignores cyan.
+
+    Returns:
+        The model in evaluation mode, and its `InputSpec`.
+    """
+    colors = torch.tensor(_COLORS)
+    heard = (torch.arange(len(_COLORS)) < _N_WANTED).float()
+    with torch.random.fork_rng():  # fresh weights, replaced at once, are drawn from torch's global generator
+        detectors, unit = nn.Conv2d(3, len(_COLORS), 1), nn.Conv2d(len(_COLORS), 1, 1, bias=False)
+    bias = 0.5 - colors.sum(1)  # 0.5 where a pixel is of the color, 0 or below elsewhere
+    detectors.load_state_dict({"weight": (2 * colors - 1)[:, :, None, None], "bias": bias})
+    unit.load_state_dict({"weight": heard[None, :, None, None]})
+    layers = OrderedDict(detectors=detectors, rectified=nn.ReLU(), unit=unit)
+    return nn.Sequential(layers).requires_grad_(False).eval(), PLANTED_SPEC
+
+
+def planted_images(n_each: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images for `planted_network`, (4 · n_each, 3, 32, 32) in [0, 1], and which detector each drives.
+
+    Each shows a disc of one of the four colors, somewhere, on dim noise, and a cyan square of any size,
+    which the unit ignores.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    images, labels = [], []
+    for label in [k for k in range(_N_WANTED) for _ in range(n_each)]:
+        draw = torch.rand(6, generator=generator)
+        image = 0.2 * torch.rand(3, 32, 32, generator=generator)
+        side = 4 + 12 * draw[0]
+        square = (x - 20 * draw[1]).clamp_min(0).lt(side) & (y - 20 * draw[2]).clamp_min(0).lt(side)
+        square &= (x >= 20 * draw[1]) & (y >= 20 * draw[2])
+        disc = (x - 8 - 16 * draw[3]) ** 2 + (y - 8 - 16 * draw[4]) ** 2 < (4 + 2 * draw[5]) ** 2
+        for shape, color in ((square, _COLORS[-1]), (disc, _COLORS[label])):
+            image = torch.where(shape, torch.tensor(color)[:, None, None] * 0.96 + 0.02, image)
+        images.append(image)
+        labels.append(label)
+    return torch.stack(images), torch.tensor(labels)

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from captum_mfv.collect import Collection, collect
+from captum_mfv.collect import Collection, View, collect
 from captum_mfv.errors import FacetError
 from captum_mfv.files import write_whole
 from captum_mfv.images import Images, InputSpec
@@ -315,7 +315,7 @@ def find_facets(
     images: Images,
     *,
     n_facets: int = 10,
-    code: Code | str | None = None,
+    code: Code | str | View | None = None,
     finder: FacetFinder | None = None,
     input_spec: InputSpec | None = None,
     seed: int = 0,
@@ -330,7 +330,9 @@ def find_facets(
         images: the images that activate it; for a class unit, images of the class.
         n_facets: how many.
         code: which numbers describe an image; by default the last layer with positions before the
-            unit, averaged over them.
+            unit, averaged over them. A function from images in [0, 1] to codes, (N, D), tells images
+            apart by something else, such as attributions (`attr.AttributionCode`) or another network;
+            centers are in the default code's space then, where images can be synthesised.
         finder: how codes become facets; by default `FacetFinder(n_facets, random_state=seed)`.
         input_spec: what turns images in [0, 1] into the model's input.
         seed: seed of the default finder.
@@ -342,17 +344,26 @@ def find_facets(
         ImageError: if no image can be read.
         FacetError: if there are fewer (distinct) images than facets, or codes aren't finite.
     """
+    layer, view = (code, None) if code is None or isinstance(code, (Code, str)) else (None, code)
     collection = collect(
-        model, unit, images, code=code, input_spec=input_spec, batch_size=batch_size, progress=progress
+        model,
+        unit,
+        images,
+        code=layer,
+        view=view,
+        input_spec=input_spec,
+        batch_size=batch_size,
+        progress=progress,
     )
     return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
 
 
 def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
-    """The facets of collected codes."""
-    if not np.isfinite(collection.codes).all() or not np.isfinite(collection.activations).all():
+    """The facets of collected codes, or of collected views where there are any."""
+    told_by = collection.codes if collection.views is None else collection.views
+    if not all(np.isfinite(values).all() for values in (told_by, collection.codes, collection.activations)):
         raise FacetError(f"the activations of {collection.code.layer} or {collection.unit} aren't finite")
-    finder = clone(finder).fit(collection.codes)
+    finder = clone(finder).fit(told_by)
 
     def spread(values: NDArray[Any], fill: float) -> NDArray[Any]:
         whole = np.full((collection.n_images, *values.shape[1:]), fill, values.dtype)

@@ -1,0 +1,86 @@
+"""A network built by hand, whose unit is the OR of known detectors: what is found must be what was planted."""
+
+import pytest
+import torch
+from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
+from conftest import fingerprint, same
+from sklearn.metrics import adjusted_rand_score
+
+from captum_mfv import FacetFinder, Unit, find_facets
+from captum_mfv.attr import AttributionCode, pure_code, unit_forward
+from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
+from captum_mfv.optvis.render import render_facets
+
+UNIT = Unit("unit", 0)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return planted_network()[0]
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return planted_images()
+
+
+def test_the_unit_is_the_or_of_its_four_detectors(network):
+    colors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1]])
+    images = colors[:, :, None, None].expand(-1, -1, 32, 32)
+    assert UNIT.read(network(images)).tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0, 0]
+
+
+def codes(network):
+    layer = network.rectified
+    return {
+        "pure": pure_code(network, UNIT, input_spec=PLANTED_SPEC),
+        "grad x activation": AttributionCode(
+            LayerGradientXActivation(unit_forward(network, UNIT), layer), input_spec=PLANTED_SPEC
+        ),
+        "integrated gradients": AttributionCode(
+            LayerIntegratedGradients(unit_forward(network, UNIT), layer), input_spec=PLANTED_SPEC, n_steps=5
+        ),
+        "another network": lambda images: images.mean(dim=(2, 3)),
+    }
+
+
+@pytest.mark.parametrize("name", ["pure", "grad x activation", "integrated gradients"])
+def test_attributions_recover_the_detectors_whatever_else_the_images_show(name, network, scene):
+    before = fingerprint(network)
+    finder = FacetFinder(4, embedding=None, random_state=0)
+    found = find_facets(network, UNIT, scene[0], code=codes(network)[name], finder=finder, input_spec=PLANTED_SPEC)
+    assert adjusted_rand_score(scene[1], found.labels) >= 0.98
+    assert found.code.layer == "rectified"
+    assert found.codes.shape == (120, 5)
+    after = fingerprint(network)
+    assert [key for key in before if not same(before[key], after[key])] == []
+
+
+def test_pure_codes_are_the_detectors_that_drive_the_unit_and_leave_out_what_it_ignores(network, scene):
+    code = pure_code(network, UNIT, input_spec=PLANTED_SPEC)(scene[0])
+    assert code.shape == (120, 5)
+    assert (code.argmax(1) == scene[1]).all()
+    assert code[:, 4].abs().max() == 0
+    assert torch.allclose(code.sum(1), UNIT.read(network(scene[0])), atol=1e-6)
+
+
+def test_any_function_of_images_may_tell_them_apart(network, scene):
+    found = find_facets(
+        network, UNIT, scene[0], n_facets=4, code=codes(network)["another network"], input_spec=PLANTED_SPEC
+    )
+    assert len(found) == 4
+    with pytest.raises(TypeError, match=r"must return \(32, D\), not \(32, 3, 32, 32\)"):
+        find_facets(network, UNIT, scene[0], n_facets=4, code=lambda x: x, input_spec=PLANTED_SPEC)
+    with pytest.raises(TypeError, match="LayerAttribution"):
+        AttributionCode(network)
+
+
+def test_each_detector_is_driven_by_its_own_facets_image_and_by_no_other(network, scene):
+    code = pure_code(network, UNIT, input_spec=PLANTED_SPEC)
+    finder = FacetFinder(4, embedding=None, random_state=0)
+    facets = find_facets(network, UNIT, scene[0], code=code, finder=finder, input_spec=PLANTED_SPEC)
+    made = render_facets(network, facets, scene[0], steps=80, input_spec=PLANTED_SPEC)
+    driven = code(torch.stack([rendering.image for rendering in made]))
+    own = [int(scene[1][facet.members[0]]) for facet in facets]
+    assert driven.argmax(1).tolist() == own
+    assert (driven.max(1).values > 3 * (driven.sum(1) - driven.max(1).values)).all()
