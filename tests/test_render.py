@@ -10,6 +10,7 @@ from captum_mfv import Unit, find_facets
 from captum_mfv.errors import RecipeError, RenderError
 from captum_mfv.facets import nearest
 from captum_mfv.metrics import score_images
+from captum_mfv.optvis.objectives import FACET_WEIGHTS
 from captum_mfv.optvis.recipes import RECIPES, Phase, Ramp, Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 
@@ -23,7 +24,9 @@ def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, f
         assert rendering.image.shape == rendering.start.shape == (3, 32, 32)
         assert rendering.image.dtype == torch.float32
         assert 0 <= rendering.image.min() <= rendering.image.max() <= 1
-        driven = -rendering.history["code"] if recipe == "facet" else rendering.history["activation"]
+        history = rendering.history
+        total = sum(weight * history[name] for name, weight in FACET_WEIGHTS.items()) if recipe == "facet" else None
+        driven = history["activation"] if total is None else -total
         assert driven.shape == (40,)
         assert driven[-5:].mean() > driven[:5].mean()
 
