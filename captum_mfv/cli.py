@@ -21,6 +21,16 @@ __all__ = ["main"]
 _EPILOG = "Exit status: 0 done; 2 the input can't be used, one line says why; 130 interrupted."
 
 
+def _facets(context: click.Context, option: click.Parameter, value: str) -> int | str:
+    """A number, or auto."""
+    if value == "auto":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor auto") from None
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
     epilog=_EPILOG,
@@ -36,7 +46,9 @@ def app() -> None:
 @click.option("--unit", required=True, metavar="LAYER:INDEX", help="The unit, e.g. features.12:37 or fc:945.")
 @click.option("--images", required=True, metavar="FOLDER", help="Images that activate the unit.")
 @click.option("--out", required=True, metavar="FOLDER", help="The run's folder.")
-@click.option("--facets", default=10, help="Number of facets.")
+@click.option(
+    "--facets", callback=_facets, default="10", metavar="N|auto", help="How many; auto: as many as are separated."
+)
 @click.option("--recipe", default="facet", help="facet, paper-mean or paper-center-biased.")
 @click.option(
     "--code",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ __all__ = [
     "PLANTED_SPEC",
     "digits",
     "even_or_odd",
+    "planted_codes",
     "planted_images",
     "planted_network",
     "write_even_digits",
@@ -130,3 +132,35 @@ def planted_images(n_each: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
         images.append(image)
         labels.append(label)
     return torch.stack(images), torch.tensor(labels)
+
+
+def planted_codes(
+    n_facets: int, n_codes: int, n_dimensions: int, *, separation: float = 9.0, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Codes in Gaussian facets of unequal size and spread, with correlated noise, and the facet of each.
+
+    The noise is the same in shape in every facet: variances fall from 1 to 1/20 over random axes; each
+    facet's is then spread by a factor of 0.6 to 1.4. Sizes are Dirichlet(4), none below a quarter of the
+    mean or eight.
+
+    Args:
+        n_facets: how many.
+        n_codes: about how many codes in all.
+        n_dimensions: of a code.
+        separation: distance of the facets' centers from the origin, in standard deviations of the noise
+            along its widest axis; two centers are about 1.4 times as far apart.
+        seed: of the draw.
+
+    Returns:
+        Codes, (n, n_dimensions), and facets, (n,).
+    """
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.full(n_facets, 4.0))
+    sizes = np.maximum((shares * n_codes).astype(int), max(8, n_codes // (4 * n_facets)))
+    axes, _ = np.linalg.qr(rng.normal(size=(n_dimensions, n_dimensions)))
+    noise = (axes * np.exp(-np.linspace(0, 3, n_dimensions) / 2)).T
+    centers = rng.normal(size=(n_facets, n_dimensions))
+    centers *= separation / np.linalg.norm(centers, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(n_facets), sizes)
+    spread = rng.uniform(0.6, 1.4, size=n_facets)[labels, None]
+    return centers[labels] + spread * rng.normal(size=(len(labels), n_dimensions)) @ noise, labels

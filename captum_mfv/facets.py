@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from captum_mfv.collect import Collection, View, collect
 from captum_mfv.errors import FacetError
 from captum_mfv.files import write_whole
 from captum_mfv.images import Images, InputSpec
+from captum_mfv.separation import separate
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "nearest"]
@@ -42,8 +43,13 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     Centers are means in code space, since t-SNE maps nothing new. Facets are numbered by size, the
     largest first.
 
+    With ``n_facets="auto"`` facets are as many as are separated among the reduced codes themselves, since
+    t-SNE makes islands out of noise, against a null of the same covariance and size; one is an answer
+    (`captum_mfv.separation`). They are found there too, and the embedding is a map to look at, unless a
+    clusterer of yours is given, which is then asked for as many.
+
     Args:
-        n_facets: number of clusters k; the paper's is 10.
+        n_facets: number of clusters k, the paper's is 10; or ``"auto"``.
         reducer: a number of principal components, any scikit-learn transformer, or None.
         embedding: ``"tsne"``, any transformer, or None to cluster the reduced codes themselves.
         perplexity: t-SNE's, at most a third of the number of codes.
@@ -56,11 +62,12 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         embedding_: (n_samples, d) where the clusters were found.
         centers_: (n_facets_, n_features) mean code of each facet.
         n_facets_: number of facets found.
+        p_value_: of the codes being one cluster; with ``n_facets="auto"`` alone.
     """
 
     def __init__(
         self,
-        n_facets: int = 10,
+        n_facets: int | Literal["auto"] = 10,
         *,
         reducer: Any = 50,
         embedding: Any = "tsne",
@@ -89,9 +96,9 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self._check(codes)
         seed = check_random_state(self.random_state).randint(2**31)
         with threadpool_limits(1 if len(codes) < _FEW else None):  # threads cost few codes more than they save
-            self.embedding_ = self._embed(self._reduce(codes, seed), seed)
-            labels = self._clusterer(seed).fit_predict(self.embedding_)
-        self.labels_ = _by_size(labels)
+            reduced = self._reduce(codes, seed)
+            self.embedding_ = self._embed(reduced, seed)
+            self.labels_ = _by_size(self._cluster(reduced, seed))
         self.n_facets_ = int(self.labels_.max()) + 1
         if self.n_facets_ < 1:
             raise FacetError("the clusterer called every image noise; there is no facet")
@@ -106,8 +113,12 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check(self, codes: NDArray[Any]) -> None:
         k = self.n_facets
+        if isinstance(k, str):
+            if k != "auto":
+                raise FacetError(f"n_facets must be an integer or 'auto', not {k!r}")
+            return
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-            raise TypeError(f"n_facets must be an integer, not {k!r}")
+            raise TypeError(f"n_facets must be an integer or 'auto', not {k!r}")
         if k < 1:
             raise FacetError(f"n_facets must be at least 1, not {k}")
         if len(codes) < k:
@@ -136,11 +147,20 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         init = "pca" if min(reduced.shape) >= 2 else "random"
         return np.asarray(TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(reduced))
 
-    def _clusterer(self, seed: int) -> Any:
+    def _cluster(self, reduced: NDArray[Any], seed: int) -> NDArray[Any]:
+        if self.n_facets != "auto":
+            return np.asarray(self._clusterer(self.n_facets, seed).fit_predict(self.embedding_))
+        found = separate(reduced.astype(np.float64), seed)
+        self.p_value_ = found.p_value
         if self.clusterer is None:
-            return KMeans(self.n_facets, n_init=10, random_state=seed)
+            return found.labels
+        return np.asarray(self._clusterer(found.n_clusters, seed).fit_predict(self.embedding_))
+
+    def _clusterer(self, n_facets: int, seed: int) -> Any:
+        if self.clusterer is None:
+            return KMeans(n_facets, n_init=10, random_state=seed)
         clusterer = clone(self.clusterer)
-        given = {"n_clusters": self.n_facets, "n_components": self.n_facets, "random_state": seed}
+        given = {"n_clusters": n_facets, "n_components": n_facets, "random_state": seed}
         taken = clusterer.get_params(deep=False)
         return clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
 
@@ -198,6 +218,7 @@ class FacetSet(Sequence[Facet]):
         embedding: (n_images, d) where the clusters were found; NaN for images that can't be read.
         codes: (n_images, D) codes; NaN for images that can't be read.
         activations: (n_images,) the unit's activation; NaN for images that can't be read.
+        p_value: of the images being one cluster, where the number of facets was chosen; else None.
 
     Raises:
         FacetError: if a facet has no members.
@@ -209,6 +230,7 @@ class FacetSet(Sequence[Facet]):
     embedding: Floats
     codes: Floats
     activations: Floats
+    p_value: float | None = None
     facets: tuple[Facet, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -278,8 +300,12 @@ class FacetSet(Sequence[Facet]):
         return float((gram.astype(np.float64) ** 2).sum()) / trace / len(residuals) if trace > 0 else 1.0
 
     def header(self) -> dict[str, str]:
-        """Unit and code as JSON, by name."""
-        return {"unit": json.dumps(asdict(self.unit)), "code": json.dumps(asdict(self.code))}
+        """Unit, code and p-value as JSON, by name."""
+        return {
+            "unit": json.dumps(asdict(self.unit)),
+            "code": json.dumps(asdict(self.code)),
+            "p_value": json.dumps(self.p_value),
+        }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that, with unit and code, are all there is to it."""
@@ -304,7 +330,7 @@ class FacetSet(Sequence[Facet]):
             with safe_open(path, framework="numpy") as file:
                 header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            return cls(Unit(**header["unit"]), Code(**header["code"]), **arrays)
+            return cls(Unit(**header["unit"]), Code(**header["code"]), **arrays, p_value=header["p_value"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
 
@@ -314,7 +340,7 @@ def find_facets(
     unit: Unit,
     images: Images,
     *,
-    n_facets: int = 10,
+    n_facets: int | Literal["auto"] = 10,
     code: Code | str | View | None = None,
     finder: FacetFinder | None = None,
     input_spec: InputSpec | None = None,
@@ -328,7 +354,7 @@ def find_facets(
         model: any PyTorch vision model; left as it was.
         unit: the unit.
         images: the images that activate it; for a class unit, images of the class.
-        n_facets: how many.
+        n_facets: how many, or ``"auto"``: as many as are separated, which may be one.
         code: which numbers describe an image; by default the last layer with positions before the
             unit, averaged over them. A function from images in [0, 1] to codes, (N, D), tells images
             apart by something else, such as attributions (`attr.AttributionCode`) or another network;
@@ -377,4 +403,5 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
         spread(finder.embedding_.astype(np.float32), np.nan),
         spread(collection.codes, np.nan),
         spread(collection.activations, np.nan),
+        getattr(finder, "p_value_", None),
     )

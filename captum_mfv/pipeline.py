@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
@@ -37,7 +37,7 @@ class Job:
         unit: the unit, as ``layer:index``.
         images: folder of images that activate it.
         weights: weights file, or None for the model's own.
-        facets: number of facets.
+        facets: number of facets, or ``auto``.
         code: layer whose output describes an image, as ``layer`` or ``layer:reduce``; None: the last
             layer with positions before the unit.
         recipe: name of the recipe.
@@ -50,7 +50,7 @@ class Job:
     unit: str
     images: str
     weights: str | None = None
-    facets: int = 10
+    facets: int | Literal["auto"] = 10
     code: str | None = None
     recipe: str = "facet"
     steps: int | None = None
@@ -125,7 +125,7 @@ def _load(job: Job) -> _Parts:
     layer, _, reduce = (job.code or "").partition(":")
     unit, code = resolve(model, unit, Code(layer, reduce or "mean") if layer else None, spec)
     images = ImageFolder(job.images, spec)
-    if job.facets < 1 or job.facets > len(images):
+    if job.facets != "auto" and not 1 <= job.facets <= len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
     return _Parts(model, spec, unit, code, images, recipe)
 
@@ -186,6 +186,7 @@ def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[st
             "facets": [asdict(score) for score in scores],
             "retention": retained,
             "chance": 1 / len(facets),
+            "p_value": facets.p_value,
         }
         if known is not None:
             metrics["adjusted_rand_index"] = _rand_index(facets, parts.images, known)

@@ -81,6 +81,14 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
     assert json.loads((out / "metrics.json").read_text())["adjusted_rand_index"] == 1
 
 
+def test_the_number_of_facets_can_be_found(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    status, said, _ = call(arguments(inputs, out, facets="auto", labels=inputs / "labels.json"), capsys)
+    assert (status, "3 facets of 6:1" in said) == (0, True)
+    assert json.loads((out / "metrics.json").read_text())["p_value"] < 0.01
+    assert "p-value" in (out / "report.html").read_text()
+
+
 def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
     for name in ("one", "two"):
         assert call(arguments(inputs, tmp_path / name, seed=4), capsys)[0] == 0
@@ -120,7 +128,7 @@ BAD = {
     "more facets than images": ({"facets": 61}, "61 facets can't be found in 60 images"),
     "no facets": ({"facets": 0}, "0 facets"),
     "an unknown recipe": ({"recipe": "papermean"}, "no recipe 'papermean'; there are .*did you mean paper-mean"),
-    "no number": ({"facets": "many"}, "'many' is not a valid integer"),
+    "no number": ({"facets": "many"}, "'many' is neither a number nor auto"),
     "too few steps": ({"recipe": "paper-mean", "steps": 1}, "steps must be at least that"),
     "an unknown code": ({"code": "conv7"}, "no layer 'conv7'"),
     "a folder in use": ({"out": "{text}"}, "isn't empty and holds no run"),

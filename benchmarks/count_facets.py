@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Is n_facets="auto" right? python benchmarks/count_facets.py [--draws 100] [--jobs 2]
+
+Prints, over random draws with 150 to 5000 codes of 64 to 512 dimensions: for planted facets, k = 1 … 10, how often
+the number is right within one, and how often the adjusted Rand index reaches .9, beside k-means that is told k; for
+codes of one cluster of seven shapes, how often one is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from captum_mfv import FacetFinder
+from captum_mfv.datasets import planted_codes
+
+Codes = NDArray[np.float64]
+
+
+def tailed_codes(k: int, n: int, d: int, *, separation: float, seed: int) -> tuple[Codes, NDArray[np.int64]]:
+    """Another generator: isotropic noise with Student-t tails (5 degrees), sizes falling by a fifth each."""
+    rng = np.random.default_rng(seed)
+    shares = 0.8 ** np.arange(k)
+    sizes = np.maximum((shares / shares.sum() * n).astype(int), 10)
+    centers = rng.normal(size=(k, d))
+    centers *= separation / np.linalg.norm(centers, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(k), sizes)
+    return centers[labels] + rng.standard_t(5, size=(len(labels), d)) / np.sqrt(5 / 3), labels
+
+
+ONE: dict[str, Callable[[np.random.Generator, int, int], Codes]] = {
+    "round": lambda rng, n, d: rng.normal(size=(n, d)),
+    "elongated": lambda rng, n, d: rng.normal(size=(n, d)) * np.r_[10, 5, np.ones(d - 2)],
+    "correlated": lambda rng, n, d: rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)) + rng.normal(size=(n, d)) / 2,
+    "t3, elliptical": lambda rng, n, d: rng.normal(size=(n, d)) / np.sqrt(rng.chisquare(3, size=(n, 1)) / 3),
+    "t3, each axis": lambda rng, n, d: rng.standard_t(3, size=(n, d)),
+    "exponential": lambda rng, n, d: rng.exponential(size=(n, d)),
+    "rectified": lambda rng, n, d: np.maximum(
+        rng.normal(size=(n, 20)) @ rng.normal(size=(20, d)) + rng.normal(size=(n, d)), 0
+    ),
+}
+
+
+def shape(seed: int) -> tuple[int, int]:
+    """Number of codes, even in its logarithm, and of dimensions."""
+    rng = np.random.default_rng(10_000 + seed)
+    return int(np.exp(rng.uniform(np.log(150), np.log(5000)))), int(rng.choice([64, 128, 256, 512]))
+
+
+def finder(seed: int) -> FacetFinder:
+    """Facets in code space; no map is needed."""
+    return FacetFinder("auto", embedding=None, random_state=seed)
+
+
+def count_planted(make: Callable[..., tuple[Codes, NDArray[np.int64]]], seed: int) -> tuple[int, float, float]:
+    """Error of the count, adjusted Rand index of the facets, and of k-means that is told k."""
+    k = 1 + seed % 10
+    codes, labels = make(k, *shape(seed), seed=seed)
+    found = finder(seed).fit(codes)
+    told = KMeans(k, n_init=10, random_state=seed).fit_predict(codes)
+    return found.n_facets_ - k, adjusted_rand_score(labels, found.labels_), adjusted_rand_score(labels, told)
+
+
+def count_one(kind: str, seed: int) -> int:
+    """How many facets are found in one cluster."""
+    return int(finder(seed).fit(ONE[kind](np.random.default_rng(seed), *shape(seed))).n_facets_)
+
+
+def main() -> None:
+    """Draw, count, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    run = Parallel(args.jobs)
+    print(f"{'planted facets':32} within 1   exact  ARI ≥ .9  (k-means told k)  seconds a draw")
+    for name, make, separation in (
+        ("planted_codes", planted_codes, 9.0),
+        ("planted_codes", planted_codes, 7.0),
+        ("Student-t tails", tailed_codes, 10.0),
+    ):
+        began = time.perf_counter()
+        rows = run(delayed(count_planted)(partial(make, separation=separation), s) for s in range(args.draws))
+        errors, index, told = (np.array(column) for column in zip(*rows, strict=True))
+        spent = (time.perf_counter() - began) * args.jobs / args.draws
+        print(
+            f"{f'{name}, separation {separation:g}':32} {(abs(errors) <= 1).mean():8.2f}{(errors == 0).mean():8.2f}"
+            f"{(index >= 0.9).mean():10.2f}{(told >= 0.9).mean():18.2f}{spent:16.1f}",
+            flush=True,
+        )
+    print("one cluster: share found as one")
+    for kind in ONE:
+        counts = run(delayed(count_one)(kind, seed) for seed in range(args.draws))
+        print(f"  {kind:18}{np.mean(np.array(counts) == 1):6.2f}   at most {max(counts)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""How many clusters: planted ones are counted, and one stays one, whatever its shape."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import adjusted_rand_score
+
+from captum_mfv import FacetFinder
+from captum_mfv.errors import FacetError
+from captum_mfv.separation import separate
+
+ONE = {
+    "round": lambda rng, n, d: rng.normal(size=(n, d)),
+    "elongated": lambda rng, n, d: rng.normal(size=(n, d)) * np.r_[10, 5, np.ones(d - 2)],
+    "correlated": lambda rng, n, d: rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)) + rng.normal(size=(n, d)),
+    "heavy-tailed": lambda rng, n, d: rng.normal(size=(n, d)) / np.sqrt(rng.chisquare(3, size=(n, 1)) / 3),
+    "heavy-tailed in each axis": lambda rng, n, d: rng.standard_t(3, size=(n, d)),
+    "skewed": lambda rng, n, d: rng.exponential(size=(n, d)),
+    "rectified": lambda rng, n, d: np.maximum(rng.normal(size=(n, 8)) @ rng.normal(size=(8, d)), 0),
+}
+
+
+@pytest.mark.parametrize("kind", ONE)
+@pytest.mark.parametrize(("n", "d"), [(150, 50), (400, 20)])
+def test_one_cluster_is_one_whatever_its_shape(kind, n, d):
+    found = [separate(ONE[kind](np.random.default_rng(seed), n, d), seed).n_clusters for seed in range(2)]
+    assert found == [1, 1]
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 8])
+def test_planted_clusters_of_unequal_size_and_spread_are_counted(k):
+    rng = np.random.default_rng(k)
+    centers = rng.normal(size=(k, 40))
+    centers *= 9 / np.linalg.norm(centers, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(k), 20 + 15 * np.arange(k))
+    codes = centers[labels] + rng.uniform(0.6, 1.4, size=k)[labels, None] * rng.normal(size=(len(labels), 40))
+    finder = FacetFinder("auto", random_state=0).fit(codes)
+    assert abs(finder.n_facets_ - k) <= 1
+    assert adjusted_rand_score(labels, finder.labels_) > 0.9
+    assert finder.p_value_ < 0.01
+
+
+def test_a_single_facet_is_an_answer():
+    codes = np.random.default_rng(0).normal(size=(80, 30))
+    finder = FacetFinder("auto", random_state=0).fit(codes)
+    assert (finder.n_facets_, set(finder.labels_)) == (1, {0})
+    assert finder.p_value_ > 0.01
+    assert np.allclose(finder.centers_, codes.mean(0))
+
+
+def test_a_clusterer_is_asked_for_as_many_as_are_there():
+    labels = np.repeat([0, 1, 2], 40)
+    codes = 8 * np.eye(3, 30)[labels] + np.random.default_rng(0).normal(size=(120, 30))
+    finder = FacetFinder("auto", embedding=None, clusterer=AgglomerativeClustering()).fit(codes)
+    assert adjusted_rand_score(labels, finder.labels_) == 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_few_or_equal_codes_are_one_cluster(n):
+    assert FacetFinder("auto", random_state=0).fit(np.random.default_rng(0).normal(size=(n, 5))).n_facets_ == 1
+    assert separate(np.zeros((30, 4)), 0).n_clusters == 1
+
+
+def test_the_seed_decides_and_other_words_are_refused():
+    codes = np.random.default_rng(1).normal(size=(100, 10))
+    assert np.array_equal(separate(codes, 5).labels, separate(codes, 5).labels)
+    with pytest.raises(FacetError, match="'auto'"):
+        FacetFinder("many").fit(codes)
