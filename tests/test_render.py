@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from conftest import SPEC, small_cnn
@@ -8,7 +7,6 @@ from torch import nn
 
 from captum_mfv import Unit, find_facets
 from captum_mfv.errors import RecipeError, RenderError
-from captum_mfv.facets import nearest
 from captum_mfv.metrics import score_images
 from captum_mfv.optvis.objectives import FACET_WEIGHTS
 from captum_mfv.optvis.recipes import RECIPES, Phase, Ramp, Recipe, get_recipe
@@ -47,8 +45,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(recipe, face
         return torch.stack([r.image for r in made])
 
     assert torch.equal(draw(1), draw(1))
-    if recipe != "paper-mean" or get_recipe(recipe).with_steps(8).phases[1].scale != 1:
-        assert not torch.equal(draw(1), draw(2))
+    assert not torch.equal(draw(1), draw(2))
 
 
 def test_an_image_does_not_depend_on_the_others_of_its_batch(facets, planted):
@@ -148,4 +145,4 @@ def test_grey_images_are_drawn_grey():
     found = find_facets(model, Unit("2", 3), images, n_facets=2, input_spec=DIGITS_SPEC)
     made = render_facets(model, found, images, steps=3, input_spec=DIGITS_SPEC)
     assert made[0].image.shape == (1, 32, 32)
-    assert np.isin(nearest(found.centers, found.centers), [0, 1]).all()
+    assert not made[0].image.equal(made[1].image)

@@ -85,9 +85,8 @@ def render_facets(
     """
     chosen = as_facets(facets)
     plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(steps)
-    loop = _Loop.make(model, chosen, images, plan, input_spec or InputSpec(), seed)
     with tqdm(total=plan.n_steps, desc=f"{len(chosen)} facets", unit="step", disable=not progress) as bar:
-        loop.bar = bar
+        loop = _Loop.make(model, chosen, images, plan, input_spec or InputSpec(), seed, bar)
         start, canvas = loop.run(plan)
     final = center_crop(loop.spec.size, 0.0)(canvas).cpu()
     return [
@@ -107,7 +106,7 @@ class _Loop:
     reference: Reference | None
     generator: torch.Generator
     records: list[dict[str, Tensor]]
-    bar: Any = None
+    bar: Any
 
     @classmethod
     def make(
@@ -118,10 +117,11 @@ class _Loop:
         plan: Recipe,
         spec: InputSpec,
         seed: int,
+        bar: Any,
     ) -> _Loop:
         matched = any("distribution" in phase.weights for phase in plan.phases)
         reference = measure_reference(model, facets, images, input_spec=spec) if matched else None
-        return cls(model, facets, images, spec, reference, torch.Generator().manual_seed(seed), [])
+        return cls(model, facets, images, spec, reference, torch.Generator().manual_seed(seed), [], bar)
 
     def run(self, plan: Recipe) -> tuple[Tensor, Tensor]:
         """The start, on the CPU, and the canvas after the last phase."""
