@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
 
-__all__ = ["LayerCall", "capture", "code_layer", "guard", "layer_name", "spatial_layers", "trace"]
+__all__ = ["LayerCall", "capture", "code_layer", "guard", "layer_name", "place", "spatial_layers", "trace"]
 
 Outputs = dict[str, Tensor]
 
@@ -158,6 +158,24 @@ def trace(model: nn.Module, x: Tensor) -> list[LayerCall]:
     return list(calls.values())
 
 
+def place(calls: list[LayerCall], layer: str) -> int:
+    """Where a layer stands in the order of finishing.
+
+    Raises:
+        UnitError: if the layer doesn't run, or runs several times, so that it has several outputs.
+    """
+    names = [call.name for call in calls]
+    if layer not in names:
+        raise UnitError(f"layer {layer} doesn't run in the model's forward pass, or doesn't return a tensor")
+    runs = calls[names.index(layer)].runs
+    if runs > 1:
+        raise UnitError(
+            f"layer {layer} runs {runs} times in a forward pass, so its output is ambiguous; "
+            f"name the layer around it, or one that runs once"
+        )
+    return names.index(layer)
+
+
 def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
     """The layers with positions that finish before the named one, each tensor once.
 
@@ -167,18 +185,9 @@ def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
     Raises:
         UnitError: if the named layer doesn't run, or runs several times, so that it has several outputs.
     """
-    names = [call.name for call in calls]
-    if before not in names:
-        raise UnitError(f"layer {before} doesn't run in the model's forward pass, or doesn't return a tensor")
-    end = names.index(before)
-    if calls[end].runs > 1:
-        raise UnitError(
-            f"layer {before} runs {calls[end].runs} times in a forward pass, so its output is ambiguous; "
-            f"name the layer around it, or one that runs once"
-        )
     return [
         call.name
-        for call in calls[:end]
+        for call in calls[: place(calls, before)]
         if call.spatial and call.runs == 1 and not call.copies and not call.name.startswith(f"{before}.")
     ]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_mfv.activations import capture, code_layer, guard, layer_name, spatial_layers, trace
+from captum_mfv.activations import capture, code_layer, guard, layer_name, place, trace
 from captum_mfv.errors import ImageError, UnitError
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.units import Code, Unit
@@ -123,7 +123,7 @@ def resolve(model: nn.Module, unit: Unit, code: Code | str | None, spec: InputSp
     elif code is None:
         code = Code(code_layer(calls, unit.layer_name))
     for layer in (unit.layer_name, layer_name(model, code.layer)):
-        spatial_layers(calls, layer)
+        place(calls, layer)  # refuses a layer that runs never or several times
     with guard(model), torch.no_grad(), capture(model, (unit.layer_name, code.layer)) as run:
         outputs = run(grey)
         unit.read(outputs[unit.layer_name])

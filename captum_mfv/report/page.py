@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captum_mfv.errors import ImageError
+from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
 from captum_mfv.images import InputSpec, open_image, to_pil, to_tensor
 from captum_mfv.result import RunFolder
@@ -73,12 +74,12 @@ def build(folder: RunFolder) -> Path:
     """
     environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
     environment.filters["percent"] = lambda share: f"{share:.0%}"
-    facets = folder.read_facets()
-    cards = _cards(folder)
+    facets, metrics = folder.read_facets(), folder.read_metrics()
+    cards = _cards(folder, facets, metrics["facets"])
     html = environment.get_template("page.html").render(
         manifest=folder.manifest,
         settings=folder.settings,
-        metrics=folder.read_metrics(),
+        metrics=metrics,
         unit=facets.unit,
         code=facets.code,
         n_images=int(np.isfinite(facets.activations).sum()),
@@ -90,9 +91,8 @@ def build(folder: RunFolder) -> Path:
     return path
 
 
-def _cards(folder: RunFolder) -> list[Card]:
-    facets, rows = folder.read_facets(), folder.read_members()
-    scores = folder.read_metrics()["facets"]
+def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) -> list[Card]:
+    rows = folder.read_members()
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
     activations = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
