@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
+from captum_mfv.units import is_channels_last
 
 __all__ = ["LayerCall", "capture", "code_layer", "guard", "layer_name", "place", "spatial_layers", "trace"]
 
@@ -120,10 +122,11 @@ class LayerCall:
 
     @property
     def spatial(self) -> bool:
-        """Whether the output has several positions: a map (N, C, H, W) or tokens (N, tokens, C)."""
-        return (len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1) or (
-            len(self.shape) == 3 and self.shape[1] > 1
-        )
+        """Whether the output has several positions: a map, channels first or last, or tokens (N, tokens, C)."""
+        if len(self.shape) not in (3, 4):
+            return False
+        tokens_or_last = len(self.shape) == 3 or is_channels_last(self.shape)
+        return math.prod(self.shape[1:-1] if tokens_or_last else self.shape[2:]) > 1
 
 
 def trace(model: nn.Module, x: Tensor) -> list[LayerCall]:

@@ -14,7 +14,7 @@ from captum_mfv.collect import resolve
 from captum_mfv.errors import FacetError
 from captum_mfv.facets import FacetSet
 from captum_mfv.images import InputSpec
-from captum_mfv.units import Unit
+from captum_mfv.units import Unit, channels_second
 
 __all__ = ["AttributionCode", "FacetModel", "pure_code", "unit_forward"]
 
@@ -105,9 +105,8 @@ class AttributionCode:
 
     def _pooled(self, layer: Tensor) -> Tensor:
         layer = layer.clamp_min(0) if self.positive else layer
-        if layer.ndim == 4:
-            return layer.sum(dim=(2, 3))
-        return layer.sum(dim=1) if layer.ndim == 3 else layer
+        channels = channels_second(layer)
+        return channels if channels.ndim == 2 else channels.flatten(2).sum(2)
 
 
 def pure_code(

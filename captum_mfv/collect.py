@@ -1,10 +1,12 @@
-"""Stream a dataset through a model once: a unit's activation and a code for every image."""
+"""Stream a dataset through a model once: units' activations and a code for every image, and the top images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -14,26 +16,28 @@ from tqdm import tqdm
 
 from captum_mfv.activations import capture, code_layer, guard, layer_name, place, trace
 from captum_mfv.errors import ImageError, UnitError
-from captum_mfv.images import Images, InputSpec, batches
-from captum_mfv.units import Code, Unit
+from captum_mfv.fields import Field, receptive_field
+from captum_mfv.images import ImageFolder, Images, InputSpec, batches, image_at
+from captum_mfv.store import Store
+from captum_mfv.units import Code, Unit, channels_second, is_channels_last
 
-__all__ = ["Collection", "View", "collect", "resolve"]
+__all__ = ["Collection", "TopImages", "View", "collect", "resolve", "top_images"]
 
 View: TypeAlias = Callable[[Tensor], Tensor]
+Outputs: TypeAlias = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Collection:
-    """What a unit and a code layer say of each image that could be read.
+    """What a unit and a code layer say of each image of a dataset; NaN where it can't be read.
 
     Args:
         unit: the unit, its layer by name.
         code: the code, its layer by name.
-        indices: (N,) where the images stand in the dataset.
-        activations: (N,) float32, the unit's activation.
-        codes: (N, D) float32.
-        views: (N, D') float32, what a function of the caller's says of each image, or None.
-        n_images: the dataset's length, images that can't be read included.
+        indices: (n,) where the images that could be read stand in the dataset.
+        activations: (n_images,) float32, the unit's activation.
+        codes: (n_images, D) float32.
+        views: (n_images, D') float32, what a function of the caller's says of each image, or None.
     """
 
     unit: Unit
@@ -42,7 +46,6 @@ class Collection:
     activations: NDArray[np.float32]
     codes: NDArray[np.float32]
     views: NDArray[np.float32] | None
-    n_images: int
 
 
 def collect(
@@ -54,6 +57,7 @@ def collect(
     view: View | None = None,
     input_spec: InputSpec | None = None,
     batch_size: int = 32,
+    store: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Collection:
     """A unit's activation and a code for every image of a dataset, in one pass.
@@ -67,38 +71,243 @@ def collect(
         view: another description of images: a function from (N, C, H, W) in [0, 1] to (N, D').
         input_spec: what turns images into the model's input.
         batch_size: images in one forward pass.
+        store: a folder for the rows, memory-mapped: memory stays bounded, and the same call goes on where
+            a stopped one ended. By default rows are held in memory.
         progress: show a progress bar.
 
     Raises:
         UnitError: if the unit or the code isn't in the model, or is ambiguous.
         ImageError: if no image can be read.
+        RunError: if the store holds rows of another model, unit, code or dataset.
     """
     spec = input_spec or InputSpec()
     unit, code = resolve(model, unit, code, spec)
-    feed = spec.feed(model)
-    indices: list[int] = []
-    activations, codes, views = [], [], []
-    with guard(model), tqdm(total=len(images), desc="activations", unit="image", disable=not progress) as bar:
-        for index, batch in batches(images, batch_size):
-            with torch.no_grad(), capture(model, (unit.layer_name, code.layer)) as run:
-                outputs = run(feed(batch))
-            activations.append(unit.read(outputs[unit.layer_name]).float().cpu())
-            codes.append(code.read(outputs[code.layer]).float().cpu())
-            if view is not None:
-                views.append(_view(view, batch.to(outputs[code.layer].device)))
-            indices += index
-            bar.update(len(index))
-    if not indices:
-        raise ImageError("no image can be read")
-    return Collection(
-        unit,
-        code,
-        np.array(indices, np.int64),
-        torch.cat(activations).numpy(),
-        torch.cat(codes).numpy(),
-        torch.cat(views).numpy() if views else None,
-        len(images),
-    )
+
+    def read(outputs: Outputs, batch: Tensor) -> Outputs:
+        rows = {"activations": unit.read(outputs[unit.layer_name]), "codes": code.read(outputs[code.layer])}
+        return rows if view is None else {**rows, "views": _view(view, batch.to(rows["codes"].device))}
+
+    facts = {"unit": asdict(unit), "code": asdict(code), "view": None if view is None else type(view).__name__}
+    stream = _Pass(model, images, spec, batch_size, store, progress)
+    rows = stream.rows([unit.layer_name, code.layer], read, facts)
+    indices = np.flatnonzero(rows["read"] == 1)
+    views = rows["views"] if view is not None else None
+    return Collection(unit, code, indices, rows["activations"], rows["codes"], views)
+
+
+@dataclass(frozen=True, eq=False)
+class TopImages:
+    """The images that activate a unit most, strongest first; a dataset itself.
+
+    Items are (C, H, W) in [0, 1]: of a channel that is read at its peak (``reduce="max"``), the crop that
+    holds the peak's receptive field, at the scale of the model's input; else the whole image.
+
+    Args:
+        unit: the unit, its layer by name.
+        images: the dataset that they are from.
+        indices: (n,) where they stand in it.
+        activations: (n,) float32, the unit's activation.
+        corners: (n, 2) top and left pixel of the crop in the image as the model sees it.
+        image_spec: what turns the dataset's images into the model's input.
+        input_spec: the same for the crops; give it to what works on them.
+    """
+
+    unit: Unit
+    images: Images
+    indices: NDArray[np.int64]
+    activations: NDArray[np.float32]
+    corners: NDArray[np.int64]
+    image_spec: InputSpec
+    input_spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self.image_spec.resize(image_at(self.images, int(self.indices[index]))[None])[0]
+        (top, left), side = self.corners[index], self.input_spec.size
+        return image[:, top : top + side, left : left + side]
+
+    @property
+    def cropped(self) -> bool:
+        """Whether items are crops."""
+        return self.input_spec.size < self.image_spec.size
+
+
+@overload
+def top_images(
+    model: nn.Module,
+    unit: Unit,
+    images: Images,
+    k: int = ...,
+    *,
+    input_spec: InputSpec | None = ...,
+    batch_size: int = ...,
+    store: str | os.PathLike[str] | None = ...,
+    progress: bool = ...,
+) -> TopImages: ...
+
+
+@overload
+def top_images(
+    model: nn.Module,
+    unit: Sequence[Unit],
+    images: Images,
+    k: int = ...,
+    *,
+    input_spec: InputSpec | None = ...,
+    batch_size: int = ...,
+    store: str | os.PathLike[str] | None = ...,
+    progress: bool = ...,
+) -> list[TopImages]: ...
+
+
+def top_images(
+    model: nn.Module,
+    unit: Unit | Sequence[Unit],
+    images: Images,
+    k: int = 200,
+    *,
+    input_spec: InputSpec | None = None,
+    batch_size: int = 32,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> TopImages | list[TopImages]:
+    """The images of a dataset that activate a unit most, for one unit or many in one pass.
+
+    Of a channel of a map, ``Unit(layer, index, "max")`` asks for its peaks: each image counts once, by its
+    strongest position, and is cropped to what that position sees. Only images on which the activation is
+    above zero count: a dead unit has none.
+
+    Args:
+        model: any PyTorch vision model; left as it was.
+        unit: a unit, or several.
+        images: a map-style dataset of images in [0, 1].
+        k: how many at most.
+        input_spec: what turns images into the model's input.
+        batch_size: images in one forward pass.
+        store: a folder for every image's activations, as in `collect`.
+        progress: show a progress bar.
+
+    Returns:
+        The top images of the unit; of several, a list in their order.
+
+    Raises:
+        UnitError: if a unit isn't in the model, or is ambiguous.
+        ImageError: if no image can be read, or ``k`` is below 1.
+        RunError: if the store holds rows of another model, units or dataset.
+    """
+    if k < 1:
+        raise ImageError(f"k must be at least 1 image, not {k}")
+    spec = input_spec or InputSpec()
+    units = [resolve(model, one, None, spec)[0] for one in ([unit] if isinstance(unit, Unit) else unit)]
+    layers = list(dict.fromkeys(one.layer_name for one in units))
+
+    def read(outputs: Outputs, batch: Tensor) -> Outputs:
+        values, peaks = zip(*(_peak(one, outputs[one.layer_name]) for one in units), strict=True)
+        return {"activations": torch.stack(values, 1), "peaks": torch.stack(peaks, 1)}
+
+    facts = {"units": [asdict(one) for one in units]}
+    rows = _Pass(model, images, spec, batch_size, store, progress).rows(layers, read, facts)
+    fields = {name: receptive_field(model, name, spec) for name in layers}
+    found = [
+        _top(one, images, rows["activations"][:, i], rows["peaks"][:, i], k, fields[one.layer_name], spec)
+        for i, one in enumerate(units)
+    ]
+    return found[0] if isinstance(unit, Unit) else found
+
+
+def _peak(unit: Unit, output: Tensor) -> tuple[Tensor, Tensor]:
+    """A unit's activation, (N,), and row and column of its peak, (N, 2); -1 where it isn't read at a peak."""
+    activations = unit.read(output)
+    maps = channels_second(output, unit.channels)
+    if unit.reduce != "max" or maps.ndim != 4:
+        return activations, torch.full((len(output), 2), -1, device=output.device)
+    peaks = unit.pick(maps).flatten(1).argmax(1)
+    return activations, torch.stack([peaks // maps.shape[3], peaks % maps.shape[3]], 1)
+
+
+def _top(
+    unit: Unit,
+    images: Images,
+    activations: NDArray[np.float32],
+    peaks: NDArray[np.int64],
+    k: int,
+    field: Field | None,
+    spec: InputSpec,
+) -> TopImages:
+    strength = np.nan_to_num(activations, nan=-np.inf)
+    order = np.argsort(-strength, kind="stable")[:k]
+    order = order[strength[order] > 0]
+    if field is None or (peaks[order] < 0).any():
+        corners, crop = np.zeros((len(order), 2), np.int64), spec
+    else:
+        corners = np.array([field.corner(*map(int, peaks[i])) for i in order], np.int64).reshape(-1, 2)
+        crop = replace(spec, size=field.crop_size)
+    return TopImages(unit, images, order, np.asarray(activations[order]), corners, spec, crop)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One pass of a dataset through a model."""
+
+    model: nn.Module
+    images: Images
+    spec: InputSpec
+    batch_size: int
+    store: str | os.PathLike[str] | None
+    progress: bool
+
+    def rows(
+        self, layers: Sequence[str], read: Callable[[Outputs, Tensor], Outputs], facts: Mapping[str, Any]
+    ) -> Store:
+        """What is read of layers' outputs for every image, a row each; and, as ``read``, 1 where it could be."""
+        if not len(self.images):
+            raise ImageError(_why_empty(self.images))
+        rows = Store(len(self.images), self._facts(facts), self.store)
+        feed = self.spec.feed(self.model)
+        with (
+            guard(self.model),
+            tqdm(
+                total=len(self.images), initial=rows.n_done, desc="activations", unit="image", disable=not self.progress
+            ) as bar,
+        ):
+            for indices, batch in batches(self.images, self.batch_size, rows.n_done):
+                with torch.no_grad(), capture(self.model, layers) as run:
+                    outputs = run(feed(batch))
+                found = read(outputs, batch)  # uncaptured: a view may run the model itself
+                values = {name: _array(tensor) for name, tensor in found.items()}
+                rows.write(indices, {"read": np.ones(len(indices), np.int8), **values})
+                bar.update(rows.n_done - bar.n)
+        if "read" not in rows:
+            raise ImageError("no image can be read")
+        rows.finish()
+        return rows
+
+    def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the rows depend on; datasets that aren't folders are told by their length alone."""
+        images = self.images.digest() if isinstance(self.images, ImageFolder) else None
+        weights = None if self.store is None else _digest_weights(self.model)
+        return {**facts, "input_spec": asdict(self.spec), "images": images, "weights": weights}
+
+
+def _why_empty(images: Images) -> str:
+    if isinstance(images, TopImages):
+        return f"no image activates {images.unit} above zero: it is dead, or the dataset doesn't show what it looks for"
+    return "the dataset holds no images"
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()
+
+
+def _digest_weights(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _view(view: View, batch: Tensor) -> Tensor:
@@ -106,7 +315,7 @@ def _view(view: View, batch: Tensor) -> Tensor:
     if not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != len(batch):
         found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"a function that describes {len(batch)} images must return ({len(batch)}, D), not {found}")
-    return codes.detach().float().cpu()
+    return codes
 
 
 def resolve(model: nn.Module, unit: Unit, code: Code | str | None, spec: InputSpec) -> tuple[Unit, Code]:
@@ -121,9 +330,10 @@ def resolve(model: nn.Module, unit: Unit, code: Code | str | None, spec: InputSp
     if isinstance(code, str):
         code = Code(layer_name(model, code))
     elif code is None:
-        code = Code(code_layer(calls, unit.layer_name))
-    for layer in (unit.layer_name, layer_name(model, code.layer)):
-        place(calls, layer)  # refuses a layer that runs never or several times
+        layer = calls[place(calls, code_layer(calls, unit.layer_name))]
+        code = Code(layer.name, channels="last" if is_channels_last(layer.shape) else None)
+    for name in (unit.layer_name, layer_name(model, code.layer)):
+        place(calls, name)  # refuses a layer that runs never or several times
     with guard(model), torch.no_grad(), capture(model, (unit.layer_name, code.layer)) as run:
         outputs = run(grey)
         unit.read(outputs[unit.layer_name])

@@ -386,14 +386,18 @@ def find_facets(
 
 def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
     """The facets of collected codes, or of collected views where there are any."""
-    told_by = collection.codes if collection.views is None else collection.views
-    if not all(np.isfinite(values).all() for values in (told_by, collection.codes, collection.activations)):
+    rows = collection.indices
+    told_by = (collection.codes if collection.views is None else collection.views)[rows]
+    activations = collection.activations[rows]
+    if not all(np.isfinite(values).all() for values in (told_by, collection.codes[rows], activations)):
         raise FacetError(f"the activations of {collection.code.layer} or {collection.unit} aren't finite")
+    if not activations.any():
+        raise FacetError(f"{collection.unit} is 0 on all {len(rows)} images: it is dead, or they don't activate it")
     finder = clone(finder).fit(told_by)
 
     def spread(values: NDArray[Any], fill: float) -> NDArray[Any]:
-        whole = np.full((collection.n_images, *values.shape[1:]), fill, values.dtype)
-        whole[collection.indices] = values
+        whole = np.full((len(collection.codes), *values.shape[1:]), fill, values.dtype)
+        whole[rows] = values
         return whole
 
     return FacetSet(
@@ -401,7 +405,7 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
         collection.code,
         spread(finder.labels_, -1),
         spread(finder.embedding_.astype(np.float32), np.nan),
-        spread(collection.codes, np.nan),
-        spread(collection.activations, np.nan),
+        collection.codes,
+        collection.activations,
         getattr(finder, "p_value_", None),
     )

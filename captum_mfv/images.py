@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -74,13 +75,17 @@ class InputSpec:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The model's input for images in [0, 1]."""
-        if images.shape[-2:] != (self.size, self.size):
-            images = torch.nn.functional.interpolate(
-                images, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=True
-            )
+        images = self.resize(images)
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device)[:, None, None]
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device)[:, None, None]
         return (images - mean) / std
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) at the model's size, bilinearly, antialiased."""
+        size = (self.size, self.size)
+        if images.shape[-2:] == size:
+            return images
+        return torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
     def feed(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """A function from images in [0, 1] to the model's input, on its device and in its precision.
@@ -130,6 +135,13 @@ class ImageFolder:
     def name(self, index: int) -> str:
         """The path of an image relative to the folder, with forward slashes."""
         return self.paths[index].relative_to(self.root).as_posix()
+
+    def digest(self) -> str:
+        """A hash of names and sizes: tells another or a changed folder without reading it."""
+        digest = hashlib.sha256()
+        for index, path in enumerate(self.paths):
+            digest.update(f"{self.name(index)}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -229,12 +241,12 @@ def _stack(items: list[Tensor]) -> Tensor:
     return torch.stack(items)
 
 
-def batches(images: Images, batch_size: int = 32) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices and images of a dataset, batch by batch, the next one decoded while this one is used.
+def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices and images of a dataset from one on, batch by batch, the next one decoded while this one is used.
 
     Images that can't be read are passed over with an `MFVWarning` that names them.
     """
-    starts = range(0, len(images), batch_size)
+    starts = range(start, len(images), batch_size)
     with ThreadPoolExecutor(1) as pool:
         ahead = None
         for start in starts:

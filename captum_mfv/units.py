@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,50 +12,87 @@ from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
 
-__all__ = ["Code", "Unit"]
+__all__ = ["Code", "Unit", "channels_second", "is_channels_last"]
 
 
-def _center(output: Tensor) -> Tensor:
-    if output.ndim != 4:
-        raise UnitError(f"reduce='center' reads (N, C, H, W) outputs; this layer's is {_shape(output)}")
-    return output[:, :, output.shape[2] // 2, output.shape[3] // 2]
+def _center(maps: Tensor) -> Tensor:
+    if maps.ndim != 4:
+        raise UnitError("reduce='center' reads maps, (N, C, H, W); this layer has none")
+    return maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
 
 
-def _cls(output: Tensor) -> Tensor:
-    if output.ndim != 3:
-        raise UnitError(f"reduce='cls' reads (N, tokens, C) outputs; this layer's is {_shape(output)}")
-    return output[:, 0]
+def _cls(maps: Tensor) -> Tensor:
+    if maps.ndim != 3:
+        raise UnitError("reduce='cls' reads tokens, (N, tokens, C); this layer has none")
+    return maps[:, :, 0]
 
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda output: _positions(output).mean(-1),
-    "max": lambda output: _positions(output).amax(-1),
+    "mean": lambda maps: maps.flatten(2).mean(-1),
+    "max": lambda maps: maps.flatten(2).amax(-1),
     "center": _center,
     "cls": _cls,
-    "flatten": lambda output: output.flatten(1),
 }
+
+
+def is_channels_last(shape: Sequence[int]) -> bool:
+    """Whether an output of this shape can only be (N, H, W, C): of a square image, H and W are equal."""
+    return len(shape) == 4 and shape[1] == shape[2] != shape[3]
+
+
+def channels_second(output: Tensor, channels: str | None = None) -> Tensor:
+    """A layer's output with its channels second: (N, C), (N, C, H, W), or for tokens (N, C, tokens).
+
+    Args:
+        output: (N, C), (N, C, H, W), (N, H, W, C) or (N, tokens, C).
+        channels: ``first`` or ``last``; None: last for tokens and for what `is_channels_last` is sure of.
+
+    Raises:
+        UnitError: if the output has another number of axes.
+    """
+    if output.ndim not in (2, 3, 4):
+        raise UnitError(f"a layer's output must be (N, C), (N, C, H, W) or (N, tokens, C), not {_shape(output)}")
+    if output.ndim == 2:
+        return output
+    if channels is None:
+        channels = "last" if output.ndim == 3 or is_channels_last(output.shape) else "first"
+    return output if channels == "first" else output.movedim(-1, 1)
+
+
+def _read(layer: str | nn.Module, output: Tensor, reduce: str, channels: str | None) -> Tensor:
+    """(N, C) of an output whose form the caller has to know: it is told, not guessed."""
+    if channels is None and is_channels_last(output.shape):
+        raise UnitError(
+            f"layer {layer} returns {_shape(output)}, which looks like channels last, (N, H, W, C); "
+            f"write channels='last', or channels='first' if it isn't"
+        )
+    maps = channels_second(output, channels)
+    return maps if maps.ndim == 2 else _REDUCTIONS[reduce](maps)
 
 
 @dataclass(frozen=True)
 class Unit:
     """One number of a network: a channel, a neuron, a token channel, a logit or a direction of a layer.
 
-    A layer's output is read as (N, C), (N, C, H, W) or, channels last, (N, tokens, C).
+    A layer's output is read as (N, C), (N, C, H, W) or (N, tokens, C), unless ``channels`` says otherwise.
 
     Args:
         layer: dotted name of the layer (``"features.12"``), or the module itself.
         index: which channel, or one weight per channel for a direction in the layer's space.
         reduce: how positions become one number: ``mean``, ``max``, ``center`` (the middle position of
             a map) or ``cls`` (the first token). Layers without positions need none.
+        channels: ``last`` for a layer that returns (N, H, W, C), ``first`` for one that returns
+            (N, C, positions).
 
     Raises:
         TypeError: if the index is neither an integer nor a vector of numbers.
-        UnitError: if the index is negative, a weight isn't finite, or ``reduce`` isn't known.
+        UnitError: if the index is negative, a weight isn't finite, or ``reduce`` or ``channels`` isn't known.
     """
 
     layer: str | nn.Module
     index: int | tuple[float, ...]
     reduce: str = "mean"
+    channels: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, (str, nn.Module)):
@@ -63,13 +100,14 @@ class Unit:
         object.__setattr__(self, "index", _index(self.index))
         if self.reduce not in ("mean", "max", "center", "cls"):
             raise UnitError(f"reduce must be mean, max, center or cls, not {self.reduce!r}")
+        _check_channels(self.channels)
 
     @classmethod
     def parse(cls, text: str) -> Unit:
         """The unit that ``layer:n``, Lucent's notation, names.
 
         >>> Unit.parse("features.12:37")
-        Unit(layer='features.12', index=37, reduce='mean')
+        Unit(layer='features.12', index=37, reduce='mean', channels=None)
         """
         layer, colon, index = text.rpartition(":")
         if not (layer and colon and index.isascii() and index.isdigit()):
@@ -98,15 +136,19 @@ class Unit:
         Raises:
             UnitError: if the output has no such channel, or isn't of a form that has channels.
         """
-        channels = self.read_channels(output)
-        self._check(channels.shape[1])
-        if isinstance(self.index, int):
-            return channels[:, self.index]
-        return channels @ torch.tensor(self.index, dtype=channels.dtype, device=channels.device)
+        return self.pick(self.read_channels(output))
 
     def read_channels(self, output: Tensor) -> Tensor:
         """All channels of the layer's output, (N, C), reduced as this unit is."""
-        return output if output.ndim == 2 else _REDUCTIONS[self.reduce](output)
+        return _read(self.layer, output, self.reduce, self.channels)
+
+    def pick(self, channels: Tensor) -> Tensor:
+        """The unit's channel, or its direction, of (N, C) or (N, C, H, W): without that axis."""
+        self._check(channels.shape[1])
+        if isinstance(self.index, int):
+            return channels[:, self.index]
+        weights = torch.tensor(self.index, dtype=channels.dtype, device=channels.device)
+        return torch.einsum("nc...,c->n...", channels, weights)
 
     def _check(self, n_channels: int) -> None:
         if isinstance(self.index, int):
@@ -125,27 +167,29 @@ class Code:
     Args:
         layer: dotted name of the layer.
         reduce: ``mean`` or ``max`` over positions, ``cls`` (the first token) or ``flatten``.
+        channels: ``last`` for a layer that returns (N, H, W, C), ``first`` for one that returns
+            (N, C, positions).
     """
 
     layer: str
     reduce: str = "mean"
+    channels: str | None = None
 
     def __post_init__(self) -> None:
         if self.reduce not in ("mean", "max", "cls", "flatten"):
             raise UnitError(f"a code's reduce must be mean, max, cls or flatten, not {self.reduce!r}")
+        _check_channels(self.channels)
 
     def read(self, output: Tensor) -> Tensor:
         """The code, (N, D), in the layer's output."""
-        return output if output.ndim == 2 else _REDUCTIONS[self.reduce](output)
+        if self.reduce == "flatten":
+            return output.flatten(1)
+        return _read(self.layer, output, self.reduce, self.channels)
 
 
-def _positions(output: Tensor) -> Tensor:
-    """(N, C, positions), whether channels come second (maps) or last (tokens)."""
-    if output.ndim == 4:
-        return output.flatten(2)
-    if output.ndim == 3:
-        return output.transpose(1, 2)
-    raise UnitError(f"a layer's output must be (N, C), (N, C, H, W) or (N, tokens, C), not {_shape(output)}")
+def _check_channels(channels: object) -> None:
+    if channels not in (None, "first", "last"):
+        raise UnitError(f"channels must be first, last or None, not {channels!r}")
 
 
 def _shape(output: Tensor) -> str:

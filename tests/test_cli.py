@@ -75,8 +75,8 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
     )
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert manifest["unit"] == {"layer": "6", "index": 1, "reduce": "mean"}
-    assert manifest["code"] == {"layer": "3", "reduce": "mean"}
+    assert manifest["unit"] == {"layer": "6", "index": 1, "reduce": "mean", "channels": None}
+    assert manifest["code"] == {"layer": "3", "reduce": "mean", "channels": None}
     assert {"recipe", "seed", "settings", "versions", "timings", "format"} <= manifest.keys()
     assert json.loads((out / "metrics.json").read_text())["adjusted_rand_index"] == 1
 

@@ -21,7 +21,7 @@ from captum_mfv.errors import FacetError, RecipeError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, stack
 from captum_mfv.optvis.initializer import as_facets
-from captum_mfv.units import Code, Unit
+from captum_mfv.units import Code, Unit, channels_second
 
 __all__ = [
     "FACET_WEIGHTS",
@@ -188,13 +188,10 @@ def _default_layers(model: nn.Module, facet: Facet, grey: Tensor) -> list[str]:
 
 def _sorted(output: Tensor) -> Tensor:
     """(N, C, P) activations of each channel in ascending order; large maps averaged down first."""
-    if output.ndim == 4:
-        factor = -(-max(output.shape[2:]) // _MAX_SIDE)
-        output = torch.nn.functional.avg_pool2d(output, factor) if factor > 1 else output
-        return output.flatten(2).sort(dim=2).values
-    if output.ndim == 3:
-        return output.transpose(1, 2).sort(dim=2).values
-    return output[:, :, None]
+    maps = channels_second(output)
+    if maps.ndim == 4 and (factor := -(-max(maps.shape[2:]) // _MAX_SIDE)) > 1:
+        maps = torch.nn.functional.avg_pool2d(maps, factor)
+    return maps.reshape(*maps.shape[:2], -1).sort(dim=2).values
 
 
 def _resampled(values: Tensor, n_values: int) -> Tensor:

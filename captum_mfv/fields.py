@@ -1,0 +1,129 @@
+"""Receptive fields: which pixels a position of a layer's map sees, and the crop that shows them all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_mfv.activations import capture, guard, layer_name
+from captum_mfv.images import InputSpec
+from captum_mfv.units import channels_second
+
+__all__ = ["Axis", "Field", "receptive_field"]
+
+_DRAWS = 8  # a ReLU passes a gradient in about half of them
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A receptive field along height or width, in pixels of the model's input.
+
+    Args:
+        size: how many pixels a position sees.
+        stride: by how many its neighbour's are shifted.
+        start: the first pixel of position 0; below zero where the layer is padded.
+    """
+
+    size: int
+    stride: int
+    start: int
+
+    @property
+    def side(self) -> int:
+        """Pixels that hold a whole field wherever they begin at a multiple of the stride."""
+        return self.size + self.start % self.stride
+
+    def corner(self, position: int, side: int, whole: int) -> int:
+        """First pixel of the crop for a position: a multiple of the stride, inside the image."""
+        begin = (self.start + position * self.stride) // self.stride * self.stride
+        return min(max(begin, 0), whole - side)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The receptive field of a layer's positions, and the crops that show it.
+
+    A crop begins at a multiple of the layer's stride and never leaves the image: a field that does is cut
+    off by the crop's border exactly as by the image's. So a position sees in its crop what it sees in the
+    image, and answers the same. Such crops keep the scale of the model's input; blown up to its size they
+    would be other stimuli.
+
+    Args:
+        vertical: along height.
+        horizontal: along width.
+        image_size: side of the model's input.
+    """
+
+    vertical: Axis
+    horizontal: Axis
+    image_size: int
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the crops."""
+        stride = math.lcm(self.vertical.stride, self.horizontal.stride)
+        spare = self.image_size - max(self.vertical.side, self.horizontal.side)
+        return self.image_size - spare // stride * stride
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Top and left pixel of the crop for a position of the map."""
+        side, whole = self.crop_size, self.image_size
+        return self.vertical.corner(row, side, whole), self.horizontal.corner(column, side, whole)
+
+
+def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputSpec | None = None) -> Field | None:
+    """The receptive field of a layer's positions, from where gradients reach the input.
+
+    Architectures differ, so nothing is derived from kernel sizes: the gradients of two neighbouring
+    positions, over a few random images and all channels, show the field and by how much it moves.
+
+    Args:
+        model: the model; left as it was.
+        layer: the layer, by dotted name or as the module.
+        input_spec: what turns images in [0, 1] into the model's input.
+
+    Returns:
+        The field; None if positions see the whole image, or if the field isn't the same everywhere, or if
+        the layer has no map.
+
+    Raises:
+        UnitError: if the layer isn't in the model or doesn't run.
+    """
+    spec = input_spec or InputSpec()
+    name = layer_name(model, layer)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(_DRAWS, spec.channels, spec.size, spec.size, generator=generator).requires_grad_()
+    with guard(model), torch.enable_grad(), capture(model, [name]) as run:
+        maps = channels_second(run(spec.feed(model)(images))[name])
+        if maps.ndim != 4 or min(maps.shape[2:]) < 3:
+            return None
+        row, column = maps.shape[2] // 2, maps.shape[3] // 2
+        weights = torch.randn(maps.shape[:2], generator=generator).to(maps)
+        boxes = [
+            _seen(torch.autograd.grad((weights * maps[:, :, row - k, column - k]).sum(), images, retain_graph=True)[0])
+            for k in (0, 1)
+        ]
+    axes = [_axis(here, before, place, spec.size) for here, before, place in zip(*boxes, (row, column), strict=True)]
+    if axes[0] is None or axes[1] is None:
+        return None
+    field = Field(axes[0], axes[1], spec.size)
+    return field if field.crop_size < spec.size else None
+
+
+def _seen(gradient: Tensor) -> list[tuple[int, int]]:
+    """First and last row, and first and last column, that a gradient (N, C, H, W) reaches; (0, -1) for none."""
+    reached = (gradient != 0).any(1).any(0)
+    places = [reached.any(axis).nonzero().flatten().tolist() or [0, -1] for axis in (1, 0)]
+    return [(found[0], found[-1]) for found in places]
+
+
+def _axis(here: tuple[int, int], before: tuple[int, int], position: int, whole: int) -> Axis | None:
+    """The field along an axis from a position's pixels and its left neighbour's, if they tell it."""
+    stride = here[0] - before[0]
+    same_size = here[1] - before[1] == stride
+    if stride < 1 or not same_size or before[0] == 0 or here[1] == whole - 1:
+        return None
+    return Axis(here[1] - here[0] + 1, stride, here[0] - position * stride)
