@@ -27,6 +27,7 @@ from captum_mfv.errors import FacetError
 from captum_mfv.files import write_whole
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.separation import separate
+from captum_mfv.stability import stability
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "nearest"]
@@ -55,6 +56,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         perplexity: t-SNE's, at most a third of the number of codes.
         clusterer: any scikit-learn clusterer, noise labelled -1; None: k-means, ten starts. One with a
             parameter ``n_clusters`` or ``n_components`` is given k.
+        n_bootstraps: bootstrap samples for ``stability_``.
         random_state: seed or `numpy.random.RandomState`.
 
     Attributes:
@@ -62,6 +64,8 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         embedding_: (n_samples, d) where the clusters were found.
         centers_: (n_facets_, n_features) mean code of each facet.
         n_facets_: number of facets found.
+        stability_: (n_facets_,) in [0, 1], how well each facet is found again in bootstrap samples of the
+            reduced codes (`captum_mfv.stability`); below .6 a facet is doubtful. NaN without samples.
         p_value_: of the codes being one cluster; with ``n_facets="auto"`` alone.
     """
 
@@ -73,6 +77,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         embedding: Any = "tsne",
         perplexity: float = 30.0,
         clusterer: Any = None,
+        n_bootstraps: int = 20,
         random_state: Any = None,
     ) -> None:
         self.n_facets = n_facets
@@ -80,6 +85,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.embedding = embedding
         self.perplexity = perplexity
         self.clusterer = clusterer
+        self.n_bootstraps = n_bootstraps
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> FacetFinder:
@@ -102,6 +108,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.n_facets_ = int(self.labels_.max()) + 1
         if self.n_facets_ < 1:
             raise FacetError("the clusterer called every image noise; there is no facet")
+        self.stability_ = self._stability(reduced, seed)
         self.centers_ = np.stack([codes[self.labels_ == k].mean(0) for k in range(self.n_facets_)])
         return self
 
@@ -156,6 +163,11 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return found.labels
         return np.asarray(self._clusterer(found.n_clusters, seed).fit_predict(self.embedding_))
 
+    def _stability(self, reduced: NDArray[Any], seed: int) -> NDArray[np.float64]:
+        if not self.n_bootstraps:
+            return np.full(self.n_facets_, np.nan)
+        return stability(reduced, self.labels_, self.n_bootstraps, seed)
+
     def _clusterer(self, n_facets: int, seed: int) -> Any:
         if self.clusterer is None:
             return KMeans(n_facets, n_init=10, random_state=seed)
@@ -192,6 +204,7 @@ class Facet:
         origin: (D,) mean code of all images, against which the center is read.
         unit: the unit.
         code: the code.
+        stability: how well it is found again in bootstrap samples, in [0, 1]; None if that wasn't tried.
     """
 
     index: int
@@ -202,6 +215,7 @@ class Facet:
     origin: Floats
     unit: Unit
     code: Code
+    stability: float | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -219,6 +233,7 @@ class FacetSet(Sequence[Facet]):
         codes: (n_images, D) codes; NaN for images that can't be read.
         activations: (n_images,) the unit's activation; NaN for images that can't be read.
         p_value: of the images being one cluster, where the number of facets was chosen; else None.
+        stability: of each facet, in [0, 1], where it was tried; else None.
 
     Raises:
         FacetError: if a facet has no members.
@@ -231,6 +246,7 @@ class FacetSet(Sequence[Facet]):
     codes: Floats
     activations: Floats
     p_value: float | None = None
+    stability: tuple[float, ...] | None = None
     facets: tuple[Facet, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -246,7 +262,18 @@ class FacetSet(Sequence[Facet]):
         distances = np.linalg.norm(self.codes[members] - center, axis=1)
         order = np.argsort(distances, kind="stable")
         members = members[order]
-        return Facet(index, members, distances[order], self.activations[members], center, origin, self.unit, self.code)
+        stability = None if self.stability is None else self.stability[index]
+        return Facet(
+            index=index,
+            members=members,
+            distances=distances[order],
+            activations=self.activations[members],
+            center=center,
+            origin=origin,
+            unit=self.unit,
+            code=self.code,
+            stability=stability,
+        )
 
     def __len__(self) -> int:
         return len(self.facets)
@@ -271,7 +298,7 @@ class FacetSet(Sequence[Facet]):
     @property
     def key(self) -> str:
         """A hash of the content: the same for the same unit, code, labels and codes, on any machine."""
-        digest = hashlib.sha256(json.dumps(self.header()).encode())
+        digest = hashlib.sha256(json.dumps([asdict(self.unit), asdict(self.code)]).encode())
         for array in (self.labels, self.codes):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
@@ -305,6 +332,7 @@ class FacetSet(Sequence[Facet]):
             "unit": json.dumps(asdict(self.unit)),
             "code": json.dumps(asdict(self.code)),
             "p_value": json.dumps(self.p_value),
+            "stability": json.dumps(self.stability),
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -330,7 +358,10 @@ class FacetSet(Sequence[Facet]):
             with safe_open(path, framework="numpy") as file:
                 header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            return cls(Unit(**header["unit"]), Code(**header["code"]), **arrays, p_value=header["p_value"])
+            stability = None if (found := header.get("stability")) is None else tuple(found)
+            return cls(
+                Unit(**header["unit"]), Code(**header["code"]), **arrays, p_value=header["p_value"], stability=stability
+            )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
 
@@ -408,4 +439,5 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
         collection.codes,
         collection.activations,
         getattr(finder, "p_value_", None),
+        tuple(finder.stability_.tolist()) if finder.n_bootstraps else None,
     )

@@ -138,6 +138,7 @@ class RunFolder:
                 "index": facet.index,
                 "size": len(facet),
                 "activation": float(facet.activations.mean()),
+                "stability": facet.stability,
                 "members": [
                     {"path": names[member], "activation": float(activation), "distance": float(distance)}
                     for member, activation, distance in zip(
