@@ -9,6 +9,7 @@ from captum_mfv._version import __version__
 
 if TYPE_CHECKING:
     from captum_mfv import attr, datasets, images, metrics, models, optvis, report
+    from captum_mfv.collect import TopImages, top_images
     from captum_mfv.errors import MFVError
     from captum_mfv.facets import Facet, FacetFinder, FacetSet, find_facets
     from captum_mfv.images import ImageFolder, InputSpec
@@ -24,6 +25,7 @@ __all__ = [
     "InputSpec",
     "MFVError",
     "RunFolder",
+    "TopImages",
     "Unit",
     "__version__",
     "attr",
@@ -34,6 +36,7 @@ __all__ = [
     "models",
     "optvis",
     "report",
+    "top_images",
 ]
 
 _HOME = {
@@ -45,8 +48,10 @@ _HOME = {
     "InputSpec": "images",
     "MFVError": "errors",
     "RunFolder": "result",
+    "TopImages": "collect",
     "Unit": "units",
     "find_facets": "facets",
+    "top_images": "collect",
 }
 
 

@@ -44,8 +44,18 @@ def app() -> None:
 @click.option("--model", required=True, help="torchvision name, or file.py:function (which is run).")
 @click.option("--weights", help="safetensors file, or a .pt/.pth of tensors alone.  [default: the model's own]")
 @click.option("--unit", required=True, metavar="LAYER:INDEX", help="The unit, e.g. features.12:37 or fc:945.")
-@click.option("--images", required=True, metavar="FOLDER", help="Images that activate the unit.")
+@click.option("--images", required=True, metavar="FOLDER", help="Images that activate the unit; with --top-k, any.")
 @click.option("--out", required=True, metavar="FOLDER", help="The run's folder.")
+@click.option(
+    "--top-k",
+    type=int,
+    metavar="K",
+    help="For a hidden unit: only the K images that activate it most, cropped to what its peak sees.",
+)
+@click.option(
+    "--reduce", metavar="HOW", help="mean, max, center or cls over positions.  [default: mean; with --top-k: max]"
+)
+@click.option("--channels", metavar="first|last", help="Where the unit's layer has its channels, if it doesn't show.")
 @click.option(
     "--facets", callback=_facets, default="10", metavar="N|auto", help="How many; auto: as many as are separated."
 )
@@ -68,6 +78,8 @@ def run(out: str, labels: str | None, quiet: bool, **options: Any) -> None:
     \b
     captum-mfv run --model squeezenet1_0 --unit classifier.1:945 \\
         --images peppers/ --facets 10 --out out/pepper
+    captum-mfv run --model squeezenet1_0 --unit features.12:410 \\
+        --images imagenet/ --top-k 200 --facets 4 --out out/hidden
     """
     from captum_mfv.pipeline import Job  # here, so that --help is quick
 
@@ -116,6 +128,11 @@ def _run(job: Any, out: str, known: dict[str, int] | None, quiet: bool) -> None:
     say(
         f"images nearest to their own facet, in the network's own codes: {metrics['retention']:.0%} "
         f"(chance {metrics['chance']:.0%})"
+    )
+    unit = metrics["multifacetedness"]
+    say(
+        f"multifacetedness {unit['score']:.2f} (0: one facet; p = {unit['p_value']:.2g}); "
+        f"facets that bootstrap samples find again hold {unit['coverage']:.0%} of the strong activations"
     )
     if "adjusted_rand_index" in metrics:
         say(f"facets against the known groups: adjusted Rand index {metrics['adjusted_rand_index']:.3f}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_mfv.activations import capture, code_layer, guard, layer_name, place, trace
+from captum_mfv.activations import LayerCall, capture, code_layer, guard, layer_name, place, trace
 from captum_mfv.errors import ImageError, UnitError
 from captum_mfv.fields import Field, receptive_field
 from captum_mfv.images import ImageFolder, Images, InputSpec, batches, image_at
@@ -200,7 +200,8 @@ def top_images(
     if k < 1:
         raise ImageError(f"k must be at least 1 image, not {k}")
     spec = input_spec or InputSpec()
-    units = [resolve(model, one, None, spec)[0] for one in ([unit] if isinstance(unit, Unit) else unit)]
+    grey = spec.feed(model)(spec.grey())
+    units = _resolve_units(model, [unit] if isinstance(unit, Unit) else unit, grey, trace(model, grey))
     layers = list(dict.fromkeys(one.layer_name for one in units))
 
     def read(outputs: Outputs, batch: Tensor) -> Outputs:
@@ -324,19 +325,28 @@ def resolve(model: nn.Module, unit: Unit, code: Code | str | None, spec: InputSp
     Raises:
         UnitError: if a layer isn't in the model, doesn't run once, or has no such channel.
     """
-    unit = replace(unit, layer=layer_name(model, unit.layer))
     grey = spec.feed(model)(spec.grey())
     calls = trace(model, grey)
+    (unit,) = _resolve_units(model, [unit], grey, calls)
     if isinstance(code, str):
         code = Code(layer_name(model, code))
     elif code is None:
         layer = calls[place(calls, code_layer(calls, unit.layer_name))]
         code = Code(layer.name, channels="last" if is_channels_last(layer.shape) else None)
-    for name in (unit.layer_name, layer_name(model, code.layer)):
-        place(calls, name)  # refuses a layer that runs never or several times
-    with guard(model), torch.no_grad(), capture(model, (unit.layer_name, code.layer)) as run:
-        outputs = run(grey)
-        unit.read(outputs[unit.layer_name])
-        if code.read(outputs[code.layer]).ndim != 2:
+    place(calls, layer_name(model, code.layer))  # refuses a layer that runs never or several times
+    with guard(model), torch.no_grad(), capture(model, [code.layer]) as run:
+        if code.read(run(grey)[code.layer]).ndim != 2:
             raise UnitError(f"the code of layer {code.layer} isn't (N, D)")
     return unit, code
+
+
+def _resolve_units(model: nn.Module, units: Sequence[Unit], grey: Tensor, calls: list[LayerCall]) -> list[Unit]:
+    units = [replace(unit, layer=layer_name(model, unit.layer)) for unit in units]
+    layers = list(dict.fromkeys(unit.layer_name for unit in units))
+    for layer in layers:
+        place(calls, layer)
+    with guard(model), torch.no_grad(), capture(model, layers) as run:
+        outputs = run(grey)
+    for unit in units:
+        unit.read(outputs[unit.layer_name])
+    return units

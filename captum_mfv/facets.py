@@ -377,6 +377,7 @@ def find_facets(
     input_spec: InputSpec | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    store: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> FacetSet:
     """The facets of a unit: the clusters of the images that activate it, told by their codes.
@@ -384,7 +385,8 @@ def find_facets(
     Args:
         model: any PyTorch vision model; left as it was.
         unit: the unit.
-        images: the images that activate it; for a class unit, images of the class.
+        images: the images that activate it: for a class unit, images of the class; for a hidden unit, its
+            `top_images` (with their ``input_spec``).
         n_facets: how many, or ``"auto"``: as many as are separated, which may be one.
         code: which numbers describe an image; by default the last layer with positions before the
             unit, averaged over them. A function from images in [0, 1] to codes, (N, D), tells images
@@ -394,11 +396,13 @@ def find_facets(
         input_spec: what turns images in [0, 1] into the model's input.
         seed: seed of the default finder.
         batch_size: images in one forward pass.
+        store: a folder for activations and codes, with which a stopped call goes on, as in `collect`.
         progress: show a progress bar.
 
     Raises:
         UnitError: if the unit or the code isn't in the model, or is ambiguous.
         ImageError: if no image can be read.
+        RunError: if the store holds something else.
         FacetError: if there are fewer (distinct) images than facets, or codes aren't finite.
     """
     layer, view = (code, None) if code is None or isinstance(code, (Code, str)) else (None, code)
@@ -410,6 +414,7 @@ def find_facets(
         view=view,
         input_spec=input_spec,
         batch_size=batch_size,
+        store=store,
         progress=progress,
     )
     return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,11 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from captum_mfv import models, report
-from captum_mfv.collect import resolve
-from captum_mfv.errors import FacetError
+from captum_mfv.collect import TopImages, resolve, top_images
+from captum_mfv.errors import FacetError, ImageError
 from captum_mfv.facets import FacetSet, find_facets
 from captum_mfv.images import ImageFolder, InputSpec
-from captum_mfv.metrics import score_images
+from captum_mfv.metrics import multifacetedness, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.result import RunFolder
@@ -35,8 +36,12 @@ class Job:
     Args:
         model: what `models.load` takes.
         unit: the unit, as ``layer:index``.
-        images: folder of images that activate it.
+        images: folder of images that activate it; with ``top_k``, of any images.
         weights: weights file, or None for the model's own.
+        top_k: only the images that activate it most, this many; of a channel that is read at its peak,
+            the crops that show what the peak sees.
+        reduce: how the unit reads positions; None: ``max`` with ``top_k`` where there are maps, else ``mean``.
+        channels: ``last`` if its layer returns (N, H, W, C).
         facets: number of facets, or ``auto``.
         code: layer whose output describes an image, as ``layer`` or ``layer:reduce``; None: the last
             layer with positions before the unit.
@@ -50,6 +55,9 @@ class Job:
     unit: str
     images: str
     weights: str | None = None
+    top_k: int | None = None
+    reduce: str | None = None
+    channels: str | None = None
     facets: int | Literal["auto"] = 10
     code: str | None = None
     recipe: str = "facet"
@@ -60,20 +68,34 @@ class Job:
     def command(self, out: str) -> str:
         """The command that does this."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items()]
+        options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items()]
         return " ".join(["captum-mfv run", *options, f"--out {shlex.quote(out)}"])
 
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """A job's parts, loaded and checked."""
+    """A job's parts, loaded and checked.
+
+    ``images`` is what the facets are found in: the folder, or what the unit's top images show.
+    """
 
     model: nn.Module
     spec: InputSpec
     unit: Unit
     code: Code
-    images: ImageFolder
+    folder: ImageFolder
+    images: ImageFolder | TopImages
     recipe: Recipe
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Where each image comes from: its path and, of a crop, its box in the image as the model sees it."""
+        if isinstance(self.images, ImageFolder):
+            return [{"path": self.folder.name(i)} for i in range(len(self.folder))]
+        rows = [{"path": self.folder.name(int(i))} for i in self.images.indices]
+        if not self.images.cropped:
+            return rows
+        boxes = [(left, top, left + self.spec.size, top + self.spec.size) for top, left in self.images.corners.tolist()]
+        return [{**row, "crop": box} for row, box in zip(rows, boxes, strict=True)]
 
 
 def run(
@@ -105,11 +127,12 @@ def run(
     if folder.finished:
         say(f"{folder.path} is finished; nothing to do")
         return folder
+    parts = parts if job.top_k is None else _narrowed(folder, job.top_k, parts, progress)
     _find(folder, job, parts, progress)
     facets = folder.read_facets()
     say(f"{len(facets)} facets of {facets.unit}, of {', '.join(str(len(facet)) for facet in facets)} images")
     _render(folder, facets, job, parts, progress)
-    _score(folder, facets, parts, known)
+    _score(folder, facets, parts, known, job.seed)
     with folder.stage("report"):
         report.build(folder)
     folder.finish()
@@ -119,15 +142,38 @@ def run(
 def _load(job: Job) -> _Parts:
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
-    unit = Unit.parse(job.unit)
+    unit = _unit(job)
     model, spec = models.load(job.model, job.weights)
     spec = spec if job.size is None else replace(spec, size=job.size)
     layer, _, reduce = (job.code or "").partition(":")
     unit, code = resolve(model, unit, Code(layer, reduce or "mean") if layer else None, spec)
     images = ImageFolder(job.images, spec)
+    if job.top_k is not None and job.top_k < 1:
+        raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
     if job.facets != "auto" and not 1 <= job.facets <= len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
-    return _Parts(model, spec, unit, code, images, recipe)
+    return _Parts(model, spec, unit, code, images, images, recipe)
+
+
+def _unit(job: Job) -> Unit:
+    unit = Unit.parse(job.unit)
+    reduce = job.reduce or ("max" if job.top_k is not None else "mean")
+    return replace(unit, reduce=reduce, channels=job.channels)
+
+
+def _narrowed(folder: RunFolder, top_k: int, parts: _Parts, progress: bool) -> _Parts:
+    """The same job on the images that activate the unit most, at the size of what they show."""
+    with nullcontext() if folder.done("top images") else folder.stage("top images"):
+        top = top_images(
+            parts.model,
+            parts.unit,
+            parts.folder,
+            top_k,
+            input_spec=parts.spec,
+            store=folder.unfinished / "top",
+            progress=progress,
+        )
+    return replace(parts, images=top, spec=top.input_spec)
 
 
 def _settings(job: Job, out: str, parts: _Parts, known: Mapping[str, int] | None) -> dict[str, Any]:
@@ -136,7 +182,7 @@ def _settings(job: Job, out: str, parts: _Parts, known: Mapping[str, int] | None
         **asdict(job),
         "recipe_data": asdict(parts.recipe),
         "input_spec": asdict(parts.spec),
-        "images_hash": parts.images.digest(),
+        "images_hash": parts.folder.digest(),
         "weights_hash": None if job.weights is None else _hash_file(Path(job.weights)),
         "known_groups": None if known is None else len(set(known.values())),
         "command": job.command(out),
@@ -155,9 +201,10 @@ def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
             code=parts.code,
             input_spec=parts.spec,
             seed=job.seed,
+            store=folder.unfinished / "codes",
             progress=progress,
         )
-        folder.write_facets(facets, [parts.images.name(i) for i in range(len(parts.images))])
+        folder.write_facets(facets, parts.sources())
 
 
 def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progress: bool) -> None:
@@ -176,7 +223,7 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
         folder.write_renderings(facets, renderings)
 
 
-def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[str, int] | None) -> None:
+def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[str, int] | None, seed: int) -> None:
     if folder.done("metrics"):
         return
     with folder.stage("metrics"):
@@ -187,18 +234,20 @@ def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[st
             "retention": retained,
             "chance": 1 / len(facets),
             "p_value": facets.p_value,
+            "multifacetedness": asdict(multifacetedness(facets, seed=seed)),
         }
         if known is not None:
-            metrics["adjusted_rand_index"] = _rand_index(facets, parts.images, known)
+            metrics["adjusted_rand_index"] = _rand_index(facets, parts.sources(), known)
         folder.write_metrics(metrics)
 
 
-def _rand_index(facets: FacetSet, images: ImageFolder, known: Mapping[str, int]) -> float:
+def _rand_index(facets: FacetSet, sources: Sequence[Mapping[str, Any]], known: Mapping[str, int]) -> float:
     """Over the images that have a known group and could be read."""
-    rows = [i for i in np.flatnonzero(np.isfinite(facets.activations)) if images.name(int(i)) in known]
+    names = [source["path"] for source in sources]
+    rows = [int(i) for i in np.flatnonzero(np.isfinite(facets.activations)) if names[i] in known]
     if not rows:
         raise FacetError("none of the images is in the table of known groups; its names are paths in the folder")
-    return float(adjusted_rand_score([known[images.name(int(i))] for i in rows], facets.labels[rows]))
+    return float(adjusted_rand_score([known[names[i]] for i in rows], facets.labels[rows]))
 
 
 def _hash_file(path: Path) -> str:

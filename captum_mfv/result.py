@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -125,13 +126,25 @@ class RunFolder:
         self.manifest.update(facts)
         self._write_manifest()
 
+    @property
+    def unfinished(self) -> Path:
+        """A folder for what a stopped stage goes on with; it is removed when the run is finished."""
+        return self.path / ".unfinished"
+
     def finish(self) -> None:
         """Note that every stage is done."""
         self.manifest["status"] = "finished"
         self._write_manifest()
+        shutil.rmtree(self.unfinished, ignore_errors=True)
 
-    def write_facets(self, facets: FacetSet, names: Sequence[str]) -> None:
-        """Write ``facets.json`` and the facet set's tensors; ``names`` are the images' relative paths."""
+    def write_facets(self, facets: FacetSet, sources: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``facets.json`` and the facet set's tensors.
+
+        Args:
+            facets: the facets.
+            sources: of each image, its ``path``, relative to the image folder, and, if it is a crop, as
+                ``crop`` its left, top, right and bottom in the image as the model sees it.
+        """
         self._write_tensors(facets, {})
         rows = [
             {
@@ -140,7 +153,7 @@ class RunFolder:
                 "activation": float(facet.activations.mean()),
                 "stability": facet.stability,
                 "members": [
-                    {"path": names[member], "activation": float(activation), "distance": float(distance)}
+                    {**sources[member], "activation": float(activation), "distance": float(distance)}
                     for member, activation, distance in zip(
                         facet.members, facet.activations, facet.distances, strict=True
                     )

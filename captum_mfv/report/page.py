@@ -46,6 +46,7 @@ class Card:
     size: int
     share: float
     activation: float
+    stability: float | None
     image: str
     start: str
     score: dict[str, Any]
@@ -96,7 +97,7 @@ def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) ->
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
     activations = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
-    root = Path(folder.settings["images"])
+    root, spec = Path(folder.settings["images"]), InputSpec(**folder.settings["input_spec"])
     return [
         Card(
             index=row["index"],
@@ -108,7 +109,8 @@ def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) ->
             start=_data_url(to_pil(starts[i]), "JPEG"),
             score=scores[i],
             sparkline=_sparkline(activations[i]),
-            members=[_member(root, member) for member in row["members"][:_NEAREST]],
+            stability=row["stability"],
+            members=[_member(root, member, spec) for member in row["members"][:_NEAREST]],
         )
         for i, row in enumerate(rows)
     ]
@@ -118,10 +120,10 @@ def _color(index: int) -> str:
     return _COLORS[index % len(_COLORS)]
 
 
-def _member(root: Path, member: dict[str, Any]) -> Member:
+def _member(root: Path, member: dict[str, Any], spec: InputSpec) -> Member:
     try:
-        pixels = to_tensor(open_image(root / member["path"]), InputSpec(_THUMBNAIL))
-        thumbnail = _data_url(to_pil(pixels), "JPEG")
+        picture = to_pil(to_tensor(open_image(root / member["path"]), spec)).crop(member.get("crop"))
+        thumbnail = _data_url(picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS), "JPEG")
     except ImageError:
         thumbnail = None
     return Member(member["path"], thumbnail, member["activation"])

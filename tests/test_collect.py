@@ -1,0 +1,237 @@
+"""One pass over a dataset: top images of many units with their crops, rows in files, passes that go on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPEC, fingerprint, planted_images, same, small_cnn
+from torch import nn
+
+from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_images
+from captum_mfv.activations import capture, guard
+from captum_mfv.collect import collect
+from captum_mfv.errors import FacetError, ImageError, RunError, UnitError
+from captum_mfv.images import stack
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.cat([planted_images()[0], torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(1))])
+
+
+def outputs(model, layer, images):
+    with guard(model), torch.no_grad(), capture(model, [layer]) as run:
+        return run(SPEC(images))[layer]
+
+
+def test_top_images_are_the_strongest_peaks_and_their_crops_drive_the_unit_as_much(images):
+    model, unit = small_cnn(), Unit("conv2", 3, "max")
+    top = top_images(model, unit, images, 15, input_spec=SPEC)
+    peaks = outputs(model, "conv2", images)[:, 3].flatten(1).amax(1)
+    assert top.indices.tolist() == peaks.argsort(descending=True)[:15].tolist()
+    assert np.allclose(top.activations, peaks[top.indices], atol=1e-5)
+    assert top.input_spec == InputSpec(12, SPEC.mean, SPEC.std)
+    assert top.cropped
+    again = collect(model, unit, top, input_spec=top.input_spec)
+    assert (again.activations >= top.activations - 1e-4).all()
+    for k in range(15):
+        y, x = top.corners[k]
+        assert torch.equal(top[k], images[top.indices[k], :, y : y + 12, x : x + 12])
+
+
+@pytest.mark.parametrize(
+    ("unit", "read"),
+    [
+        (Unit("fc", 1), lambda out: out[:, 1]),
+        (Unit("conv2", 3), lambda out: out[:, 3].mean((1, 2))),
+        (Unit("conv2", np.eye(24)[3]), lambda out: out[:, 3].mean((1, 2))),
+    ],
+)
+def test_units_without_a_peak_have_whole_images(unit, read, images):
+    model = small_cnn()
+    top = top_images(model, unit, images, 5, input_spec=SPEC)
+    values = read(outputs(model, unit.layer, images))
+    wanted = values.argsort(descending=True)[:5]
+    assert top.indices.tolist() == wanted[values[wanted] > 0].tolist()
+    assert not top.cropped
+    assert len(top) > 0
+    assert torch.equal(stack(top, range(len(top))), images[top.indices])
+
+
+def test_many_units_take_one_pass_and_the_same_images_as_one_by_one(images):
+    model = small_cnn()
+    passes = []
+    model.conv1.register_forward_hook(lambda *_: passes.append(1))
+    units = [Unit("conv2", c, "max") for c in range(8)] + [Unit("fc", 0), Unit("conv1", 2, "max")]
+    together = top_images(model, units, images, 10, input_spec=SPEC, batch_size=30)
+    taken = len(passes)
+    alone = [top_images(model, unit, images, 10, input_spec=SPEC, batch_size=30) for unit in units]
+    assert taken < len(passes) / 5
+    for one, other in zip(together, alone, strict=True):
+        assert one.unit == other.unit
+        assert np.array_equal(one.indices, other.indices)
+        assert np.array_equal(one.corners, other.corners)
+
+
+def test_facets_of_a_hidden_unit_are_found_in_what_its_peaks_see(images):
+    model = small_cnn()
+    top = top_images(model, Unit("conv2", 3, "max"), images, 60, input_spec=SPEC)
+    facets = find_facets(model, top.unit, top, n_facets=3, input_spec=top.input_spec)
+    assert facets.code == Code("relu1")
+    assert len(facets.labels) == len(top)
+
+
+def test_a_dead_unit_has_no_images_and_says_so(images):
+    model = small_cnn()
+    nn.init.constant_(model.conv2.bias, -1e3)
+    top = top_images(model, Unit("relu2", 3, "max"), images, input_spec=SPEC)
+    assert len(top) == 0
+    with pytest.raises(ImageError, match="no image activates relu2:3 above zero"):
+        find_facets(model, top.unit, top, input_spec=top.input_spec)
+    with pytest.raises(FacetError, match=r"relu2:3 is 0 on all 120 images: it is dead"):
+        find_facets(model, Unit("relu2", 3), images, input_spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("data", "k", "message"),
+    [
+        (torch.zeros(0, 3, 32, 32), 5, "the dataset holds no images"),
+        (torch.zeros(4, 3, 32, 32), 0, "k must be at least 1 image, not 0"),
+    ],
+)
+def test_no_images_are_an_error(data, k, message):
+    with pytest.raises(ImageError, match=message):
+        top_images(small_cnn(), Unit("fc", 0), data, k, input_spec=SPEC)
+
+
+def test_identical_images_have_one_facet_or_an_error_that_counts_them(images):
+    same_image = images[:1].expand(20, -1, -1, -1)
+    with pytest.raises(FacetError, match="1 distinct codes"):
+        find_facets(small_cnn(), Unit("conv2", 3), same_image, n_facets=3, input_spec=SPEC)
+    found = find_facets(small_cnn(), Unit("conv2", 3), same_image, n_facets="auto", input_spec=SPEC)
+    assert [len(facet) for facet in found] == [20]
+
+
+def test_one_image_is_one_facet(images):
+    found = find_facets(small_cnn(), Unit("conv2", 3), images[:1], n_facets="auto", input_spec=SPEC)
+    assert [facet.members.tolist() for facet in found] == [[0]]
+
+
+class Stops:
+    """Images that end the process's patience after some."""
+
+    def __init__(self, images, after):
+        self.images, self.after, self.read = images, after, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index >= self.after:
+            raise KeyboardInterrupt
+        self.read.append(index)
+        return self.images[index]
+
+
+@pytest.fixture
+def eager_notes(monkeypatch):
+    """How far a pass came is noted after every batch."""
+    monkeypatch.setattr("captum_mfv.store._SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("eager_notes")
+def test_a_stopped_pass_goes_on_where_it_ended(images, tmp_path):
+    model, unit = small_cnn(), Unit("fc", 1)
+    before = fingerprint(model)
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, unit, Stops(images, 70), input_spec=SPEC, batch_size=10, store=tmp_path / "rows")
+    rest = Stops(images, 999)
+    found = collect(model, unit, rest, input_spec=SPEC, batch_size=10, store=tmp_path / "rows")
+    assert 50 <= min(rest.read) <= 70
+    whole = collect(model, unit, images, input_spec=SPEC, batch_size=10)
+    assert np.array_equal(found.codes, whole.codes)
+    assert np.array_equal(found.activations, whole.activations)
+    done = Stops(images, 0)
+    assert np.array_equal(collect(model, unit, done, input_spec=SPEC, store=tmp_path / "rows").codes, whole.codes)
+    after = fingerprint(model)
+    assert [key for key in before if not same(before[key], after[key])] == []
+
+
+class Holes(Stops):
+    def __getitem__(self, index):
+        if index % 3 == 2:
+            raise ImageError(f"number {index}: broken")
+        return super().__getitem__(index)
+
+
+def test_rows_of_unreadable_images_are_nan_in_files_and_in_memory(images, tmp_path):
+    for store in (None, tmp_path / "rows"):
+        with pytest.warns(UserWarning, match="broken"):
+            found = collect(small_cnn(), Unit("fc", 1), Holes(images, 999), input_spec=SPEC, store=store)
+        assert found.indices.tolist() == [i for i in range(120) if i % 3 != 2]
+        assert np.isnan(found.codes[2::3]).all()
+        assert np.isfinite(found.codes[found.indices]).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"unit": Unit("fc", 2)},
+        {"code": "relu1"},
+        {"input_spec": InputSpec(40)},
+        {"model": small_cnn(seed=1)},
+        {"images": torch.rand(7, 3, 32, 32)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_rows_of_another_pass_are_refused_and_kept(change, images, tmp_path):
+    first = {"model": small_cnn(), "unit": Unit("fc", 1), "images": images, "input_spec": SPEC}
+    collect(**first, store=tmp_path / "rows")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "rows").iterdir()}
+    with pytest.raises(RunError, match="holds another pass"):
+        collect(**{**first, **change}, store=tmp_path / "rows")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "rows").iterdir()} == kept
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps({"facts": {}, "n_done": 3}), json.dumps([1])])
+def test_a_store_that_cannot_be_read_is_refused(content, images, tmp_path):
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(RunError, match="can't be continued"):
+        collect(small_cnn(), Unit("fc", 1), images, input_spec=SPEC, store=tmp_path)
+
+
+def test_a_folder_of_other_things_is_refused(images, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="something else"):
+        collect(small_cnn(), Unit("fc", 1), images, input_spec=SPEC, store=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+class Last(nn.Module):
+    """Channels last, as Swin's blocks return them."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+def test_channels_last_maps_are_told_not_guessed(images):
+    model = nn.Sequential(small_cnn().conv1, Last(), nn.Flatten(), nn.LazyLinear(4)).eval()
+    model(images[:1])
+    with pytest.raises(UnitError, match=r"layer 1 returns \(1, 16, 16, 12\).*write channels='last'"):
+        find_facets(model, Unit("1", 3), images, input_spec=SPEC)
+    with pytest.raises(UnitError, match="write channels='last'"):
+        find_facets(model, Unit("3", 0), images, code="1", input_spec=SPEC)
+    last = top_images(model, Unit("1", 3, "max", "last"), images, 20, input_spec=SPEC)
+    first = top_images(model, Unit("0", 3, "max"), images, 20, input_spec=SPEC)
+    assert np.array_equal(last.indices, first.indices)
+    assert np.array_equal(last.corners, first.corners)
+    auto = find_facets(model, Unit("3", 0), images, finder=FacetFinder(2, random_state=0), input_spec=SPEC)
+    assert auto.code == Code("1", channels="last")
+    assert auto.codes.shape == (120, 12)
+
+
+def test_the_place_of_channels_is_first_last_or_open():
+    for make in (lambda: Unit("1", 0, channels="middle"), lambda: Code("1", channels="middle")):
+        with pytest.raises(UnitError, match="channels must be first, last or None, not 'middle'"):
+            make()
