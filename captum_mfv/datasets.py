@@ -111,11 +111,17 @@ def planted_network() -> tuple[nn.Module, InputSpec]:
     return nn.Sequential(layers).requires_grad_(False).eval(), PLANTED_SPEC
 
 
-def planted_images(n_each: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
+def planted_images(n_each: int = 30, seed: int = 0, distractor: int = 16) -> tuple[Tensor, Tensor]:
     """Images for `planted_network`, (4 · n_each, 3, 32, 32) in [0, 1], and which detector each drives.
 
-    Each shows a disc of one of the four colors, somewhere, on dim noise, and a cyan square of any size,
-    which the unit ignores.
+    Each shows a disc of one of the four colors, somewhere, on dim noise, and a cyan square, which the unit
+    ignores.
+
+    Args:
+        n_each: how many images drive each detector.
+        seed: of the draw.
+        distractor: side of the largest square in pixels, the smallest is 4; discs are 8 to 12 across. Codes
+            of plain activations see squares as they see discs; attributions to the unit don't.
     """
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
@@ -123,7 +129,7 @@ def planted_images(n_each: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
     for label in [k for k in range(_N_WANTED) for _ in range(n_each)]:
         draw = torch.rand(6, generator=generator)
         image = 0.2 * torch.rand(3, 32, 32, generator=generator)
-        side = 4 + 12 * draw[0]
+        side = 4 + (distractor - 4) * draw[0]
         square = (x - 20 * draw[1]).clamp_min(0).lt(side) & (y - 20 * draw[2]).clamp_min(0).lt(side)
         square &= (x >= 20 * draw[1]) & (y >= 20 * draw[2])
         disc = (x - 8 - 16 * draw[3]) ** 2 + (y - 8 - 16 * draw[4]) ** 2 < (4 + 2 * draw[5]) ** 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from captum_mfv.collect import Collection, View, collect
-from captum_mfv.errors import FacetError
+from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.files import write_whole
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.separation import separate
@@ -404,6 +405,9 @@ def find_facets(
         ImageError: if no image can be read.
         RunError: if the store holds something else.
         FacetError: if there are fewer (distinct) images than facets, or codes aren't finite.
+
+    Warns:
+        MFVWarning: if the unit is 0 on all images: their facets are not its own then.
     """
     layer, view = (code, None) if code is None or isinstance(code, (Code, str)) else (None, code)
     collection = collect(
@@ -428,7 +432,8 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
     if not all(np.isfinite(values).all() for values in (told_by, collection.codes[rows], activations)):
         raise FacetError(f"the activations of {collection.code.layer} or {collection.unit} aren't finite")
     if not activations.any():
-        raise FacetError(f"{collection.unit} is 0 on all {len(rows)} images: it is dead, or they don't activate it")
+        message = f"{collection.unit} is 0 on all {len(rows)} images: it is dead, or they don't activate it"
+        warnings.warn(message, MFVWarning, stacklevel=2)
     finder = clone(finder).fit(told_by)
 
     def spread(values: NDArray[Any], fill: float) -> NDArray[Any]:

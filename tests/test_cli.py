@@ -89,6 +89,40 @@ def test_the_number_of_facets_can_be_found(inputs, tmp_path, capsys):
     assert "p-value" in (out / "report.html").read_text()
 
 
+def test_a_hidden_unit_is_seen_through_the_crops_of_its_peaks(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = arguments(inputs, out, unit="2:3", facets=2, **{"top-k": 30})
+    assert call(words, capsys)[0] == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["unit"] == {"layer": "2", "index": 3, "reduce": "max", "channels": None}
+    assert "--top-k 30" in manifest["settings"]["command"]
+    members = [member for row in json.loads((out / "facets.json").read_text()) for member in row["members"]]
+    assert len(members) == 30
+    for member in members:
+        left, top, right, bottom = member["crop"]
+        assert 0 <= left < right <= 32
+        assert 0 <= top < bottom <= 32
+        assert right - left == bottom - top == 12
+    with Image.open(out / "images" / "facet_00.png") as image:
+        assert image.size == (12, 12)
+    assert not (out / ".unfinished").exists()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"score", "p_value", "coverage"} == metrics["multifacetedness"].keys()
+    assert "Multifacetedness" in (out / "report.html").read_text()
+
+
+def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, monkeypatch):
+    words = arguments(inputs, tmp_path / "run", unit="2:3", facets=2, **{"top-k": 30})
+    with monkeypatch.context() as patch:
+        patch.setattr("captum_mfv.pipeline.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(words, capsys)[0] == 130
+    assert (tmp_path / "run" / ".unfinished" / "top" / "state.json").exists()
+    assert call(words, capsys)[0] == 0
+    assert call(arguments(inputs, tmp_path / "whole", unit="2:3", facets=2, **{"top-k": 30}), capsys)[0] == 0
+    for name in ("facets.json", "images/facet_01.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
     for name in ("one", "two"):
         assert call(arguments(inputs, tmp_path / name, seed=4), capsys)[0] == 0
@@ -130,6 +164,9 @@ BAD = {
     "an unknown recipe": ({"recipe": "papermean"}, "no recipe 'papermean'; there are .*did you mean paper-mean"),
     "no number": ({"facets": "many"}, "'many' is neither a number nor auto"),
     "too few steps": ({"recipe": "paper-mean", "steps": 1}, "steps must be at least that"),
+    "no top images": ({"top-k": 0}, "--top-k must be at least 1 image, not 0"),
+    "an unknown reduction": ({"reduce": "median"}, "reduce must be mean, max, center or cls, not 'median'"),
+    "an unknown place of channels": ({"channels": "middle"}, "channels must be first, last or None, not 'middle'"),
     "an unknown code": ({"code": "conv7"}, "no layer 'conv7'"),
     "a folder in use": ({"out": "{text}"}, "isn't empty and holds no run"),
     "a table that is none": ({"labels": "{text}/notes.safetensors"}, "isn't a JSON table"),

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from conftest import SPEC, small_cnn
 
-from captum_mfv.metrics import percentile, retention, score_images
+from captum_mfv import Code, FacetSet, Unit
+from captum_mfv.datasets import planted_codes
+from captum_mfv.errors import FacetError
+from captum_mfv.metrics import coverage, multifacetedness, percentile, retention, score_images
 
 
 def test_the_percentile_is_the_share_of_real_images_below():
@@ -23,3 +26,58 @@ def test_real_members_score_as_members(facets, planted):
     for score, facet in zip(scores, facets, strict=True):
         assert score.activation == pytest.approx(facet.activations[0], rel=1e-4)
         assert score.start_distance == 0
+
+
+def as_facets(codes, labels, activations=None, stability=None):
+    return FacetSet(
+        Unit("layer", 0),
+        Code("layer"),
+        np.asarray(labels, np.int64),
+        np.zeros((len(codes), 2), np.float32),
+        np.asarray(codes, np.float32),
+        np.ones(len(codes), np.float32) if activations is None else np.asarray(activations, np.float32),
+        stability=stability,
+    )
+
+
+ONE = {
+    "round": lambda rng: rng.normal(size=(200, 64)),
+    "elongated": lambda rng: rng.normal(size=(200, 64)) * np.r_[10, 5, np.ones(62)],
+    "heavy-tailed": lambda rng: rng.normal(size=(200, 64)) / np.sqrt(rng.chisquare(3, size=(200, 1)) / 3),
+    "skewed": lambda rng: rng.exponential(size=(200, 64)),
+    "rectified": lambda rng: np.maximum(rng.normal(size=(200, 20)) @ rng.normal(size=(20, 64)), 0),
+}
+
+
+@pytest.mark.parametrize("shape", ONE)
+def test_one_facet_of_any_shape_is_hardly_multifaceted(shape):
+    codes = ONE[shape](np.random.default_rng(0))
+    found = multifacetedness(as_facets(codes, np.zeros(200)))
+    assert found.score < 0.08
+    assert found.p_value > 0.05
+
+
+def test_units_are_ranked_by_how_far_apart_their_facets_are():
+    scores = [
+        multifacetedness(as_facets(*planted_codes(4, 200, 64, separation=separation, seed=1)))
+        for separation in (0, 4, 6, 9)
+    ]
+    assert [score.score for score in scores] == sorted(score.score for score in scores)
+    assert scores[0].p_value > 0.05
+    assert all(score.p_value < 0.01 for score in scores[1:])
+
+
+def test_multifacetedness_does_not_depend_on_the_facets_that_were_asked_for():
+    codes, labels = planted_codes(4, 200, 64, seed=1)
+    assert multifacetedness(as_facets(codes, labels)) == multifacetedness(as_facets(codes, labels > 1))
+
+
+def test_coverage_is_the_share_of_strong_activations_in_stable_facets():
+    codes, labels = np.eye(6), [0, 0, 1, 1, 2, -1]
+    activations = [10, 8, 6, 0, 5, 7]  # strong: from 5 on
+    found = coverage(as_facets(codes, labels, activations, stability=(0.9, 0.7, 0.2)))
+    assert found == pytest.approx((10 + 8 + 6) / (10 + 8 + 6 + 5 + 7))
+    with pytest.raises(FacetError, match="n_bootstraps"):
+        coverage(as_facets(codes, labels, activations))
+    assert multifacetedness(as_facets(codes, labels, activations)).coverage is None
+    assert coverage(as_facets(codes, labels, stability=(0.9, 0.7, 0.2))) == pytest.approx(4 / 6)

@@ -84,3 +84,12 @@ def test_each_detector_is_driven_by_its_own_facets_image_and_by_no_other(network
     own = [int(scene[1][facet.members[0]]) for facet in facets]
     assert driven.argmax(1).tolist() == own
     assert (driven.max(1).values > 3 * (driven.sum(1) - driven.max(1).values)).all()
+
+
+@pytest.mark.parametrize("embedding", ["tsne", None])
+def test_activations_recover_the_detectors_too_where_little_else_is_seen(embedding, network):
+    images, labels = planted_images(distractor=8)
+    for k in (4, "auto"):
+        finder = FacetFinder(k, embedding=embedding, random_state=0)
+        found = find_facets(network, UNIT, images, finder=finder, input_spec=PLANTED_SPEC)
+        assert adjusted_rand_score(labels, found.labels) >= 0.98

@@ -5,7 +5,7 @@ import torch
 from conftest import SPEC, small_cnn
 from torch import nn
 
-from captum_mfv import Unit, find_facets
+from captum_mfv import InputSpec, Unit, find_facets
 from captum_mfv.errors import RecipeError, RenderError
 from captum_mfv.metrics import score_images
 from captum_mfv.optvis.objectives import FACET_WEIGHTS
@@ -146,3 +146,11 @@ def test_grey_images_are_drawn_grey():
     made = render_facets(model, found, images, steps=3, input_spec=DIGITS_SPEC)
     assert made[0].image.shape == (1, 32, 32)
     assert not made[0].image.equal(made[1].image)
+
+
+def test_images_are_drawn_at_the_models_size_whatever_the_datasets(model, planted):
+    spec = InputSpec(48)
+    facets = find_facets(model, Unit("fc", 1), planted[0], n_facets=3, input_spec=spec)
+    rendered = render_facets(model, facets, planted[0], steps=2, input_spec=spec)
+    assert {tuple(rendering.image.shape) for rendering in rendered} == {(3, 48, 48)}
+    assert {tuple(rendering.start.shape) for rendering in rendered} == {(3, 48, 48)}

@@ -17,7 +17,7 @@ SETTINGS = {"model": "small", "images": "nowhere", "seed": 0}
 def folder(tmp_path, facets, planted):
     folder = RunFolder.open(tmp_path / "run", SETTINGS)
     with folder.stage("facets"):
-        folder.write_facets(facets, [f"{i:03d}.png" for i in range(len(planted[0]))])
+        folder.write_facets(facets, [{"path": f"{i:03d}.png"} for i in range(len(planted[0]))])
     return folder
 
 

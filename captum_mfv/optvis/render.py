@@ -138,7 +138,7 @@ class _Loop:
             return noise_images(len(self.facets), (channels, size, size), self.generator, *plan.noise)
         if plan.start != "mean":
             raise RecipeError(f"a recipe starts at mean or noise, not {plan.start!r}")
-        return mean_images(self.facets, self.images, plan.n_images)
+        return self.spec.resize(mean_images(self.facets, self.images, plan.n_images))
 
     def phase(self, canvas: Tensor, phase: Phase, param: str) -> Tensor:
         params, image_f = _PARAMS[param](_zoomed(canvas, phase.scale))()

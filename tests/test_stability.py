@@ -1,0 +1,48 @@
+"""Stable facets come back in other samples; those that k-means or t-SNE make of one cloud don't."""
+
+import numpy as np
+import pytest
+
+from captum_mfv import FacetFinder
+from captum_mfv.datasets import planted_codes
+from captum_mfv.stability import STABLE, stability
+
+
+def test_planted_facets_are_stable_and_a_split_one_is_not():
+    codes, labels = planted_codes(4, 300, 64, seed=2)
+    assert (stability(codes, labels) > 0.95).all()
+    largest = np.bincount(labels).argmax()
+    split = np.where((labels == largest) & (codes[:, 0] > np.median(codes[labels == largest, 0])), 4, labels)
+    found = stability(codes, split)
+    assert (found[[k for k in range(4) if k != largest]] > STABLE).all()
+    assert (found[[largest, 4]] < STABLE).all()
+
+
+@pytest.mark.parametrize("embedding", ["tsne", None])
+def test_facets_of_noise_are_not_stable_even_where_an_embedding_shows_islands(embedding):
+    codes = np.random.default_rng(0).normal(size=(150, 50))
+    found = FacetFinder(8, embedding=embedding, random_state=0).fit(codes)
+    assert found.stability_.shape == (8,)
+    assert (found.stability_ < 0.5).all()
+
+
+def test_one_facet_always_comes_back():
+    assert stability(np.random.default_rng(0).normal(size=(20, 3)), np.zeros(20, int)).tolist() == [1.0]
+
+
+def test_noise_takes_no_part():
+    codes, labels = planted_codes(3, 200, 64, seed=0)
+    far = np.vstack([codes, np.full((5, 64), 1e3)])
+    assert np.array_equal(stability(far, np.r_[labels, [-1] * 5]), stability(codes, labels))
+
+
+def test_a_facet_of_one_image_and_identical_images_are_no_error():
+    codes = np.vstack([np.zeros((30, 4)), np.ones((1, 4))])
+    found = stability(codes, np.r_[np.zeros(30, int), 1])
+    assert found[0] > 0.9
+    assert 0 <= found[1] <= 1
+
+
+def test_stability_can_be_left_out():
+    codes, _ = planted_codes(3, 100, 64)
+    assert np.isnan(FacetFinder(3, n_bootstraps=0, random_state=0).fit(codes).stability_).all()
