@@ -3,7 +3,7 @@
 
 Prints, over random draws with 150 to 5000 codes of 64 to 512 dimensions: for planted facets, k = 1 … 10, how often
 the number is right within one, and how often the adjusted Rand index reaches .9, beside k-means that is told k; for
-codes of one cluster of seven shapes, how often one is found.
+codes of one cluster of seven shapes, how often one is found; and how multifaceted the latter and planted facets score.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
 from captum_mfv.datasets import planted_codes
+from captum_mfv.separation import excess
 
 Codes = NDArray[np.float64]
 
@@ -74,6 +75,29 @@ def count_one(kind: str, seed: int) -> int:
     return int(finder(seed).fit(ONE[kind](np.random.default_rng(seed), *shape(seed))).n_facets_)
 
 
+def score(codes: Codes, seed: int) -> tuple[float, float]:
+    """Multifacetedness and its p-value."""
+    found = excess(codes, seed)
+    return found.value, found.p_value
+
+
+def score_one(kind: str, seed: int) -> tuple[float, float]:
+    """Of one cluster."""
+    return score(ONE[kind](np.random.default_rng(seed), *shape(seed)), seed)
+
+
+def score_planted(separation: float, seed: int) -> tuple[float, float]:
+    """Of 2 to 10 planted facets."""
+    return score(planted_codes(2 + seed % 9, *shape(seed), separation=separation, seed=seed)[0], seed)
+
+
+def print_scores(name: str, rows: list[tuple[float, float]]) -> None:
+    """A line of the last table."""
+    values, p_values = np.array(rows).T
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    print(f"  {name:28}{middle:8.3f} ({low:.3f} to {high:.3f}){(p_values < 0.05).mean():10.2f}", flush=True)
+
+
 def main() -> None:
     """Draw, count, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -100,6 +124,12 @@ def main() -> None:
     for kind in ONE:
         counts = run(delayed(count_one)(kind, seed) for seed in range(args.draws))
         print(f"  {kind:18}{np.mean(np.array(counts) == 1):6.2f}   at most {max(counts)}", flush=True)
+    print("multifacetedness: median (5 % to 95 %), share with p < .05")
+    for kind in ONE:
+        print_scores(kind, run(delayed(score_one)(kind, seed) for seed in range(args.draws)))
+    for separation in (3.0, 5.0, 7.0, 9.0):
+        rows = run(delayed(score_planted)(separation, seed) for seed in range(args.draws))
+        print_scores(f"2 to 10 facets, separation {separation:g}", rows)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ def guard(model: nn.Module) -> Iterator[None]:
 def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> Iterator[Callable[..., Outputs]]:
     """A function from the model's inputs to the named layers' outputs, by name.
 
-    Outputs are copied as they appear, so that an in-place ReLU after a layer doesn't change them, and,
-    with ``stop``, the forward pass ends after the last layer that is wanted. A layer that runs several
-    times gives its first output: `trace` tells which do.
+    The model goes on with copies of the outputs, so that an in-place ReLU after a layer doesn't change them
+    and gradients of later layers reach them. With ``stop``, the forward pass ends after the last layer that
+    is wanted. A layer that runs several times gives its first output: `trace` tells which do.
 
     Raises:
         UnitError: if a layer isn't in the model, didn't run, or returned something else than a tensor.
@@ -74,13 +74,14 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
     names = [layer_name(model, layer) for layer in dict.fromkeys(layers)]
     outputs: Outputs = {}
 
-    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, args: object, output: object) -> None:
+    def keep(name: str) -> Callable[[nn.Module, object, object], Tensor]:
+        def hook(module: nn.Module, args: object, output: object) -> Tensor:
             if not isinstance(output, Tensor):
                 raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
-            outputs.setdefault(name, output.clone())
+            outputs.setdefault(name, output)
             if stop and len(outputs) == len(names):
                 raise _Stop
+            return output.clone()
 
         return hook
 

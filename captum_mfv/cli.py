@@ -132,7 +132,7 @@ def _run(job: Any, out: str, known: dict[str, int] | None, quiet: bool) -> None:
     unit = metrics["multifacetedness"]
     say(
         f"multifacetedness {unit['score']:.2f} (0: one facet; p = {unit['p_value']:.2g}); "
-        f"facets that bootstrap samples find again hold {unit['coverage']:.0%} of the strong activations"
+        f"facets that bootstrap samples find again hold {unit['coverage']:.0%} of its activation"
     )
     if "adjusted_rand_index" in metrics:
         say(f"facets against the known groups: adjusted Rand index {metrics['adjusted_rand_index']:.3f}")

@@ -48,7 +48,7 @@ class Multifacetedness:
             with the same covariance, in [0, 1]: 0 for one facet, also an elongated or heavy-tailed one.
             It doesn't depend on the number of facets that was asked for, so that units can be ranked by it.
         p_value: of one facet, allowing it a score of .05.
-        coverage: share of the unit's strong activations that its facets explain, see `coverage`; None if
+        coverage: share of the unit's activation that its stable facets explain, see `coverage`; None if
             the facets' stability wasn't tried.
     """
 
@@ -74,10 +74,10 @@ def multifacetedness(facets: FacetSet, *, seed: int = 0) -> Multifacetedness:
 
 
 def coverage(facets: FacetSet) -> float:
-    """Share of the unit's strong activations that lie in stable facets, in [0, 1].
+    """Share of the unit's activation, summed over its images, that lies in stable facets, in [0, 1].
 
-    Strong is what is nearer to the highest activation on these images than to the lowest; stable is a
-    facet that bootstrap samples find again (`captum_mfv.stability`, at least .6).
+    Stable is a facet that bootstrap samples find again (`captum_mfv.stability`, at least .6). Negative
+    activations count as none.
 
     Raises:
         FacetError: if the facets' stability wasn't tried.
@@ -85,12 +85,10 @@ def coverage(facets: FacetSet) -> float:
     if facets.stability is None:
         raise FacetError("coverage needs the facets' stability; find them with n_bootstraps above 0")
     seen = np.isfinite(facets.activations)
-    above = facets.activations[seen] - facets.activations[seen].min()
-    strong = above >= above.max() / 2
+    weights = np.maximum(facets.activations[seen], 0)
+    weights = weights if weights.any() else np.ones_like(weights)
     stable = np.append(np.array(facets.stability) >= STABLE, False)  # noise, -1, is never
-    explained = stable[facets.labels[seen]]
-    total = above[strong].sum()
-    return float(above[strong & explained].sum() / total) if total > 0 else float(explained.mean())
+    return float(np.average(stable[facets.labels[seen]], weights=weights))
 
 
 def percentile(activation: float, real: NDArray[Any]) -> float:

@@ -220,6 +220,8 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
             seed=job.seed,
             progress=progress,
         )
+        if not all(rendering.complete for rendering in renderings):
+            raise KeyboardInterrupt
         folder.write_renderings(facets, renderings)
 
 

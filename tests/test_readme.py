@@ -30,6 +30,7 @@ def test_there_are_two_set_up_commands_of_one_line_each():
 def test_the_commands_options_exist():
     from captum_mfv.cli import app
 
-    (job,) = [block for block in SHELL if block.startswith("captum-mfv run")]
+    jobs = [block for block in SHELL if block.startswith("captum-mfv run")]
     known = {option for parameter in app.commands["run"].params for option in parameter.opts}
-    assert set(re.findall(r"--\w+", job)) <= known
+    assert len(jobs) == 2
+    assert set(re.findall(r"--[\w-]+", "".join(jobs))) <= known

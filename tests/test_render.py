@@ -6,7 +6,7 @@ from conftest import SPEC, small_cnn
 from torch import nn
 
 from captum_mfv import InputSpec, Unit, find_facets
-from captum_mfv.errors import RecipeError, RenderError
+from captum_mfv.errors import MFVWarning, RecipeError, RenderError
 from captum_mfv.metrics import score_images
 from captum_mfv.optvis.objectives import FACET_WEIGHTS
 from captum_mfv.optvis.recipes import RECIPES, Phase, Ramp, Recipe, get_recipe
@@ -71,12 +71,75 @@ class Interrupt:
             raise self.error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
-def test_errors_and_ctrl_c_come_through_and_leave_the_model_as_it_was(model, error, facets, planted, request):
-    model.conv2.register_forward_hook(Interrupt(error, after=6))
+def test_errors_come_through_and_leave_the_model_as_it_was(model, facets, planted, request):
+    model.conv2.register_forward_hook(Interrupt(RuntimeError("out of memory"), after=6))
     request.getfixturevalue("unchanged")
-    with pytest.raises(type(error)):
+    with pytest.raises(RuntimeError, match="out of memory"):
         render_facets(model, facets, planted[0], steps=20, input_spec=SPEC)
+
+
+@pytest.mark.parametrize(("recipe", "left"), [("facet", 9), ("paper-mean", 9), ("paper-mean", 0)])
+def test_ctrl_c_gives_the_images_so_far_and_says_so(model, recipe, left, facets, planted, request):
+    request.getfixturevalue("unchanged")
+    seen = []
+
+    def callback(step, images):
+        seen.append(images)
+        if step > left:
+            raise KeyboardInterrupt
+
+    with pytest.warns(MFVWarning, match=f"interrupted after {left + 1} of 20 steps"):
+        made = render_facets(
+            model, facets, planted[0], recipe=recipe, steps=20, input_spec=SPEC, callback=callback, max_batch=2
+        )
+    assert len(made) == 2, "the batch that was begun"
+    for i, rendering in enumerate(made):
+        assert not rendering.complete
+        assert rendering.image.shape == (3, 32, 32)
+        assert len(rendering.history["activation"]) == left + 1
+        assert torch.equal(rendering.start, seen[0][i]) or recipe == "facet"
+
+
+def test_a_facet_is_drawn_alone_as_it_is_among_others_and_in_any_batch(facets, planted):
+    def images(which, **options):
+        made = render_facets(small_cnn(), which, planted[0], steps=8, input_spec=SPEC, **options)
+        return torch.stack([rendering.image for rendering in made])
+
+    together = images(facets)
+    for apart in (images(facets, max_batch=1), images(facets, max_batch=2)):
+        assert torch.allclose(apart, together, atol=1e-3)
+    assert torch.allclose(images(facets[1]), together[1:2], atol=1e-3)
+    with pytest.raises(RecipeError, match="max_batch must be at least 1 image, not -1"):
+        images(facets, max_batch=-1)
+
+
+def test_several_seeds_are_drawn_in_one_batch(facets, planted):
+    noise = replace(get_recipe("facet"), start="noise")
+    made = render_facets(small_cnn(), facets, planted[0], recipe=noise, steps=6, input_spec=SPEC, seed=[4, 5])
+    assert [(r.seed, r.facet.index) for r in made] == [(s, k) for s in (4, 5) for k in range(3)]
+    alone = render_facets(small_cnn(), facets, planted[0], recipe=noise, steps=6, input_spec=SPEC, seed=5)
+    for one, other in zip(made[3:], alone, strict=True):
+        assert torch.allclose(one.image, other.image, atol=1e-3)
+        assert not torch.allclose(made[one.facet.index].image, one.image, atol=0.05)
+
+
+def test_a_callback_sees_every_step(facets, planted):
+    seen = []
+    render_facets(
+        small_cnn(),
+        facets,
+        planted[0],
+        steps=5,
+        input_spec=SPEC,
+        callback=lambda step, images: seen.append((step, tuple(images.shape), images.requires_grad)),
+    )
+    assert seen == [(step, (3, 3, 32, 32), False) for step in range(1, 6)]
+
+
+def test_images_that_gain_nothing_are_named(facets, planted):
+    still = Recipe("still", "", "mean", "fft", (Phase(20, {"code": 1.0}, lr=Ramp(0.0, 0.0)),))
+    with pytest.warns(MFVWarning, match="facet 0, 1, 2: 20 steps gained nothing"):
+        render_facets(small_cnn(), facets, planted[0], recipe=still, input_spec=SPEC)
 
 
 def test_rendering_works_inside_no_grad(facets, planted):

@@ -46,10 +46,11 @@ def mean_images(facets: Sequence[Facet], images: Images, n_images: int = 15) -> 
 
 
 def noise_images(
-    n_images: int, shape: tuple[int, int, int], generator: torch.Generator, mean: float = 0.5, std: float = 0.01
+    shape: tuple[int, int, int], generators: Sequence[torch.Generator], mean: float = 0.5, std: float = 0.01
 ) -> Tensor:
-    """Independent normal pixels, (n_images, *shape), clipped to [0, 1]."""
-    return (torch.randn(n_images, *shape, generator=generator) * std + mean).clamp(0, 1)
+    """Independent normal pixels, one image of a shape for each generator, clipped to [0, 1]."""
+    draws = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    return (draws * std + mean).clamp(0, 1)
 
 
 def as_facets(facet: Facet | Sequence[Facet]) -> tuple[Facet, ...]:

@@ -111,16 +111,31 @@ class Reference:
 
     Args:
         values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
-        variances: layer → mean variance of a channel on all these images.
+        variances: layer → (n_facets,), mean variance of a channel on a facet's images.
+        weights: layer → (n_facets, C), how much each channel drives the unit on a facet's images: square
+            root of the mean positive gradient times activation, of mean 1.
     """
 
     values: Mapping[str, Tensor]
-    variances: Mapping[str, float]
+    variances: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+
+    def rows(self, rows: Sequence[int]) -> Reference:
+        """The same for some of the facets, or for some several times."""
+        chosen = list(rows)
+        return Reference(
+            {layer: values[chosen] for layer, values in self.values.items()},
+            {layer: variances[chosen] for layer, variances in self.variances.items()},
+            {layer: weights[chosen] for layer, weights in self.weights.items()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class DistributionTerm:
-    """Mean square distance of sorted activations to the facet's, in variances; a mean over layers."""
+    """Mean square distance of sorted activations to the facet's, in variances; a mean over layers.
+
+    Channels count by how much they drive the unit, so that content it ignores isn't copied.
+    """
 
     reference: Reference
 
@@ -133,7 +148,8 @@ class DistributionTerm:
         for layer, values in self.reference.values.items():
             found = _sorted(outputs[layer])
             wanted = _resampled(values.to(found), found.shape[-1])
-            losses.append((found - wanted).square().mean(dim=(1, 2)) / self.reference.variances[layer])
+            squares = (found - wanted).square().mean(2) * self.reference.weights[layer].to(found)
+            losses.append(squares.mean(1) / self.reference.variances[layer].to(found))
         return torch.stack(losses).mean(0)
 
 
@@ -161,19 +177,35 @@ def measure_reference(
     spec = input_spec or InputSpec()
     feed = spec.feed(model)
     names = [layer_name(model, layer) for layer in layers or _default_layers(model, facets[0], feed(spec.grey()))]
+    unit = facets[0].unit
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     variances: dict[str, list[Tensor]] = {name: [] for name in names}
-    with guard(model), torch.no_grad(), capture(model, names) as run:
+    weights: dict[str, list[Tensor]] = {name: [] for name in names}
+    with guard(model), torch.enable_grad(), capture(model, [*names, unit.layer_name]) as run:
         for item in facets:
-            outputs = run(feed(stack(images, item.members[:n_images])))
-            for name in names:
-                found = _sorted(outputs[name]).float()
+            outputs = run(feed(stack(images, item.members[:n_images]).requires_grad_()))
+            wanted = [outputs[name] for name in names]
+            gradients = torch.autograd.grad(unit.read(outputs[unit.layer_name]).sum(), wanted, allow_unused=True)
+            for name, output, gradient in zip(names, wanted, gradients, strict=True):
+                found = _sorted(output.detach()).float()
                 values[name].append(found.mean(0))
                 variances[name].append(found.var(dim=(0, 2), correction=0).mean())
+                weights[name].append(_drive(output.detach(), gradient))
     return Reference(
         {name: torch.stack(found) for name, found in values.items()},
-        {name: max(float(torch.stack(found).mean()), 1e-12) for name, found in variances.items()},
+        {name: torch.stack(found).clamp_min(1e-12) for name, found in variances.items()},
+        {name: torch.stack(found) for name, found in weights.items()},
     )
+
+
+def _drive(output: Tensor, gradient: Tensor | None) -> Tensor:
+    """How much each channel drives the unit, (C,), of mean 1; all alike where nothing does."""
+    maps = channels_second(output).float()
+    if gradient is None:
+        return torch.ones(maps.shape[1], device=maps.device)
+    driven = (maps * channels_second(gradient)).clamp_min(0)
+    drive = driven.reshape(*maps.shape[:2], -1).sum(2).mean(0).sqrt()
+    return drive / drive.mean() if drive.any() else torch.ones_like(drive)
 
 
 def _default_layers(model: nn.Module, facet: Facet, grey: Tensor) -> list[str]:

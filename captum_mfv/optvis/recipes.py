@@ -115,7 +115,7 @@ _FACET = Recipe(
     summary="from the mean image: the unit, the facet's code, and activations distributed as on its images",
     start="mean",
     param="fft",
-    phases=(Phase(200, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), affine=(10.0, 0.1, 0.07)),),
+    phases=(Phase(200, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), affine=(15.0, 0.25, 0.1)),),
 )
 
 _PAPER_MEAN = Recipe(

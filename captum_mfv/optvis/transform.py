@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,10 +14,26 @@ from captum_mfv.errors import ImageError
 __all__ = ["Affine", "CenterCrop", "affine", "center_crop"]
 
 
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
+"""One for the batch, or one for each of its images."""
+
+
+def _normal(n_images: int, n_draws: int, generators: Generators) -> Tensor:
+    if isinstance(generators, torch.Generator):
+        return torch.randn(n_images, n_draws, generator=generators)
+    return torch.stack([torch.randn(n_draws, generator=generator) for generator in generators])
+
+
+def _uniform(n_images: int, n_draws: int, generators: Generators) -> Tensor:
+    if isinstance(generators, torch.Generator):
+        return torch.rand(n_images, n_draws, generator=generators)
+    return torch.stack([torch.rand(n_draws, generator=generator) for generator in generators])
+
+
 class CenterCrop:
     """A window near the middle; made by `center_crop`. The last draw stays in ``offsets``."""
 
-    def __init__(self, size: int, window: float, generator: torch.Generator) -> None:
+    def __init__(self, size: int, window: float, generator: Generators) -> None:
         self.size = size
         self.window = window
         self.generator = generator
@@ -26,7 +44,7 @@ class CenterCrop:
         rest = torch.tensor(images.shape[-2:]) - self.size
         if rest.min() < 0:
             raise ImageError(f"images of {tuple(images.shape[-2:])} are smaller than the crop's {self.size} pixels")
-        drawn = torch.randn(len(images), 2, generator=self.generator) * self.window * rest + rest / 2
+        drawn = _normal(len(images), 2, self.generator) * self.window * rest + rest / 2
         corners = torch.minimum(drawn.clamp_min(0), rest).long().tolist()
         self.offsets = [(top, left) for top, left in corners]
         return self.cut(images)
@@ -46,7 +64,7 @@ class CenterCrop:
 class Affine:
     """Rotation, zoom and shift; made by `affine`."""
 
-    def __init__(self, degrees: float, scale: float, shift: float, generator: torch.Generator) -> None:
+    def __init__(self, degrees: float, scale: float, shift: float, generator: Generators) -> None:
         self.degrees = degrees
         self.scale = scale
         self.shift = shift
@@ -60,7 +78,7 @@ class Affine:
 
     def _draw(self, n_images: int, ratio: float) -> Tensor:
         """Sampling matrices (n_images, 2, 3); ``ratio`` is height / width, so that circles stay round."""
-        draws = torch.rand(n_images, 4, generator=self.generator) * 2 - 1
+        draws = _uniform(n_images, 4, self.generator) * 2 - 1
         angle = draws[:, 0] * math.radians(self.degrees)
         zoom = 1 + draws[:, 1] * self.scale
         cos, sin = angle.cos() / zoom, angle.sin() / zoom
@@ -68,16 +86,14 @@ class Affine:
         return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
-def center_crop(
-    size: int, window: float = 0.3, *, seed: int = 0, generator: torch.Generator | None = None
-) -> CenterCrop:
+def center_crop(size: int, window: float = 0.3, *, seed: int = 0, generator: Generators | None = None) -> CenterCrop:
     """The paper's centre-biased crop: with D = canvas − size, offsets ~ N(D/2, window·D), clipped to [0, D].
 
     Args:
         size: height and width of the crop in pixels.
         window: standard deviation of the offset, as a share of D; 0 is the middle always.
         seed: seed of the transform's own generator.
-        generator: a CPU generator to draw from instead.
+        generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
     if size < 1 or window < 0:
         raise ImageError(f"size must be at least 1 and window at least 0, not {size} and {window}")
@@ -90,7 +106,7 @@ def affine(
     shift: float = 0.07,
     *,
     seed: int = 0,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> Affine:
     """A random rotation, zoom and shift of each image; what comes in at the border is its reflection.
 
@@ -99,7 +115,7 @@ def affine(
         scale: zooms are uniform in 1 ± scale.
         shift: shifts are uniform in ±shift, as a share of height and width.
         seed: seed of the transform's own generator.
-        generator: a CPU generator to draw from instead.
+        generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
     if not (0 <= scale < 1):
         raise ImageError(f"scale must be at least 0 and below 1, not {scale}")
