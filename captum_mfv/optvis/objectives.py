@@ -111,13 +111,13 @@ class Reference:
 
     Args:
         values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
-        variances: layer → (n_facets,), mean variance of a channel on a facet's images.
+        variances: layer → mean variance of a channel within the facets, a mean over all that were measured.
         weights: layer → (n_facets, C), how much each channel drives the unit on a facet's images: square
             root of the mean positive gradient times activation, of mean 1.
     """
 
     values: Mapping[str, Tensor]
-    variances: Mapping[str, Tensor]
+    variances: Mapping[str, float]
     weights: Mapping[str, Tensor]
 
     def rows(self, rows: Sequence[int]) -> Reference:
@@ -125,7 +125,7 @@ class Reference:
         chosen = list(rows)
         return Reference(
             {layer: values[chosen] for layer, values in self.values.items()},
-            {layer: variances[chosen] for layer, variances in self.variances.items()},
+            self.variances,
             {layer: weights[chosen] for layer, weights in self.weights.items()},
         )
 
@@ -149,7 +149,7 @@ class DistributionTerm:
             found = _sorted(outputs[layer])
             wanted = _resampled(values.to(found), found.shape[-1])
             squares = (found - wanted).square().mean(2) * self.reference.weights[layer].to(found)
-            losses.append(squares.mean(1) / self.reference.variances[layer].to(found))
+            losses.append(squares.mean(1) / self.reference.variances[layer])
         return torch.stack(losses).mean(0)
 
 
@@ -193,7 +193,7 @@ def measure_reference(
                 weights[name].append(_drive(output.detach(), gradient))
     return Reference(
         {name: torch.stack(found) for name, found in values.items()},
-        {name: torch.stack(found).clamp_min(1e-12) for name, found in variances.items()},
+        {name: max(float(torch.stack(found).mean()), 1e-12) for name, found in variances.items()},
         {name: torch.stack(found) for name, found in weights.items()},
     )
 

@@ -72,8 +72,8 @@ def render_facets(
 ) -> list[Rendering]:
     """Synthesise one image per facet, all in one batch.
 
-    The images depend on each other in nothing: each draws from its own generator, seeded by the seed and
-    the facet's index, so that one facet alone is drawn as among others. On one machine the same seed and
+    Each image draws from its own generator, seeded by the seed and the facet's index, so that it is the
+    same in whatever batch. On one machine the same seed and
     batch give the same bytes; no global generator is touched. Ctrl-C ends it with the images so far and a
     warning.
 
