@@ -10,6 +10,7 @@ twenty calls against the first; and the peak memory of the process before Lucent
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def a_step(steps: Callable[[int], object]) -> float:
 
 def bare(model: nn.Module, images: Tensor, layer: str) -> Callable[[int], None]:
     """Forward to a layer and gradient with respect to the images, weights frozen."""
+    model = copy.deepcopy(model).requires_grad_(False)
     names = [name for name, _ in model.named_children()]
     stem, _, index = layer.partition(".")
     part = model if stem != names[0] else model.get_submodule(stem)[: int(index) + 1]
@@ -77,7 +79,7 @@ def through_lucent(model: nn.Module, objective: Any, param_f: Any, transforms: l
 
 def compare(name: str, unit: Unit, recipe: Recipe, plain: bool, images: Tensor, n_facets: int, spec: InputSpec) -> None:
     """One unit and recipe: ours, the bare model, Lucent."""
-    model = torchvision.models.squeezenet1_0(weights=None).eval().requires_grad_(False)
+    model = torchvision.models.squeezenet1_0(weights=None).eval()
     facets = find_facets(model, unit, images, n_facets=n_facets, input_spec=spec)
 
     def ours(n: int) -> None:
@@ -143,7 +145,7 @@ def main() -> None:
     images = torch.rand(10 * args.facets, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     plain = Recipe("plain", "", "mean", "fft", (Phase(1, {"unit": 1.0}),))
     compare("recipe facet", Unit("classifier.1", 945), get_recipe("facet"), False, images, args.facets, spec)
-    compare("plain features.5:10", Unit("features.5", 10), plain, True, images, args.facets, spec)
+    compare("plain objective, features.5", Unit("features.5", [1.0] * 256), plain, True, images, args.facets, spec)
 
 
 if __name__ == "__main__":
