@@ -210,9 +210,10 @@ def top_images(
 
     facts = {"units": [asdict(one) for one in units]}
     rows = _Pass(model, images, spec, batch_size, store, progress).rows(layers, read, facts)
-    fields = {name: receptive_field(model, name, spec) for name in layers}
+    peaked = dict.fromkeys(one.layer_name for one in units if one.reduce == "max")
+    fields = {name: receptive_field(model, name, spec) for name in peaked}
     found = [
-        _top(one, images, rows["activations"][:, i], rows["peaks"][:, i], k, fields[one.layer_name], spec)
+        _top(one, images, rows["activations"][:, i], rows["peaks"][:, i], k, fields.get(one.layer_name), spec)
         for i, one in enumerate(units)
     ]
     return found[0] if isinstance(unit, Unit) else found
@@ -287,9 +288,15 @@ class _Pass:
 
     def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """All that the rows depend on; datasets that aren't folders are told by their length alone."""
+        if self.store is None:  # nothing to tell them from, and a folder takes a while to list
+            return {}
         images = self.images.digest() if isinstance(self.images, ImageFolder) else None
-        weights = None if self.store is None else _digest_weights(self.model)
-        return {**facts, "input_spec": asdict(self.spec), "images": images, "weights": weights}
+        return {
+            **facts,
+            "input_spec": asdict(self.spec),
+            "images": images,
+            "weights": _digest_weights(self.model),
+        }
 
 
 def _why_empty(images: Images) -> str:

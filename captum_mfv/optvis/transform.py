@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -18,16 +18,11 @@ Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 """One for the batch, or one for each of its images."""
 
 
-def _normal(n_images: int, n_draws: int, generators: Generators) -> Tensor:
+def _drawn(draw: Callable[..., Tensor], n_images: int, n_draws: int, generators: Generators) -> Tensor:
+    """(n_images, n_draws) of `torch.rand` or `torch.randn`."""
     if isinstance(generators, torch.Generator):
-        return torch.randn(n_images, n_draws, generator=generators)
-    return torch.stack([torch.randn(n_draws, generator=generator) for generator in generators])
-
-
-def _uniform(n_images: int, n_draws: int, generators: Generators) -> Tensor:
-    if isinstance(generators, torch.Generator):
-        return torch.rand(n_images, n_draws, generator=generators)
-    return torch.stack([torch.rand(n_draws, generator=generator) for generator in generators])
+        return draw(n_images, n_draws, generator=generators)
+    return torch.stack([draw(n_draws, generator=generator) for generator in generators])
 
 
 class CenterCrop:
@@ -44,7 +39,7 @@ class CenterCrop:
         rest = torch.tensor(images.shape[-2:]) - self.size
         if rest.min() < 0:
             raise ImageError(f"images of {tuple(images.shape[-2:])} are smaller than the crop's {self.size} pixels")
-        drawn = _normal(len(images), 2, self.generator) * self.window * rest + rest / 2
+        drawn = _drawn(torch.randn, len(images), 2, self.generator) * self.window * rest + rest / 2
         corners = torch.minimum(drawn.clamp_min(0), rest).long().tolist()
         self.offsets = [(top, left) for top, left in corners]
         return self.cut(images)
@@ -78,7 +73,7 @@ class Affine:
 
     def _draw(self, n_images: int, ratio: float) -> Tensor:
         """Sampling matrices (n_images, 2, 3); ``ratio`` is height / width, so that circles stay round."""
-        draws = _uniform(n_images, 4, self.generator) * 2 - 1
+        draws = _drawn(torch.rand, n_images, 4, self.generator) * 2 - 1
         angle = draws[:, 0] * math.radians(self.degrees)
         zoom = 1 + draws[:, 1] * self.scale
         cos, sin = angle.cos() / zoom, angle.sin() / zoom
