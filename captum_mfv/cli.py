@@ -59,14 +59,19 @@ def app() -> None:
 @click.option(
     "--facets", callback=_facets, default="10", metavar="N|auto", help="How many; auto: as many as are separated."
 )
-@click.option("--recipe", default="facet", help="facet, paper-mean or paper-center-biased.")
+@click.option(
+    "--recipe", default="facet", metavar="NAME|FILE", help="One of `captum-mfv list recipes`, or a .json of yours."
+)
 @click.option(
     "--code",
     metavar="LAYER[:REDUCE]",
     help="What tells images apart.  [default: last layer with positions before the unit]",
 )
 @click.option("--steps", type=int, help="Optimisation steps.  [default: the recipe's]")
-@click.option("--size", type=int, help="Side of the images in pixels.  [default: the model's]")
+@click.option("--size", type=int, help="Side of the synthesised images in pixels.  [default: what the model sees]")
+@click.option("--input-size", type=int, help="Side of the model's input in pixels.  [default: the model's own]")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ….  [default: a GPU if there is one]")
+@click.option("--dtype", metavar="TYPE", help="bfloat16 or float16: autocast while synthesising, for GPUs.")
 @click.option("--seed", default=0, help="Seed of everything random.")
 @click.option("--labels", metavar="FILE", help="JSON table of image path → known group, to compare the facets with.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars, no summary.")
@@ -104,6 +109,28 @@ def demo(out: str, quiet: bool) -> None:
     if not quiet:
         click.echo("training a small network to tell even digits from odd ones …")
     _run(job, out, known, quiet)
+
+
+@app.group(name="list")
+def list_() -> None:
+    """What there is to choose from."""
+
+
+@list_.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """The recipes, a line each; of one NAME, its JSON, to change and give to `run --recipe FILE.json`.
+
+    \b
+    captum-mfv list recipes facet > mine.json
+    """
+    from captum_mfv.optvis.recipes import RECIPES, get_recipe
+
+    if name is not None:
+        click.echo(get_recipe(name).to_json())
+        return
+    for recipe in RECIPES.values():
+        click.echo(f"{recipe.name:20} {recipe.n_steps:4} steps  {recipe.summary}")
 
 
 @app.command()

@@ -202,6 +202,7 @@ class Facet:
         distances: (n,) Euclidean distance of the members' codes to the center.
         activations: (n,) the unit's activation on the members.
         center: (D,) mean code of the members.
+        centers: (n_facets, D) the same of all facets of the set.
         origin: (D,) mean code of all images, against which the center is read.
         unit: the unit.
         code: the code.
@@ -213,6 +214,7 @@ class Facet:
     distances: Floats
     activations: Floats
     center: Floats
+    centers: Floats
     origin: Floats
     unit: Unit
     code: Code
@@ -255,11 +257,11 @@ class FacetSet(Sequence[Facet]):
         if not len(counts) or not counts.all():
             raise FacetError("every facet must have at least one image")
         origin = self.codes[np.isfinite(self.activations)].mean(0)
-        object.__setattr__(self, "facets", tuple(self._facet(k, origin) for k in range(len(counts))))
+        centers = np.stack([self.codes[self.labels == k].mean(0) for k in range(len(counts))])
+        object.__setattr__(self, "facets", tuple(self._facet(k, centers, origin) for k in range(len(counts))))
 
-    def _facet(self, index: int, origin: Floats) -> Facet:
-        members = np.flatnonzero(self.labels == index)
-        center = self.codes[members].mean(0)
+    def _facet(self, index: int, centers: Floats, origin: Floats) -> Facet:
+        members, center = np.flatnonzero(self.labels == index), centers[index]
         distances = np.linalg.norm(self.codes[members] - center, axis=1)
         order = np.argsort(distances, kind="stable")
         members = members[order]
@@ -270,6 +272,7 @@ class FacetSet(Sequence[Facet]):
             distances=distances[order],
             activations=self.activations[members],
             center=center,
+            centers=centers,
             origin=origin,
             unit=self.unit,
             code=self.code,
@@ -294,7 +297,7 @@ class FacetSet(Sequence[Facet]):
     @property
     def centers(self) -> Floats:
         """(n_facets, D) mean code of each facet."""
-        return np.stack([facet.center for facet in self.facets])
+        return self.facets[0].centers
 
     @property
     def key(self) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "from_pil",
     "image_at",
     "open_image",
+    "resize",
     "stack",
     "to_pil",
     "to_tensor",
@@ -82,10 +83,7 @@ class InputSpec:
 
     def resize(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) at the model's size, bilinearly, antialiased."""
-        size = (self.size, self.size)
-        if images.shape[-2:] == size:
-            return images
-        return torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        return resize(images, self.size)
 
     def feed(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """A function from images in [0, 1] to the model's input, on its device and in its precision.
@@ -99,6 +97,13 @@ class InputSpec:
     def grey(self) -> Tensor:
         """A grey image, (1, C, size, size), to try a model with."""
         return torch.full((1, self.channels, self.size, self.size), 0.5)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images (N, C, H, W) as (N, C, size, size), bilinearly, antialiased."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 class ImageFolder:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from captum_mfv import models, report
 from captum_mfv.collect import TopImages, resolve, top_images
-from captum_mfv.errors import FacetError, ImageError
+from captum_mfv.errors import FacetError, ImageError, ModelError
 from captum_mfv.facets import FacetSet, find_facets
 from captum_mfv.images import ImageFolder, InputSpec
 from captum_mfv.metrics import multifacetedness, score_images
@@ -27,6 +28,8 @@ from captum_mfv.result import RunFolder
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Job", "run"]
+
+_DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,13 @@ class Job:
         facets: number of facets, or ``auto``.
         code: layer whose output describes an image, as ``layer`` or ``layer:reduce``; None: the last
             layer with positions before the unit.
-        recipe: name of the recipe.
+        recipe: name of the recipe, or path of its ``.json``.
         steps: number of steps, or None for the recipe's.
-        size: side of model input and images in pixels, or None for the model's.
+        size: side of the synthesised images in pixels, or None for what the model sees.
+        input_size: side of the model's input in pixels, or None for the model's own.
+        device: where the model runs, such as ``cuda``; None: a GPU if there is one.
+        dtype: precision of the model under autocast while images are synthesised, such as ``bfloat16``, or
+            None for its own.
         seed: seed of everything random.
     """
 
@@ -63,6 +70,9 @@ class Job:
     recipe: str = "facet"
     steps: int | None = None
     size: int | None = None
+    input_size: int | None = None
+    device: str | None = None
+    dtype: str | None = None
     seed: int = 0
 
     def command(self, out: str) -> str:
@@ -144,15 +154,47 @@ def _load(job: Job) -> _Parts:
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
     unit = _unit(job)
     model, spec = models.load(job.model, job.weights)
-    spec = spec if job.size is None else replace(spec, size=job.size)
+    model = model.to(_device(job.device))
+    spec = spec if job.input_size is None else replace(spec, size=job.input_size)
     layer, _, reduce = (job.code or "").partition(":")
     unit, code = resolve(model, unit, Code(layer, reduce or "mean") if layer else None, spec)
     images = ImageFolder(job.images, spec)
+    _dtype(job.dtype)
+    if job.size is not None and job.size < 1:
+        raise ImageError(f"--size must be at least 1 pixel, not {job.size}")
     if job.top_k is not None and job.top_k < 1:
         raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
     if job.facets != "auto" and not 1 <= job.facets <= len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
     return _Parts(model, spec, unit, code, images, images, recipe)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of a name, tried.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"--device {name} can't be used: {reason}") from error
+    return device
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    """The floating-point type of a name.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if name is None:
+        return None
+    if name not in _DTYPES:
+        raise ModelError(f"--dtype must be one of {', '.join(_DTYPES)}, not {name!r}")
+    return _DTYPES[name]
 
 
 def _unit(job: Job) -> Unit:
@@ -216,6 +258,8 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
             facets,
             parts.images,
             recipe=parts.recipe,
+            size=job.size,
+            dtype=_dtype(job.dtype),
             input_spec=parts.spec,
             seed=job.seed,
             progress=progress,

@@ -173,14 +173,15 @@ class RunFolder:
         return rows
 
     def write_renderings(self, facets: FacetSet, renderings: Sequence[Rendering]) -> None:
-        """Write every facet's image and start, and add the histories to the tensors."""
+        """Write every facet's image and start, and add histories and transparencies (of 255) to the tensors."""
         for rendering in renderings:
             name = f"images/facet_{rendering.facet.index:02d}"
             write_whole(self.path / f"{name}.png", _png(rendering.image))
             write_whole(self.path / f"{name}_start.png", _png(rendering.start))
         terms = renderings[0].history
         histories = {f"history.{term}": np.stack([r.history[term] for r in renderings]) for term in terms}
-        self._write_tensors(facets, histories)
+        transparency = np.stack([(r.transparency * 255).round().byte().numpy() for r in renderings])
+        self._write_tensors(facets, {**histories, "transparency": transparency})
 
     def read_images(self, facets: FacetSet, suffix: str = "") -> list[Tensor]:
         """The images as they were saved, one a facet; with suffix ``_start``, the start images."""

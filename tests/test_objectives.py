@@ -7,9 +7,10 @@ from conftest import SPEC, small_cnn
 from lucent.optvis import objectives as lucent_objectives
 from lucent.optvis.render import render_vis
 
-from captum_mfv.errors import FacetError, RecipeError
+from captum_mfv.errors import FacetError, ImageError, RecipeError
 from captum_mfv.optvis import initializer, objectives, param, transform
 from captum_mfv.optvis.optimizers import TVAscent
+from captum_mfv.optvis.terms import distribution_term, make_term
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +20,13 @@ def reference(facets, planted):
 
 def render(objective, param_f, steps=(1, 12), **options):
     options.setdefault("transforms", [transform.affine(seed=0), SPEC])
+    options.setdefault("fixed_image_size", 32)
     return render_vis(
         small_cnn(),
         objective,
         param_f,
         thresholds=steps,
         preprocess=False,
-        fixed_image_size=32,
         show_image=False,
         progress=False,
         **options,
@@ -35,33 +36,115 @@ def render(objective, param_f, steps=(1, 12), **options):
 def score(objective, images):
     """The objective of images as Lucent evaluates it, with another model instance and no transform."""
     model = small_cnn()
-    outputs = {}
+    pictures = torch.as_tensor(images).permute(0, 3, 1, 2).requires_grad_()
+    outputs = {"input": pictures}
     for name, module in model.named_modules():
-        module.register_forward_hook(lambda m, a, output, name=name: outputs.update({name: output.clone()}))
-    with torch.no_grad():
-        model(SPEC(torch.as_tensor(images).permute(0, 3, 1, 2)))
-    return float(objective(lambda name: outputs[name]))
+        module.register_forward_hook(lambda m, a, output, name=name: outputs.update({name: output}))
+    model(SPEC(pictures))
+    return objective(lambda name: outputs[name]).item()
+
+
+@pytest.fixture(scope="module")
+def probe(facets, planted):
+    return objectives.measure_probe(small_cnn(), facets, planted[0], input_spec=SPEC)
 
 
 PIECES = {
-    "unit": lambda facets, reference: objectives.unit(facets),
-    "code": lambda facets, reference: objectives.code(facets),
-    "distribution": objectives.distribution,
-    "facet": lambda facets, reference: objectives.facet(facets),
-    "facet with reference": objectives.facet,
-    "sum": lambda facets, reference: objectives.code(facets) + objectives.unit(facets) * 0.1,
-    "with Lucent's": lambda facets, reference: (
-        objectives.facet(facets) + 0.1 * lucent_objectives.channel("conv2", 3) - lucent_objectives.diversity("relu1")
+    "unit": lambda f, r, p: objectives.unit(f),
+    "probability": lambda f, r, p: objectives.probability(f),
+    "code": lambda f, r, p: objectives.code(f),
+    "contrastive code": lambda f, r, p: objectives.code(f, contrast=1.0),
+    "distribution": lambda f, r, p: objectives.distribution(f, r),
+    "probe": lambda f, r, p: objectives.probe(f, p),
+    "faceted": lambda f, r, p: objectives.unit(f) + objectives.probe(f, p),
+    "facet": lambda f, r, p: objectives.facet(f),
+    "facet with reference": lambda f, r, p: objectives.facet(f, r),
+    "total variation": lambda f, r, p: objectives.total_variation(),
+    "boundary": lambda f, r, p: objectives.boundary(0.2),
+    "grey": lambda f, r, p: objectives.grey(),
+    "sum": lambda f, r, p: objectives.code(f) + objectives.unit(f) * 0.1 + 0.1 * objectives.total_variation(),
+    "with Lucent's": lambda f, r, p: (
+        objectives.facet(f) + 0.1 * lucent_objectives.channel("conv2", 3) - lucent_objectives.diversity("relu1")
     ),
 }
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_each_objective_goes_down_in_lucents_loop(piece, facets, reference):
-    objective = PIECES[piece](list(facets), reference)
-    first, last = render(objective, param.fft_image_from(torch.full((3, 3, 32, 32), 0.5)))
+def test_each_objective_goes_down_in_lucents_loop(piece, facets, reference, probe):
+    objective = PIECES[piece](list(facets), reference, probe)
+    noise = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    first, last = render(objective, param.fft_image_from(noise))
     assert first.shape == (3, 32, 32, 3)
     assert score(objective, last) < score(objective, first)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_each_objective_takes_one_facet_lbfgs_and_images_that_are_not_square(piece, facets, planted):
+    one = facets[1]
+    reference = objectives.measure_reference(small_cnn(), one, planted[0], input_spec=SPEC)
+    probe = objectives.measure_probe(small_cnn(), one, planted[0], input_spec=SPEC)
+    objective = PIECES[piece](one, reference, probe)
+    noise = torch.rand(2 if piece == "with Lucent's" else 1, 3, 40, 24, generator=torch.Generator().manual_seed(0))
+    first, last = render(
+        objective,
+        param.fft_image_from(noise),
+        steps=(1, 3),
+        transforms=[lambda images: (images - 0.45) / 0.22],
+        optimizer=lambda params: torch.optim.LBFGS(params, lr=0.1, max_iter=2),
+        fixed_image_size=(40, 24),
+    )
+    assert first.shape[1:] == (40, 24, 3)
+    assert np.isfinite(last).all()
+    assert not np.array_equal(first, last)
+
+
+PARAMS = {
+    "mean": initializer.mean_image,
+    "medoid": initializer.medoid_image,
+    "noise": initializer.noise_image,
+    "maco": initializer.maco_image,
+    "pixels": lambda facet, images: initializer.mean_image(facet, images, param=param.pixel_image_from),
+    "own colours": lambda facet, images: param.fft_image_from(
+        initializer.mean_images(facet, images), colors=param.color_matrix(images)
+    ),
+    "transparent": lambda facet, images: param.Transparency(initializer.mean_image(facet, images)),
+}
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_each_parameterization_is_driven_in_lucents_loop(name, facets, planted):
+    objective = objectives.unit(list(facets))
+    first, last = render(objective, PARAMS[name](list(facets), planted[0]), steps=(1, 25))
+    assert first.shape == (3, 32, 32, 3)
+    assert score(objective, last) < score(objective, first)
+
+
+TRANSFORMS = {
+    "affine": transform.affine(seed=0),
+    "jitter": transform.jitter(seed=0),
+    "noise": transform.noise(seed=0),
+    "crop": transform.random_crop(0.6, seed=0),
+    "mask": transform.gradient_mask(0.2),
+    "all": transform.compose([transform.jitter(seed=0), transform.noise(seed=1), transform.affine(seed=2)]),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_each_transform_works_in_lucents_loop(name, facets, planted):
+    objective = objectives.facet(list(facets))
+    param_f = initializer.mean_image(list(facets), planted[0])
+    first, last = render(objective, param_f, transforms=[TRANSFORMS[name], SPEC])
+    assert score(objective, last) < score(objective, first)
+
+
+def test_transparency_says_where_lucents_loop_was_driven(facets, planted):
+    watched = param.Transparency(initializer.mean_image(facets[0], planted[0]))
+    with pytest.raises(ImageError, match="no transparency before"):
+        _ = watched.alpha
+    render(objectives.unit(facets[0]), watched, transforms=[transform.gradient_mask(0.25), SPEC], steps=(4,))
+    assert watched.alpha.shape == (1, 32, 32)
+    assert watched.alpha[0, 8:24, 8:24].mean() > 0.1
+    assert watched.alpha[0, :8].max() == 0
 
 
 def test_one_facet_makes_one_image(facets, planted):
@@ -91,8 +174,8 @@ def test_the_papers_pieces_work_together_in_lucents_loop(facets, planted):
         objectives.unit(facets[0]),
         param.pixel_image_from(big),
         steps=(3,),
-        optimizer=lambda params: TVAscent(params, lr=1.0, tv_weight=0.4, margin=4, crop=crop),
-        transforms=[crop, SPEC],
+        optimizer=lambda params: TVAscent(params, lr=1.0, tv_weight=0.4, crop=crop),
+        transforms=[crop, transform.gradient_mask(0.125), SPEC],
     )
     assert image.shape == (1, 40, 40, 3)
 
@@ -111,7 +194,7 @@ def test_dotted_layer_names_are_found_under_lucents_names(facets):
 def test_the_reference_of_a_facet_is_matched_best_by_its_own_images(facets, reference, planted):
     from captum_mfv.activations import capture
 
-    term = objectives.DistributionTerm(reference)
+    term = distribution_term(reference)
     losses = []
     for facet in facets:
         with torch.no_grad(), capture(small_cnn(), term.layers) as run:
@@ -130,19 +213,21 @@ def test_terms_are_in_units_that_do_not_depend_on_the_models_scale(facets, plant
     plain = objectives.measure_reference(small_cnn(), facets, planted[0], layers=["conv2"], input_spec=SPEC)
     outputs = {"conv2": torch.randn(3, 24, 8, 8)}
     scaled = {"conv2": 2 * outputs["conv2"]}
-    one, two = (objectives.DistributionTerm(r)(o) for r, o in ((plain, outputs), (reference, scaled)))
+    one, two = (distribution_term(r)(o) for r, o in ((plain, outputs), (reference, scaled)))
     assert torch.allclose(one, two, rtol=1e-4)
 
 
 def test_what_cannot_be_an_objective_is_refused(facets):
-    with pytest.raises(FacetError, match="give a reference"):
+    with pytest.raises(FacetError, match="give what was measured"):
         objectives.facet(facets[0], weights={"distribution": 1.0})
     with pytest.raises(RecipeError, match="no objective 'style'"):
-        objectives.make_term("style", facets)
+        make_term("style", facets)
     with pytest.raises(TypeError, match="facet must be a Facet"):
         objectives.unit([3])
     with pytest.raises(FacetError, match="at least one"):
         objectives.unit([])
+    with pytest.raises(RecipeError, match=r"width must be above 0 and below \.5, not 0\.7"):
+        objectives.boundary(0.7)
 
 
 def test_the_initializer_starts_at_the_mean_of_the_nearest_members(facets, planted):

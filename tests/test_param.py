@@ -48,6 +48,6 @@ def test_what_is_no_batch_of_images_is_refused(images, error):
 def test_the_parameterization_is_lucents():
     from lucent.optvis.param.color import color_correlation_normalized
 
-    from captum_mfv.optvis.param import _color_matrix
+    from captum_mfv.optvis.param import _mix
 
-    assert torch.allclose(_color_matrix(3, torch.device("cpu")), torch.tensor(color_correlation_normalized))
+    assert torch.allclose(_mix(torch.zeros(1, 3, 1, 1), None), torch.tensor(color_correlation_normalized))

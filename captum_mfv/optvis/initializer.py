@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captum_mfv.errors import FacetError
 from captum_mfv.facets import Facet
-from captum_mfv.images import Images, stack
-from captum_mfv.optvis.param import ParamF, fft_image_from
+from captum_mfv.images import Images, resize, stack
+from captum_mfv.optvis.param import ParamF, fft_image_from, maco_image_from, mean_magnitudes
 
-__all__ = ["as_facets", "mean_image", "mean_images", "noise_images"]
+__all__ = [
+    "as_facets",
+    "maco_image",
+    "mean_image",
+    "mean_images",
+    "medoid_image",
+    "medoid_images",
+    "noise_image",
+    "noise_images",
+    "own_generator",
+    "spectra",
+    "spectral_images",
+]
+
+Param = Callable[[Tensor], ParamF]
 
 
 def mean_image(
@@ -20,7 +35,7 @@ def mean_image(
     images: Images,
     n_images: int = 15,
     *,
-    param: Callable[[Tensor], ParamF] = fft_image_from,
+    param: Param = fft_image_from,
     device: torch.device | str = "cpu",
 ) -> ParamF:
     """Start at the plain pixel mean of the images nearest to the facet's center (arXiv 1602.03616).
@@ -38,11 +53,70 @@ def mean_image(
     return param(mean_images(as_facets(facet), images, n_images).to(device))
 
 
+def medoid_image(
+    facet: Facet | Sequence[Facet],
+    images: Images,
+    *,
+    param: Param = fft_image_from,
+    device: torch.device | str = "cpu",
+) -> ParamF:
+    """Start at a real image, the one nearest to the facet's center; arguments as for `mean_image`."""
+    return param(medoid_images(as_facets(facet), images).to(device))
+
+
+def noise_image(
+    facet: Facet | Sequence[Facet],
+    images: Images,
+    n_images: int = 30,
+    *,
+    seed: int = 0,
+    param: Param = fft_image_from,
+    device: torch.device | str = "cpu",
+) -> ParamF:
+    """Start at noise with the mean colour and the spectrum of the facet's images, and nothing else of them.
+
+    Args:
+        facet: a facet, or several: one image of the batch for each.
+        images: the dataset in which the facets were found.
+        n_images: how many of the nearest members the spectrum is a mean over.
+        seed: seed of the noise.
+        param: the parameterization to start.
+        device: where the parameters live.
+    """
+    facets = as_facets(facet)
+    return param(spectral_images(facets, images, [own_generator(seed, item) for item in facets], n_images).to(device))
+
+
+def maco_image(
+    facet: Facet | Sequence[Facet],
+    images: Images,
+    n_images: int = 30,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> ParamF:
+    """Phases alone, from noise, under the mean magnitudes of the facet's images (`param.maco_image_from`).
+
+    Args:
+        facet: a facet, or several: one image of the batch for each.
+        images: the dataset in which the facets were found.
+        n_images: how many of the nearest members the magnitudes are a mean over.
+        seed: seed of the noise.
+        device: where the parameters live.
+    """
+    facets = as_facets(facet)
+    start = spectral_images(facets, images, [own_generator(seed, item) for item in facets], n_images)
+    return maco_image_from(start.to(device), spectra(facets, images, n_images).to(device))
+
+
 def mean_images(facets: Sequence[Facet], images: Images, n_images: int = 15) -> Tensor:
     """The mean image of each facet's nearest members, (n_facets, C, H, W) in [0, 1]."""
-    if n_images < 1:
-        raise FacetError(f"n_images must be at least 1, not {n_images}")
-    return torch.stack([stack(images, facet.members[:n_images]).mean(0) for facet in facets])
+    return torch.stack([_nearest(facet, images, n_images).mean(0) for facet in facets])
+
+
+def medoid_images(facets: Sequence[Facet], images: Images) -> Tensor:
+    """The member nearest to each facet's center, (n_facets, C, H, W) in [0, 1]."""
+    return stack(images, [facet.members[0] for facet in facets])
 
 
 def noise_images(
@@ -51,6 +125,57 @@ def noise_images(
     """Independent normal pixels, one image of a shape for each generator, clipped to [0, 1]."""
     draws = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     return (draws * std + mean).clamp(0, 1)
+
+
+def spectral_images(
+    facets: Sequence[Facet],
+    images: Images,
+    generators: Sequence[torch.Generator],
+    n_images: int = 30,
+    size: int | None = None,
+) -> Tensor:
+    """Noise with each facet's mean colour and magnitudes, (n_facets, C, H, W) in [0, 1].
+
+    Args:
+        facets: the facets.
+        images: the dataset in which they were found.
+        generators: one for each facet.
+        n_images: how many of a facet's nearest members are measured.
+        size: side of the images in pixels; by default that of the dataset's.
+    """
+    starts = []
+    for facet, generator in zip(facets, generators, strict=True):
+        members = _nearest(facet, images, n_images, size)
+        noise = 0.01 * torch.randn(members[:1].shape, generator=generator)
+        start = (members.mean(dim=(0, 2, 3), keepdim=True) + noise).clamp(0, 1)
+        _, image_f = maco_image_from(start, mean_magnitudes(members))()
+        starts.append(image_f().detach())
+    return torch.cat(starts)
+
+
+def spectra(
+    facets: Sequence[Facet],
+    images: Images,
+    n_images: int = 30,
+    size: int | None = None,
+    colors: Tensor | None = None,
+) -> Tensor:
+    """Mean magnitudes of each facet's nearest members, (n_facets, C, H, W // 2 + 1), for `param.maco_image_from`."""
+    nearest = (_nearest(facet, images, n_images, size) for facet in facets)
+    return torch.stack([mean_magnitudes(members, colors=colors) for members in nearest])
+
+
+def own_generator(seed: int, facet: Facet) -> torch.Generator:
+    """The generator of a facet's image, the same in whatever batch; on the CPU, so that devices agree."""
+    state = np.random.SeedSequence([abs(seed), int(seed < 0), facet.index]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _nearest(facet: Facet, images: Images, n_images: int, size: int | None = None) -> Tensor:
+    if n_images < 1:
+        raise FacetError(f"n_images must be at least 1, not {n_images}")
+    members = stack(images, facet.members[:n_images])
+    return members if size is None else resize(members, size)
 
 
 def as_facets(facet: Facet | Sequence[Facet]) -> tuple[Facet, ...]:

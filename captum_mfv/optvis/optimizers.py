@@ -17,15 +17,14 @@ __all__ = ["TVAscent", "denoise_tv"]
 class TVAscent(torch.optim.Optimizer):
     """Normalised steps on pixels, each followed by a total-variation denoiser (arXiv 1602.03616).
 
-    One step, within the window that ``crop`` last cut, or the whole image: the gradient is set to zero
-    in a margin, divided by its mean magnitude over the window, and followed for ``lr`` grey levels;
-    pixels are clipped to [0, 1] and denoised.
+    One step, within the window that ``crop`` last cut, or the whole image: the gradient is divided by its
+    mean magnitude over the window, and followed for ``lr`` grey levels; pixels are clipped to [0, 1] and
+    denoised. Where `transform.gradient_mask` keeps a margin, the step inside is the longer, as the paper's.
 
     Args:
         params: pixels in [0, 1], (B, C, H, W), such as those of `param.pixel_image_from`.
         lr: step in grey levels of 255 where the gradient is of mean magnitude.
         tv_weight: the denoiser's weight on 0-255 pixels; smaller smooths more, None doesn't denoise.
-        margin: pixels at the window's border that stay.
         crop: the transform that cuts the window out of the image.
     """
 
@@ -34,12 +33,11 @@ class TVAscent(torch.optim.Optimizer):
         params: Iterable[Tensor],
         lr: float = 1.0,
         tv_weight: float | None = None,
-        margin: int = 0,
         crop: CenterCrop | None = None,
     ) -> None:
-        if lr < 0 or margin < 0 or (tv_weight is not None and tv_weight <= 0):
-            raise RenderError(f"lr and margin must be 0 or more, tv_weight above 0; got {lr}, {margin}, {tv_weight}")
-        super().__init__(params, {"lr": lr, "tv_weight": tv_weight, "margin": margin})
+        if lr < 0 or (tv_weight is not None and tv_weight <= 0):
+            raise RenderError(f"lr must be 0 or more, tv_weight above 0; got {lr} and {tv_weight}")
+        super().__init__(params, {"lr": lr, "tv_weight": tv_weight})
         self.crop = crop
 
     @torch.no_grad()
@@ -58,7 +56,6 @@ class TVAscent(torch.optim.Optimizer):
     def _step(self, pixels: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         crop = self.crop
         window, gradient = (crop.cut(pixels), crop.cut(gradient)) if crop else (pixels, gradient)
-        gradient = _inside(gradient, group["margin"])
         size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         window = (window - group["lr"] / 255 * gradient / size).clamp(0, 1)
         if group["tv_weight"] is not None:
@@ -67,14 +64,6 @@ class TVAscent(torch.optim.Optimizer):
             crop.paste(pixels, window)
         else:
             pixels.copy_(window)
-
-
-def _inside(gradient: Tensor, margin: int) -> Tensor:
-    if margin == 0:
-        return gradient
-    mask = torch.zeros_like(gradient)
-    mask[..., margin:-margin, margin:-margin] = 1
-    return gradient * mask
 
 
 @torch.no_grad()

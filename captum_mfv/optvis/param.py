@@ -10,7 +10,16 @@ from torch import Tensor
 
 from captum_mfv.errors import ImageError
 
-__all__ = ["ParamF", "fft_image_from", "pixel_image_from"]
+__all__ = [
+    "ParamF",
+    "Transparency",
+    "as_alpha",
+    "color_matrix",
+    "fft_image_from",
+    "maco_image_from",
+    "mean_magnitudes",
+    "pixel_image_from",
+]
 
 ParamF: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[], Tensor]]]
 
@@ -18,6 +27,7 @@ ParamF: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[], Tensor]]]
 # (lucent.optvis.param.color), so that images started here mean the same there.
 _COLOR_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 _MARGIN = 2e-4  # how far from 0 and 1 a start stays, where the logit is infinite
+_NATURAL_MARGIN = 0.02  # the same where magnitudes are measured, which white and black would swamp
 _SOFTNESS = 4.0  # Lucid's divisor, which keeps colours from saturating early
 
 
@@ -39,7 +49,7 @@ def pixel_image_from(images: Tensor) -> ParamF:
     return param_f
 
 
-def fft_image_from(images: Tensor, decay_power: float = 1.0) -> ParamF:
+def fft_image_from(images: Tensor, decay_power: float = 1.0, *, colors: Tensor | None = None) -> ParamF:
     """A Fourier spectrum of decorrelated colours as parameters, started at images exactly.
 
     The inverse of Lucent's ``param.image(fft=True, decorrelate=True)``: gradients reach all spatial
@@ -49,6 +59,8 @@ def fft_image_from(images: Tensor, decay_power: float = 1.0) -> ParamF:
         images: (B, C, H, W) in [0, 1], any height and width; the parameters take their device and are
             float32.
         decay_power: exponent of the 1/f scale.
+        colors: (C, C) matrix from decorrelated to real colours, such as `color_matrix` measures on your
+            images; by default Lucent's, of ImageNet.
 
     Returns:
         A ``param_f``: parameters and a function to (B, C, H, W) in [0, 1], which at the start gives
@@ -57,25 +69,135 @@ def fft_image_from(images: Tensor, decay_power: float = 1.0) -> ParamF:
     _check(images)
     height, width = images.shape[-2:]
     scale = _frequency_scale(height, width, decay_power).to(images.device)
-    mix = _color_matrix(images.shape[1], images.device)
-
-    def start() -> Tensor:
-        logits = images.detach().float().clamp(_MARGIN, 1 - _MARGIN).logit()
-        decorrelated = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(mix), logits)
-        spectrum = torch.fft.rfft2(decorrelated * _SOFTNESS, norm="ortho") / scale
-        return torch.view_as_real(spectrum).contiguous()
+    mix = _mix(images, colors)
 
     def param_f() -> tuple[list[Tensor], Callable[[], Tensor]]:
-        parameters = start().requires_grad_()
-
-        def image_f() -> Tensor:
-            spectrum = torch.view_as_complex(parameters) * scale
-            colors = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho") / _SOFTNESS
-            return torch.einsum("ij,bjhw->bihw", mix, colors).sigmoid()
-
-        return [parameters], image_f
+        spectrum = _spectrum(images, mix, _MARGIN) / scale
+        parameters = torch.view_as_real(spectrum).contiguous().requires_grad_()
+        return [parameters], lambda: _image(torch.view_as_complex(parameters) * scale, mix, height, width)
 
     return param_f
+
+
+def maco_image_from(images: Tensor, magnitudes: Tensor, *, colors: Tensor | None = None) -> ParamF:
+    """The phases of a Fourier spectrum as parameters, its magnitudes fixed (MACO, Fel et al. 2023).
+
+    The image can't leave the spectrum of natural images, which is what draws unnatural high frequencies
+    elsewhere. Fixed to the magnitudes of a facet's own images, it can't leave theirs.
+
+    Args:
+        images: (B, C, H, W) in [0, 1], whose phases the optimisation starts from.
+        magnitudes: (B, C, H, W // 2 + 1) or without B, as `mean_magnitudes` gives.
+        colors: as for `fft_image_from`, and as the magnitudes were measured.
+
+    Returns:
+        A ``param_f``: parameters and a function to (B, C, H, W) in [0, 1].
+    """
+    _check(images)
+    height, width = images.shape[-2:]
+    if tuple(magnitudes.shape[-3:]) != (images.shape[1], height, width // 2 + 1):
+        raise ImageError(
+            f"magnitudes of images {tuple(images.shape)} must be (C, H, W // 2 + 1), not {tuple(magnitudes.shape)}"
+        )
+    mix = _mix(images, colors)
+    fixed = magnitudes.to(mix)
+
+    def param_f() -> tuple[list[Tensor], Callable[[], Tensor]]:
+        phases = _spectrum(images, mix, _NATURAL_MARGIN).angle().requires_grad_()
+        return [phases], lambda: _image(torch.polar(fixed.expand_as(phases), phases), mix, height, width)
+
+    return param_f
+
+
+def mean_magnitudes(images: Tensor, *, colors: Tensor | None = None) -> Tensor:
+    """Mean magnitude of each frequency over images, for `maco_image_from`.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        colors: as for `fft_image_from`.
+
+    Returns:
+        (C, H, W // 2 + 1), of decorrelated colours before the sigmoid.
+    """
+    _check(images)
+    return _spectrum(images, _mix(images, colors), _NATURAL_MARGIN).abs().mean(0)
+
+
+def color_matrix(images: Tensor) -> Tensor:
+    """What decorrelates the colours of images: the square root of their pixels' covariance.
+
+    Columns are scaled so that the longest is 1, as Lucid and Lucent do with ImageNet's.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+
+    Returns:
+        (C, C), for ``colors`` of `fft_image_from`.
+    """
+    _check(images)
+    pixels = images.detach().double().transpose(0, 1).flatten(1)
+    if pixels.shape[1] < 2:
+        raise ImageError("colours are measured on more than one pixel")
+    values, vectors = torch.linalg.eigh(torch.cov(pixels).reshape(len(pixels), len(pixels)))
+    floor = values.max().clamp_min(1e-12) * 1e-4  # images of one hue still need an inverse
+    return _scaled((vectors * values.clamp_min(floor).sqrt()).flip(1).float())
+
+
+class Transparency:
+    """Where an image matters, gathered while it is optimised: Σ |∂loss/∂image| over steps (MACO, Fel et al. 2023).
+
+    It is a ``param_f`` itself, in the place of the one that it is given::
+
+        param_f = Transparency(initializer.mean_image(facet, images))
+        render_vis(model, objective, param_f)
+        param_f.alpha
+
+    Args:
+        param_f: the parameterization to watch.
+    """
+
+    def __init__(self, param_f: ParamF) -> None:
+        self.param_f = param_f
+        self._total: Tensor | None = None
+
+    def __call__(self) -> tuple[list[Tensor], Callable[[], Tensor]]:
+        """Parameters and the function to images, as the given parameterization's; the sum begins anew."""
+        self._total = None
+        params, image_f = self.param_f()
+
+        def watched() -> Tensor:
+            images = image_f()
+            if images.requires_grad:
+                images.register_hook(self._add)  # type: ignore[no-untyped-call]
+            return images
+
+        return params, watched
+
+    def _add(self, gradient: Tensor) -> None:
+        seen = gradient.detach().abs().sum(1)
+        self._total = seen if self._total is None else self._total + seen
+
+    @property
+    def total(self) -> Tensor:
+        """(B, H, W) the sum over steps and channels, of whatever scale the loss has.
+
+        Raises:
+            ImageError: if nothing was optimised yet.
+        """
+        if self._total is None:
+            raise ImageError("there is no transparency before the first step")
+        return self._total
+
+    @property
+    def alpha(self) -> Tensor:
+        """(B, H, W) in [0, 1]; raises as `total` does."""
+        return as_alpha(self.total)
+
+
+def as_alpha(total: Tensor) -> Tensor:
+    """(B, H, W) in [0, 1], of an image's sums of gradients: 1 from their 99th percentile on."""
+    high = torch.quantile(total.flatten(1).float(), 0.99, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.clamp(total / high[:, None, None], 0, 1)
 
 
 def _check(images: Tensor) -> None:
@@ -87,6 +209,20 @@ def _check(images: Tensor) -> None:
         raise ImageError(f"images must lie in [0, 1], not [{images.min():.3g}, {images.max():.3g}]")
 
 
+def _spectrum(images: Tensor, mix: Tensor, margin: float) -> Tensor:
+    """(B, C, H, W // 2 + 1) complex, of the images' logits in decorrelated colours."""
+    logits = images.detach().float().clamp(margin, 1 - margin).logit()
+    decorrelated = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(mix), logits)
+    spectrum: Tensor = torch.fft.rfft2(decorrelated * _SOFTNESS, norm="ortho")
+    return spectrum
+
+
+def _image(spectrum: Tensor, mix: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `_spectrum`, (B, C, H, W) in [0, 1]."""
+    colors = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho") / _SOFTNESS
+    return torch.einsum("ij,bjhw->bihw", mix, colors).sigmoid()
+
+
 def _frequency_scale(height: int, width: int, decay_power: float) -> Tensor:
     """1/f over the half plane of `torch.fft.rfft2`, finite at f = 0."""
     rows = torch.fft.fftfreq(height)[:, None]
@@ -94,9 +230,16 @@ def _frequency_scale(height: int, width: int, decay_power: float) -> Tensor:
     return torch.hypot(rows, columns).clamp_min(1 / max(height, width)) ** -decay_power
 
 
-def _color_matrix(channels: int, device: torch.device) -> Tensor:
-    if channels != 3:
-        return torch.eye(channels, device=device)
-    root = torch.tensor(_COLOR_SQRT, device=device)
+def _mix(images: Tensor, colors: Tensor | None) -> Tensor:
+    """The colour matrix that is given, or the default one for so many channels."""
+    channels = images.shape[1]
+    if colors is None:
+        colors = _scaled(torch.tensor(_COLOR_SQRT)) if channels == 3 else torch.eye(channels)
+    if tuple(colors.shape) != (channels, channels):
+        raise ImageError(f"colors of {channels} channels must be {(channels, channels)}, not {tuple(colors.shape)}")
+    return colors.to(images.device, torch.float32)
+
+
+def _scaled(root: Tensor) -> Tensor:
     scaled: Tensor = root / torch.linalg.vector_norm(root, dim=0).max()
     return scaled

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from captum_mfv.errors import RecipeError
 from captum_mfv.optvis.objectives import FACET_WEIGHTS
+from captum_mfv.optvis.terms import TERMS
+from captum_mfv.optvis.transform import make_transform
 
-__all__ = ["RECIPES", "Phase", "Ramp", "Recipe", "get_recipe"]
+__all__ = ["PARAMS", "RECIPES", "STARTS", "Phase", "Ramp", "Recipe", "get_recipe", "read_recipe"]
+
+STARTS = ("mean", "medoid", "noise", "spectrum")
+PARAMS = ("fft", "pixel", "maco")
+OPTIMIZERS = ("adam", "tv")
 
 
 @dataclass(frozen=True)
@@ -37,14 +49,16 @@ class Phase:
 
     Args:
         steps: number of steps.
-        weights: objective terms and their weights.
+        weights: objective terms (`terms.TERMS`) and their weights.
         optimizer: ``adam``, or ``tv`` for `optimizers.TVAscent`.
         lr: Adam's learning rate, or TV ascent's step in grey levels.
-        scale: the canvas is resized by this (cubic) before the phase.
+        scale: side of the canvas, as a share of the image's; the canvas is resized (cubic) before the phase.
+            Of one that ends above 1 the middle is the image.
         tv_weight: the denoiser's weight, for ``tv``.
-        margin: border of the crop whose gradient is set to zero, as a share of its side, for ``tv``.
-        window: spread of the centre-biased crop, for ``tv``.
-        affine: rotation (degrees), zoom and shift (shares) of each image and step, for ``adam``.
+        transforms: functions of `transform` in order and their arguments, drawn anew for each image and step.
+
+    Raises:
+        RecipeError: if a number or a name can't be used.
     """
 
     steps: int
@@ -53,9 +67,22 @@ class Phase:
     lr: Ramp = field(default_factory=lambda: Ramp(0.03, 0.03))
     scale: float = 1.0
     tv_weight: Ramp | None = None
-    margin: float = 0.0
-    window: float = 0.0
-    affine: tuple[float, float, float] | None = None
+    transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise RecipeError(f"a phase's steps must be an integer of at least 1, not {self.steps!r}")
+        if not self.weights:
+            raise RecipeError(f"a phase needs at least one objective; there are {', '.join(TERMS)}")
+        for name in self.weights:
+            _among("objective", name, TERMS)
+        _among("optimizer", self.optimizer, OPTIMIZERS)
+        if not 0 < self.scale <= 16:
+            raise RecipeError(f"a phase's scale must be above 0 and at most 16, not {self.scale}")
+        if min(self.lr.start, self.lr.end) < 0:
+            raise RecipeError(f"a phase's lr must be at least 0, not {self.lr.start} to {self.lr.end}")
+        for name, arguments in self.transforms.items():
+            make_transform(name, arguments, 1, torch.Generator())
 
 
 @dataclass(frozen=True)
@@ -65,11 +92,16 @@ class Recipe:
     Args:
         name: how it is called.
         summary: what it is, in a line.
-        start: ``mean`` (mean image of the nearest members) or ``noise``.
-        param: ``fft`` or ``pixel``.
+        start: ``mean`` (mean image of the nearest members), ``medoid`` (the nearest member), ``noise``, or
+            ``spectrum`` (noise with the spectrum of the facet's images).
+        param: ``fft``, ``pixel``, or ``maco`` (phases under the magnitudes of the facet's images).
         phases: what is done, in order.
         n_images: how many members the mean image has.
         noise: mean and standard deviation of the pixels of a noise start.
+        colors: ``imagenet``, or ``images`` to measure colour decorrelation on the facets' images.
+
+    Raises:
+        RecipeError: if a name isn't known or there is no phase.
     """
 
     name: str
@@ -79,6 +111,16 @@ class Recipe:
     phases: tuple[Phase, ...]
     n_images: int = 15
     noise: tuple[float, float] = (0.5, 0.01)
+    colors: str = "imagenet"
+
+    def __post_init__(self) -> None:
+        _among("start", self.start, STARTS)
+        _among("param", self.param, PARAMS)
+        _among("colors", self.colors, ("imagenet", "images"))
+        if not self.phases:
+            raise RecipeError(f"recipe {self.name} has no phase")
+        if self.param != "pixel" and any(phase.optimizer == "tv" for phase in self.phases):
+            raise RecipeError(f"recipe {self.name}: the optimizer tv steps on pixels; set param to pixel")
 
     def with_steps(self, steps: int) -> Recipe:
         """The same recipe in another number of steps, its phases in proportion, each at least one."""
@@ -96,6 +138,47 @@ class Recipe:
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
 
+    def to_json(self) -> str:
+        """The recipe as JSON, to change and give to `read_recipe`."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """A recipe from the tables and lists of its JSON.
+
+        Raises:
+            RecipeError: if they aren't those of a recipe.
+        """
+        try:
+            table = _known(cls, data)
+            phases = tuple(_phase(phase) for phase in table["phases"])
+            mean, std = map(float, table.get("noise", (0.5, 0.01)))
+            return cls(**{**table, "phases": phases, "noise": (mean, std)})
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise RecipeError(f"this isn't a recipe: {type(error).__name__}: {error}") from error
+
+
+def _phase(data: Mapping[str, Any]) -> Phase:
+    table = _known(Phase, data)
+    ramps = {name: Ramp(**_known(Ramp, table[name])) for name in ("lr", "tv_weight") if table.get(name) is not None}
+    weights = {str(name): float(weight) for name, weight in table["weights"].items()}
+    return Phase(**{**table, **ramps, "weights": weights})
+
+
+def _known(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    names = [item.name for item in fields(kind)]
+    for name in data:
+        _among(f"setting of a {kind.__name__.lower()}", name, names)
+    return dict(data)
+
+
+def _among(what: str, name: Any, names: Any) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
+        raise RecipeError(
+            f"no {what} {name!r}; there are {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''}"
+        )
+
 
 def _ascent(
     term: str,
@@ -106,16 +189,19 @@ def _ascent(
     margin: float = 0.0,
     window: float = 0.3,
 ) -> Phase:
-    """A row of the paper's schedules, TV weights as its code ran them."""
-    return Phase(steps, {term: 1.0}, "tv", Ramp(*lr), scale, Ramp(*tv, released=True), margin=margin, window=window)
+    """A row of the paper's schedules, TV weights as its code ran them; the margin in pixels of 227."""
+    transforms = {"center_crop": {"window": window}, "gradient_mask": {"margin": margin / 227}}
+    return Phase(steps, {term: 1.0}, "tv", Ramp(*lr), scale, Ramp(*tv, released=True), transforms)
 
+
+_AFFINE = {"affine": {"degrees": 15.0, "scale": 0.25, "shift": 0.1}}
 
 _FACET = Recipe(
     name="facet",
     summary="from the mean image: the unit, the facet's code, and activations distributed as on its images",
     start="mean",
     param="fft",
-    phases=(Phase(200, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), affine=(15.0, 0.25, 0.1)),),
+    phases=(Phase(200, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), transforms=_AFFINE),),
 )
 
 _PAPER_MEAN = Recipe(
@@ -126,8 +212,8 @@ _PAPER_MEAN = Recipe(
     phases=(
         _ascent("unit", 1.0, 190, (1, 1), (0.4, 0.4)),
         _ascent("unit", 1.2, 150, (1, 1), (0.01, 2)),
-        _ascent("unit", 1.0, 20, (2, 2), (0.1, 2), margin=50 / 227, window=0.2),
-        _ascent("unit", 1.0, 10, (2, 2), (0.4, 2)),
+        _ascent("unit", 1.2, 20, (2, 2), (0.1, 2), margin=50, window=0.2),
+        _ascent("unit", 1.2, 10, (2, 2), (0.4, 2)),
     ),
 )
 
@@ -139,27 +225,72 @@ _PAPER_CENTER_BIASED = Recipe(
     phases=(
         _ascent("probability", 1.0, 190, (11, 11), (0.001, 0.05)),
         _ascent("probability", 1.2, 150, (6, 6), (0.01, 0.08)),
-        _ascent("unit", 1.2, 150, (1, 1), (0.01, 2)),
-        _ascent("unit", 1.0, 30, (3, 3), (0.1, 2), margin=50 / 227, window=0.1),
-        _ascent("unit", 1.0, 10, (6, 3), (0.01, 2)),
+        _ascent("unit", 1.44, 150, (1, 1), (0.01, 2)),
+        _ascent("unit", 1.44, 30, (3, 3), (0.1, 2), margin=50, window=0.1),
+        _ascent("unit", 1.44, 10, (6, 3), (0.01, 2)),
     ),
     noise=(175 / 255, 8 / 255),
 )
 
-RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (_FACET, _PAPER_MEAN, _PAPER_CENTER_BIASED)}
+_LOGIT = Recipe(
+    name="logit",
+    summary="from the mean image: the unit alone, as a control",
+    start="mean",
+    param="fft",
+    phases=(Phase(200, {"unit": 1.0}, lr=Ramp(0.01, 0.01), transforms=_AFFINE),),
+)
+
+_MACO = Recipe(
+    name="maco",
+    summary="phases alone, under the mean magnitudes of the facet's images (MACO, arXiv 2306.06805)",
+    start="spectrum",
+    param="maco",
+    phases=(
+        Phase(
+            256,
+            {"unit": 1.0},
+            lr=Ramp(0.3, 0.03),
+            transforms={"random_crop": {"share": 0.25, "spread": 0.05}, "noise": {"std": 0.08}},
+        ),
+    ),
+)
+
+_FACETED = Recipe(
+    name="faceted",
+    summary="from noise: the unit and a probe of the facet (faceted feature visualization, Goh et al. 2021)",
+    start="noise",
+    param="fft",
+    phases=(Phase(200, {"unit": 1.0, "probe": 1.0, "grey": 10.0}, lr=Ramp(0.02, 0.02), transforms=_AFFINE),),
+)
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe for recipe in (_FACET, _PAPER_MEAN, _PAPER_CENTER_BIASED, _LOGIT, _MACO, _FACETED)
+}
 """The recipes by name."""
 
 
 def get_recipe(recipe: str | Recipe) -> Recipe:
-    """A recipe by name, or one of yours as it is.
+    """A recipe by name, one read from the ``.json`` file of that path, or one of yours as it is.
 
     Raises:
-        RecipeError: if there is none of that name.
+        RecipeError: if there is none of that name, or the file holds none.
     """
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in RECIPES:
-        near = difflib.get_close_matches(str(recipe), RECIPES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise RecipeError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}{hint}")
+    if isinstance(recipe, str) and recipe.endswith(".json"):
+        return read_recipe(recipe)
+    _among("recipe", recipe, RECIPES)
     return RECIPES[recipe]
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a JSON file, such as ``captum-mfv list recipes NAME`` prints.
+
+    Raises:
+        RecipeError: if it can't be read.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{os.fspath(path)} can't be read as a recipe: {error}") from error
+    return Recipe.from_dict(data)

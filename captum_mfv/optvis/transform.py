@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from captum_mfv.errors import ImageError
+from captum_mfv.errors import ImageError, RecipeError
 
-__all__ = ["Affine", "CenterCrop", "affine", "center_crop"]
+__all__ = [
+    "Affine",
+    "CenterCrop",
+    "affine",
+    "center_crop",
+    "compose",
+    "gradient_mask",
+    "jitter",
+    "make_transform",
+    "noise",
+    "random_crop",
+]
 
+Transform: TypeAlias = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) to what the network sees of them."""
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 """One for the batch, or one for each of its images."""
 
 
-def _drawn(draw: Callable[..., Tensor], n_images: int, n_draws: int, generators: Generators) -> Tensor:
-    """(n_images, n_draws) of `torch.rand` or `torch.randn`."""
+def _drawn(draw: Callable[..., Tensor], n_images: int, shape: Sequence[int], generators: Generators) -> Tensor:
+    """(n_images, *shape) of `torch.rand` or `torch.randn`."""
     if isinstance(generators, torch.Generator):
-        return draw(n_images, n_draws, generator=generators)
-    return torch.stack([draw(n_draws, generator=generator) for generator in generators])
+        return draw(n_images, *shape, generator=generators)
+    return torch.stack([draw(*shape, generator=generator) for generator in generators])
 
 
 class CenterCrop:
@@ -39,7 +52,7 @@ class CenterCrop:
         rest = torch.tensor(images.shape[-2:]) - self.size
         if rest.min() < 0:
             raise ImageError(f"images of {tuple(images.shape[-2:])} are smaller than the crop's {self.size} pixels")
-        drawn = _drawn(torch.randn, len(images), 2, self.generator) * self.window * rest + rest / 2
+        drawn = _drawn(torch.randn, len(images), [2], self.generator) * self.window * rest + rest / 2
         corners = torch.minimum(drawn.clamp_min(0), rest).long().tolist()
         self.offsets = [(top, left) for top, left in corners]
         return self.cut(images)
@@ -67,18 +80,26 @@ class Affine:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) → the same shape."""
-        theta = self._draw(len(images), images.shape[-2] / images.shape[-1]).to(images)
-        grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-        return torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        return _sampled(images, self._draw(len(images), images.shape[-2] / images.shape[-1]))
 
     def _draw(self, n_images: int, ratio: float) -> Tensor:
         """Sampling matrices (n_images, 2, 3); ``ratio`` is height / width, so that circles stay round."""
-        draws = _drawn(torch.rand, n_images, 4, self.generator) * 2 - 1
+        draws = _drawn(torch.rand, n_images, [4], self.generator) * 2 - 1
         angle = draws[:, 0] * math.radians(self.degrees)
         zoom = 1 + draws[:, 1] * self.scale
         cos, sin = angle.cos() / zoom, angle.sin() / zoom
         rows = (cos, -sin * ratio, 2 * self.shift * draws[:, 2], sin / ratio, cos, 2 * self.shift * draws[:, 3])
         return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def _sampled(images: Tensor, matrices: Tensor) -> Tensor:
+    """Images at points given by (B, 2, 3) sampling matrices, reflected beyond the border."""
+    grid = torch.nn.functional.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _seeded(seed: int, generator: Generators | None) -> Generators:
+    return torch.Generator().manual_seed(seed) if generator is None else generator
 
 
 def center_crop(size: int, window: float = 0.3, *, seed: int = 0, generator: Generators | None = None) -> CenterCrop:
@@ -92,7 +113,7 @@ def center_crop(size: int, window: float = 0.3, *, seed: int = 0, generator: Gen
     """
     if size < 1 or window < 0:
         raise ImageError(f"size must be at least 1 and window at least 0, not {size} and {window}")
-    return CenterCrop(size, window, generator or torch.Generator().manual_seed(seed))
+    return CenterCrop(size, window, _seeded(seed, generator))
 
 
 def affine(
@@ -114,4 +135,131 @@ def affine(
     """
     if not (0 <= scale < 1):
         raise ImageError(f"scale must be at least 0 and below 1, not {scale}")
-    return Affine(degrees, scale, shift, generator or torch.Generator().manual_seed(seed))
+    return Affine(degrees, scale, shift, _seeded(seed, generator))
+
+
+def random_crop(
+    share: float = 0.25, spread: float = 0.05, *, seed: int = 0, generator: Generators | None = None
+) -> Transform:
+    """A window anywhere in the image, enlarged to the image's size (MACO, Fel et al. 2023).
+
+    Args:
+        share: the window's side, as a share of the image's.
+        spread: its standard deviation; windows stay between 5 % and all of the image.
+        seed: seed of the transform's own generator.
+        generator: a CPU generator to draw from instead, or one for each image of the batch.
+    """
+    if not (0 < share <= 1 and spread >= 0):
+        raise ImageError(f"share must be above 0 and at most 1, spread at least 0, not {share} and {spread}")
+    generators = _seeded(seed, generator)
+
+    def transform(images: Tensor) -> Tensor:
+        sides = (share + spread * _drawn(torch.randn, len(images), [1], generators)[:, 0]).clamp(0.05, 1)
+        middles = (_drawn(torch.rand, len(images), [2], generators) * 2 - 1) * (1 - sides)[:, None]
+        zero = torch.zeros_like(sides)
+        rows = (sides, zero, middles[:, 0], zero, sides, middles[:, 1])
+        return _sampled(images, torch.stack(rows, dim=1).view(-1, 2, 3))
+
+    return transform
+
+
+def jitter(shift: float = 0.05, *, seed: int = 0, generator: Generators | None = None) -> Transform:
+    """A shift by whole pixels, which leaves them sharp; what comes in at the border is its reflection.
+
+    Args:
+        shift: shifts are uniform in ±shift, as a share of height and width.
+        seed: seed of the transform's own generator.
+        generator: a CPU generator to draw from instead, or one for each image of the batch.
+    """
+    if not 0 <= shift < 1:
+        raise ImageError(f"shift must be at least 0 and below 1, not {shift}")
+    generators = _seeded(seed, generator)
+
+    def transform(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        reach = torch.tensor([int(shift * height), int(shift * width)])
+        top, left = reach.tolist()
+        padded = torch.nn.functional.pad(images, (left, left, top, top), mode="reflect")
+        draws = _drawn(torch.rand, len(images), [2], generators)
+        corners = (draws * (2 * reach + 1)).long().minimum(2 * reach).tolist()
+        return torch.stack(
+            [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
+        )
+
+    return transform
+
+
+def noise(std: float = 0.02, *, seed: int = 0, generator: Generators | None = None) -> Transform:
+    """Independent normal noise on every pixel.
+
+    Args:
+        std: its standard deviation, images being in [0, 1].
+        seed: seed of the transform's own generator.
+        generator: a CPU generator to draw from instead, or one for each image of the batch.
+    """
+    if std < 0:
+        raise ImageError(f"std must be at least 0, not {std}")
+    generators = _seeded(seed, generator)
+    return lambda images: images + std * _drawn(torch.randn, len(images), images.shape[1:], generators).to(images)
+
+
+def gradient_mask(margin: float) -> Transform:
+    """The image as it is, its gradient zero in a margin, so that only the middle changes (arXiv 1602.03616).
+
+    Args:
+        margin: the margin's width, as a share of height and width, below a half.
+    """
+    if not 0 <= margin < 0.5:
+        raise ImageError(f"margin must be at least 0 and below .5, not {margin}")
+
+    def transform(images: Tensor) -> Tensor:
+        top, left = (round(margin * side) for side in images.shape[-2:])
+        mask = torch.zeros_like(images[:1, :1])
+        mask[..., top : images.shape[-2] - top, left : images.shape[-1] - left] = 1
+        return images.detach() + mask * (images - images.detach())
+
+    return transform
+
+
+def compose(transforms: Sequence[Transform]) -> Transform:
+    """One transform after the other."""
+
+    def transform(images: Tensor) -> Tensor:
+        for one in transforms:
+            images = one(images)
+        return images
+
+    return transform
+
+
+_TRANSFORMS: Mapping[str, Callable[..., Transform]] = {
+    "affine": affine,
+    "center_crop": center_crop,
+    "gradient_mask": gradient_mask,
+    "jitter": jitter,
+    "noise": noise,
+    "random_crop": random_crop,
+}
+
+
+def make_transform(name: str, arguments: Mapping[str, float], size: int, generator: Generators) -> Transform:
+    """A transform by the name and arguments that a recipe gives.
+
+    Args:
+        name: the function here that makes it.
+        arguments: its arguments, but for size and generator.
+        size: side of the window that ``center_crop`` cuts.
+        generator: what it draws from.
+
+    Raises:
+        RecipeError: if there is none of that name, or it doesn't take such arguments.
+    """
+    if name not in _TRANSFORMS:
+        raise RecipeError(f"no transform {name!r}; there are {', '.join(_TRANSFORMS)}")
+    more: dict[str, Any] = {} if name == "gradient_mask" else {"generator": generator}
+    if name == "center_crop":
+        more["size"] = size
+    try:
+        return _TRANSFORMS[name](**arguments, **more)
+    except TypeError as error:
+        raise RecipeError(f"transform {name}: {error}") from error

@@ -1,0 +1,252 @@
+#!/usr/bin/env python
+"""Are the images of facets recognised by another network, and what makes them so?
+
+    python benchmarks/quality.py IMAGES --model squeezenet1_0 --weights W --unit classifier.1:945 \
+        --judge mobilenet_v1.py:mobilenet_v1_075 --judge-unit classifier:945 --out out/quality
+
+Finds the facets of a unit, draws them by every method at the same number of steps, shows the images to a network
+that took no part, and prints a table, with controls:
+
+retention  share of images whose nearest facet center, in the judge's codes by cosine, is their own; chance is 1 / k
+centered   the same with the mean code of the images, and of the real images, removed
+top1       share of images that the judge calls the class, and prob, the mean probability of the class
+predicts   share of the real images whose nearest facet image (both centered) is their facet's: do the images tell
+           what the facets are? For "real images" the mean of the facet's other images stands for its image
+
+Each method's images go to OUT, one folder a method and seed, with the facets as JSON, and OUT/sheet.jpg shows all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from contact_sheet import sheet
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models
+from captum_mfv.collect import collect
+from captum_mfv.images import to_pil
+from captum_mfv.optvis import initializer
+from captum_mfv.optvis.recipes import get_recipe
+from captum_mfv.optvis.render import render_facets
+
+Codes = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What every method works on."""
+
+    model: nn.Module
+    spec: InputSpec
+    unit: Unit
+    images: ImageFolder
+    facets: FacetSet
+    steps: int
+    seed: int
+
+    def render(self, recipe: str, **options: object) -> list[Tensor]:
+        """One image per facet by our loop."""
+        chosen = replace(get_recipe(recipe), **{k: options.pop(k) for k in ("start",) if isinstance(options.get(k), str)})
+        made = render_facets(
+            self.model,
+            self.facets,
+            self.images,
+            recipe=chosen,
+            steps=self.steps,
+            input_spec=self.spec,
+            seed=self.seed,
+            **options,  # type: ignore[arg-type]
+        )
+        return [rendering.image for rendering in made]
+
+    def means(self) -> Tensor:
+        """The mean images, where most methods start."""
+        return initializer.mean_images(self.facets.facets, self.images)
+
+    def lucent(self, diversity: bool) -> list[Tensor]:
+        """As many images of the unit as there are facets, as Lucent draws them by default."""
+        from lucent.optvis import objectives, param
+        from lucent.optvis.render import render_vis
+
+        objective = objectives.channel(self.unit.layer_name.replace(".", "_"), self.unit.index)
+        if diversity:
+            objective = objective - 1e2 * objectives.diversity(self.facets.code.layer.replace(".", "_"))
+        np.random.seed(self.seed)  # noqa: NPY002 - Lucent draws from the global generators
+        torch.manual_seed(self.seed)
+        (made,) = render_vis(
+            copy.deepcopy(self.model),
+            objective,
+            lambda: param.image(self.spec.size, batch=len(self.facets)),
+            thresholds=[self.steps],
+            show_image=False,
+            progress=False,
+        )
+        return list(torch.from_numpy(made).permute(0, 3, 1, 2))
+
+
+METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
+    "real images": lambda scene: initializer.medoid_images(scene.facets.facets, scene.images),
+    "start alone": lambda scene: scene.means(),
+    "facet": lambda scene: scene.render("facet"),
+    "facet, another facet's start": lambda scene: scene.render("facet", start=scene.means().roll(1, 0)),
+    "facet, from noise": lambda scene: scene.render("facet-from-noise"),
+    "facet, shuffled clusters": lambda scene: scene.render("facet"),
+    "logit only": lambda scene: scene.render("logit"),
+    "paper-mean": lambda scene: scene.render("paper-mean"),
+    "paper-center-biased": lambda scene: scene.render("paper-center-biased"),
+    "maco": lambda scene: scene.render("maco"),
+    "faceted": lambda scene: scene.render("faceted"),
+    "Lucent, defaults": lambda scene: scene.lucent(False),
+    "Lucent, diversity": lambda scene: scene.lucent(True),
+}
+
+
+def shuffled(facets: FacetSet, seed: int) -> FacetSet:
+    """Clusters of the same sizes that mean nothing."""
+    return replace(facets, labels=np.random.default_rng(seed).permutation(facets.labels), stability=None)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A network that took no part."""
+
+    model: nn.Module
+    spec: InputSpec
+    unit: Unit
+
+    def __call__(self, images: Sequence[Tensor] | ImageFolder) -> tuple[Codes, Codes]:
+        """Codes (N, D), and probabilities (N, classes)."""
+        layer = self.unit.layer_name
+
+        def probabilities(batch: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.model(self.spec(batch)).flatten(1).softmax(1)
+
+        seen = collect(self.model, Unit(layer, self.unit.index), images, view=probabilities, input_spec=self.spec)
+        assert seen.views is not None
+        return seen.codes, seen.views
+
+
+def unit_length(codes: Codes) -> Codes:
+    return codes / np.linalg.norm(codes, axis=1, keepdims=True)
+
+
+def nearest(codes: Codes, to: Codes) -> NDArray[np.intp]:
+    """Row of the nearest, by cosine."""
+    return (unit_length(codes) @ unit_length(to).T).argmax(1)
+
+
+def figures(made: Codes, prob: Codes, real: Codes, labels: NDArray[np.int64], cls: int) -> dict[str, float]:
+    """The figures of one image for each facet, in order."""
+    own = np.arange(len(made))
+    centers = np.stack([real[labels == k].mean(0) for k in own])
+    return {
+        "retention": float((nearest(made, centers) == own).mean()),
+        "centered": float((nearest(made - made.mean(0), centers - real.mean(0)) == own).mean()),
+        "top1": float((prob.argmax(1) == cls).mean()),
+        "prob": float(prob[:, cls].mean()),
+        "predicts": float((nearest(real - real.mean(0), made - made.mean(0)) == labels).mean()),
+    }
+
+
+def ceiling(real: Codes, prob: Codes, labels: NDArray[np.int64], cls: int) -> dict[str, float]:
+    """Of the real images: what they are called, and whether the mean of the others tells their facet."""
+    n = labels.max() + 1
+    right = 0
+    for i, label in enumerate(labels):
+        rest = np.arange(len(labels)) != i
+        means = np.stack([real[rest & (labels == k)].mean(0) for k in range(n)])
+        right += int(nearest(real[i : i + 1] - real.mean(0), means - real.mean(0))[0] == label)
+    return {
+        "top1": float((prob.argmax(1) == cls).mean()),
+        "prob": float(prob[:, cls].mean()),
+        "predicts": right / len(labels),
+    }
+
+
+def save(out: Path, scene: Scene, made: Sequence[Tensor]) -> None:
+    """A method's images and facets, in the layout of a run's folder."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"index": item.index, "members": [{"path": scene.images.name(int(i))} for i in item.members]}
+        for item in scene.facets
+    ]
+    (out / "facets.json").write_text(json.dumps(rows))
+    for k, (image, start) in enumerate(zip(made, scene.means(), strict=True)):
+        to_pil(image).save(out / f"images/facet_{k:02d}.png")
+        to_pil(start).save(out / f"images/facet_{k:02d}_start.png")
+
+
+def main() -> None:
+    """Find, draw, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--weights")
+    parser.add_argument("--unit", required=True, type=Unit.parse)
+    parser.add_argument("--judge", required=True, help="torchvision name or file.py:function, with its InputSpec")
+    parser.add_argument("--judge-unit", required=True, type=Unit.parse)
+    parser.add_argument("--judge-input", nargs=2, type=float, metavar=("MEAN", "STD"), help="of each channel")
+    parser.add_argument("--facets", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--out", type=Path, default=Path("out/quality"))
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    model, spec = models.load(args.model, args.weights)
+    images = ImageFolder(args.images, spec)
+    judge_model, judge_spec = models.load(args.judge)
+    if args.judge_input:
+        mean, std = args.judge_input
+        judge_spec = replace(judge_spec, mean=(mean,) * 3, std=(std,) * 3)
+    judge = Judge(judge_model, judge_spec, args.judge_unit)
+    real, real_prob = judge(images)
+    rows: dict[str, list[dict[str, float]]] = {}
+    for seed in range(args.seeds):
+        found = find_facets(model, args.unit, images, n_facets=args.facets, input_spec=spec, seed=seed)
+        scene = Scene(model, spec, found.unit, images, found, args.steps, seed)
+        rows.setdefault("(all real images)", []).append(ceiling(real, real_prob, found.labels, args.judge_unit.index))
+        for name in args.methods:
+            its = replace(scene, facets=shuffled(found, seed)) if "shuffled" in name else scene
+            began = time.perf_counter()
+            made = METHODS[name](its)
+            seconds = time.perf_counter() - began
+            save(args.out / f"{name.replace(', ', '-').replace(' ', '-')}_{seed}", its, made)
+            row = figures(*judge(made), real, its.facets.labels, args.judge_unit.index)
+            rows.setdefault(name, []).append({**row, "seconds": seconds})
+            print(name, seed, {key: round(value, 3) for key, value in rows[name][-1].items()}, flush=True)
+    table(rows)
+    shown = [args.out / f"{name.replace(', ', '-').replace(' ', '-')}_0" for name in args.methods]
+    contact(shown, args.facets, args.out / "sheet.jpg")
+
+
+def table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Means over seeds, as Markdown."""
+    columns = ("retention", "centered", "top1", "prob", "predicts", "seconds")
+    print(f"\n| images | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, seeds in rows.items():
+        means = [np.mean([row[column] for row in seeds]) if column in seeds[0] else None for column in columns]
+        print(f"| {name} | {' | '.join('' if m is None else f'{m:.3g}' for m in means)} |", flush=True)
+
+
+def contact(folders: Sequence[Path], n_facets: int, path: Path) -> None:
+    """All images, a row for each method."""
+    from PIL import Image
+
+    pictures = [Image.open(folder / f"images/facet_{k:02d}.png") for folder in folders for k in range(n_facets)]
+    sheet([picture.resize((160, 160)) for picture in pictures], n_facets).save(path, quality=88)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What the network does with the images of facets, measured for the objectives that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from captum_mfv.activations import capture, guard, layer_name, spatial_layers, trace
+from captum_mfv.collect import collect
+from captum_mfv.errors import FacetError
+from captum_mfv.facets import Facet
+from captum_mfv.images import Images, InputSpec, stack
+from captum_mfv.optvis.initializer import as_facets
+from captum_mfv.units import Code, channels_second
+
+__all__ = ["Probe", "Reference", "measure_probe", "measure_reference", "probed", "resampled", "sorted_activations"]
+
+_N_LAYERS = 4  # layers in which distributions are matched
+_MAX_SIDE = 14  # maps are averaged down to this side before they are sorted
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The distribution of each channel's activations on the images of facets (VITAL, arXiv 2503.22399).
+
+    Args:
+        values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
+        variances: layer → mean variance of a channel within the facets, a mean over all that were measured.
+        weights: layer → (n_facets, C), how much each channel drives the unit on a facet's images: square
+            root of the mean positive gradient times activation, of mean 1.
+    """
+
+    values: Mapping[str, Tensor]
+    variances: Mapping[str, float]
+    weights: Mapping[str, Tensor]
+
+
+def measure_reference(
+    model: nn.Module,
+    facet: Facet | Sequence[Facet],
+    images: Images,
+    *,
+    layers: Sequence[str] | None = None,
+    n_images: int = 30,
+    input_spec: InputSpec | None = None,
+) -> Reference:
+    """How activations are distributed on the images of facets, for `distribution` and `facet`.
+
+    Args:
+        model: the model; left as it was.
+        facet: a facet or several.
+        images: the dataset in which they were found.
+        layers: where to look; by default four layers with positions, spread evenly over the later part
+            of the network up to the code.
+        n_images: how many of a facet's nearest images are used.
+        input_spec: what turns images in [0, 1] into the model's input.
+    """
+    facets = as_facets(facet)
+    spec = input_spec or InputSpec()
+    names = [layer_name(model, layer) for layer in layers or default_layers(model, facets[0], spec)]
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
+    variances: dict[str, list[Tensor]] = {name: [] for name in names}
+    weights: dict[str, list[Tensor]] = {name: [] for name in names}
+    for outputs, gradients in _responses(model, facets, images, names, n_images, spec):
+        for name, output, gradient in zip(names, outputs, gradients, strict=True):
+            found = sorted_activations(output)
+            values[name].append(found.mean(0))
+            variances[name].append(found.var(dim=(0, 2), correction=0).mean())
+            weights[name].append(_drive(output, gradient))
+    return Reference(
+        {name: torch.stack(found) for name, found in values.items()},
+        {name: max(float(torch.stack(found).mean()), 1e-12) for name, found in variances.items()},
+        {name: torch.stack(found) for name, found in weights.items()},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Linear probes that tell the images of facets from others (Goh et al. 2021, "Multimodal neurons").
+
+    Args:
+        layer: the layer they read.
+        weights: (n_facets, C) of its channels.
+        scales: (n_facets,) mean magnitude of the probes' part in the unit on the facet's own images.
+    """
+
+    layer: str
+    weights: Tensor
+    scales: Tensor
+
+
+def probed(weights: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
+    """(N,) the part of a unit that probes see, wᵀ(output ⊙ ReLU(gradient)), summed over positions.
+
+    Args:
+        weights: (N, C) or (1, C) of the layer's channels.
+        output: the layer's output.
+        gradient: the unit's with respect to it, taken as given.
+    """
+    driving = channels_second(output).float() * channels_second(gradient).detach().clamp_min(0)
+    positions = driving.flatten(2).sum(2) if driving.ndim > 2 else driving
+    return (weights.to(positions) * positions).sum(1)
+
+
+def measure_probe(
+    model: nn.Module,
+    facet: Facet | Sequence[Facet],
+    images: Images,
+    *,
+    layer: str | nn.Module | None = None,
+    n_images: int = 30,
+    n_others: int = 300,
+    input_spec: InputSpec | None = None,
+) -> Probe:
+    """Probes of a layer's channels, averaged over positions: a facet's images against the dataset's others.
+
+    Args:
+        model: the model; left as it was.
+        facet: a facet or several.
+        images: the dataset in which they were found.
+        layer: where to look; by default the first of those where `measure_reference` does.
+        n_images: how many of a facet's nearest images are used.
+        n_others: how many images of the dataset, evenly spread, they are told from.
+        input_spec: what turns images in [0, 1] into the model's input.
+
+    Raises:
+        FacetError: if the dataset has no images but a facet's.
+    """
+    facets = as_facets(facet)
+    spec = input_spec or InputSpec()
+    name = layer_name(model, layer or default_layers(model, facets[0], spec)[0])
+    spread = np.unique(np.linspace(0, len(images) - 1, n_others).astype(int))
+    sample = Subset(images, spread.tolist())  # type: ignore[arg-type,var-annotated]
+    seen = collect(model, facets[0].unit, sample, code=Code(name), input_spec=spec)
+    rows, scales = [], []
+    responses = _responses(model, facets, images, [name], n_images, spec)
+    for item, ([output], [gradient]) in zip(facets, responses, strict=True):
+        others = seen.codes[np.setdiff1d(seen.indices, np.flatnonzero(np.isin(spread, item.members)))]
+        if not len(others):
+            raise FacetError(f"facet {item.index} holds every image; a probe needs others to tell it from")
+        weights = _separating(Code(name).read(output).cpu().numpy(), others)
+        part = probed(weights[None], output, gradient)
+        rows.append(weights)
+        scales.append(part.abs().mean().clamp_min(1e-12))
+    return Probe(name, torch.stack(rows), torch.stack(scales))
+
+
+def _responses(
+    model: nn.Module, facets: Sequence[Facet], images: Images, names: Sequence[str], n_images: int, spec: InputSpec
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Of each facet's nearest images, float32: layers' outputs, and the unit's gradients with respect to them."""
+    unit, feed = facets[0].unit, spec.feed(model)
+    with guard(model), torch.enable_grad(), capture(model, [*names, unit.layer_name]) as run:
+        for item in facets:
+            outputs = run(feed(stack(images, item.members[:n_images]).requires_grad_()))
+            wanted = [outputs[name] for name in names]
+            found = torch.autograd.grad(unit.read(outputs[unit.layer_name]).sum(), wanted, allow_unused=True)
+            gradients = [torch.zeros_like(o) if g is None else g for o, g in zip(wanted, found, strict=True)]
+            yield [output.detach().float() for output in wanted], [gradient.float() for gradient in gradients]
+
+
+def _separating(own: NDArray[np.float32], others: NDArray[np.float32]) -> Tensor:
+    """Weights (C,) of a logistic regression on standardised channels, per unit of activation."""
+    every = np.concatenate([own, others])
+    spread = np.maximum(every.std(0), 1e-6 * max(float(every.std()), 1e-12))
+    probe = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)
+    probe.fit((every - every.mean(0)) / spread, np.arange(len(every)) < len(own))
+    return torch.from_numpy((probe.coef_[0] / spread).astype(np.float32))
+
+
+def _drive(output: Tensor, gradient: Tensor) -> Tensor:
+    """How much each channel drives the unit, (C,), of mean 1; all alike where nothing does."""
+    maps = channels_second(output)
+    driven = (maps * channels_second(gradient)).clamp_min(0)
+    drive = driven.reshape(*maps.shape[:2], -1).sum(2).mean(0).sqrt()
+    return drive / drive.mean() if drive.any() else torch.ones_like(drive)
+
+
+def default_layers(model: nn.Module, facet: Facet, spec: InputSpec) -> list[str]:
+    """Three blocks spread evenly over the later two thirds of the network up to the code, and the code's layer."""
+    spatial = spatial_layers(trace(model, spec.feed(model)(spec.grey())), facet.unit.layer_name)
+    last = facet.code.layer
+    before = spatial[: spatial.index(last)] if last in spatial else spatial
+    blocks = [name for name in before if not any(name.startswith(f"{other}.") for other in [*before, last])]
+    later = blocks[len(blocks) // 3 :]
+    picks = torch.linspace(0, len(later) - 1, min(_N_LAYERS - 1, len(later))).round().int().tolist()
+    return [*(later[i] for i in picks), last]
+
+
+def sorted_activations(output: Tensor) -> Tensor:
+    """(N, C, P) float activations of each channel in ascending order; large maps averaged down first."""
+    maps = channels_second(output).float()
+    if maps.ndim == 4 and (factor := -(-max(maps.shape[2:]) // _MAX_SIDE)) > 1:
+        maps = torch.nn.functional.avg_pool2d(maps, factor)
+    return maps.reshape(*maps.shape[:2], -1).sort(dim=2).values
+
+
+def resampled(values: Tensor, n_values: int) -> Tensor:
+    """Sorted values at as many quantiles, for images of another size than the reference's."""
+    if values.shape[-1] == n_values:
+        return values
+    return torch.nn.functional.interpolate(values, n_values, mode="linear", align_corners=True)
