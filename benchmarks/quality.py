@@ -13,6 +13,10 @@ top1       share of images that the judge calls the class, and prob, the mean pr
 predicts   share of the real images whose nearest facet image (both centered) is their facet's: do the images tell
            what the facets are? For "real images" the mean of the facet's other images stands for its image
 
+Clusters that mean nothing have centers too, and an image made from a cluster's members is near them. So the control
+with shuffled clusters is held out: half of each facet's images make the image and the other half judges it; the
+row above it says what true facets keep under the same terms.
+
 Each method's images go to OUT, one folder a method and seed, with the facets as JSON, and OUT/sheet.jpg shows all.
 """
 
@@ -21,6 +25,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +41,6 @@ from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, mode
 from captum_mfv.collect import collect
 from captum_mfv.images import to_pil
 from captum_mfv.optvis import initializer
-from captum_mfv.optvis.recipes import get_recipe
 from captum_mfv.optvis.render import render_facets
 
 Codes = NDArray[np.float32]
@@ -54,18 +58,17 @@ class Scene:
     steps: int
     seed: int
 
-    def render(self, recipe: str, **options: object) -> list[Tensor]:
+    def render(self, recipe: str, start: Tensor | None = None) -> list[Tensor]:
         """One image per facet by our loop."""
-        chosen = replace(get_recipe(recipe), **{k: options.pop(k) for k in ("start",) if isinstance(options.get(k), str)})
         made = render_facets(
             self.model,
             self.facets,
             self.images,
-            recipe=chosen,
+            recipe=recipe,
             steps=self.steps,
             input_spec=self.spec,
             seed=self.seed,
-            **options,  # type: ignore[arg-type]
+            start=start,
         )
         return [rendering.image for rendering in made]
 
@@ -100,7 +103,8 @@ METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
     "facet": lambda scene: scene.render("facet"),
     "facet, another facet's start": lambda scene: scene.render("facet", start=scene.means().roll(1, 0)),
     "facet, from noise": lambda scene: scene.render("facet-from-noise"),
-    "facet, shuffled clusters": lambda scene: scene.render("facet"),
+    "facet, half of the images": lambda scene: scene.render("facet"),
+    "facet, half of shuffled clusters": lambda scene: scene.render("facet"),
     "logit only": lambda scene: scene.render("logit"),
     "paper-mean": lambda scene: scene.render("paper-mean"),
     "paper-center-biased": lambda scene: scene.render("paper-center-biased"),
@@ -114,6 +118,22 @@ METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
 def shuffled(facets: FacetSet, seed: int) -> FacetSet:
     """Clusters of the same sizes that mean nothing."""
     return replace(facets, labels=np.random.default_rng(seed).permutation(facets.labels), stability=None)
+
+
+def halved(facets: FacetSet) -> tuple[FacetSet, NDArray[np.int64]]:
+    """Facets of every second image, nearest to the center first, and the labels of the images left out, else -1."""
+    kept, left = np.full_like(facets.labels, -1), np.full_like(facets.labels, -1)
+    for facet in facets:
+        kept[facet.members[::2]] = facet.index
+        left[facet.members[1::2]] = facet.index
+    return replace(facets, labels=kept, stability=None), left
+
+
+def variant(scene: Scene, name: str) -> tuple[Scene, NDArray[np.int64]]:
+    """What a method works on, and the labels of the images that judge it."""
+    facets = shuffled(scene.facets, scene.seed) if "shuffled" in name else scene.facets
+    facets, labels = halved(facets) if "half" in name else (facets, facets.labels)
+    return replace(scene, facets=facets), labels
 
 
 @dataclass(frozen=True)
@@ -148,7 +168,7 @@ def nearest(codes: Codes, to: Codes) -> NDArray[np.intp]:
 
 def figures(made: Codes, prob: Codes, real: Codes, labels: NDArray[np.int64], cls: int) -> dict[str, float]:
     """The figures of one image for each facet, in order."""
-    own = np.arange(len(made))
+    own, real, labels = np.arange(len(made)), real[labels >= 0], labels[labels >= 0]
     centers = np.stack([real[labels == k].mean(0) for k in own])
     return {
         "retention": float((nearest(made, centers) == own).mean()),
@@ -172,6 +192,10 @@ def ceiling(real: Codes, prob: Codes, labels: NDArray[np.int64], cls: int) -> di
         "prob": float(prob[:, cls].mean()),
         "predicts": right / len(labels),
     }
+
+
+def slug(name: str) -> str:
+    return "-".join(re.findall("[a-z]+", name.lower()))
 
 
 def save(out: Path, scene: Scene, made: Sequence[Tensor]) -> None:
@@ -218,16 +242,16 @@ def main() -> None:
         scene = Scene(model, spec, found.unit, images, found, args.steps, seed)
         rows.setdefault("(all real images)", []).append(ceiling(real, real_prob, found.labels, args.judge_unit.index))
         for name in args.methods:
-            its = replace(scene, facets=shuffled(found, seed)) if "shuffled" in name else scene
+            its, labels = variant(scene, name)
             began = time.perf_counter()
             made = METHODS[name](its)
             seconds = time.perf_counter() - began
-            save(args.out / f"{name.replace(', ', '-').replace(' ', '-')}_{seed}", its, made)
-            row = figures(*judge(made), real, its.facets.labels, args.judge_unit.index)
+            save(args.out / f"{slug(name)}_{seed}", its, made)
+            row = figures(*judge(made), real, labels, args.judge_unit.index)
             rows.setdefault(name, []).append({**row, "seconds": seconds})
             print(name, seed, {key: round(value, 3) for key, value in rows[name][-1].items()}, flush=True)
     table(rows)
-    shown = [args.out / f"{name.replace(', ', '-').replace(' ', '-')}_0" for name in args.methods]
+    shown = [args.out / f"{slug(name)}_0" for name in args.methods]
     contact(shown, args.facets, args.out / "sheet.jpg")
 
 

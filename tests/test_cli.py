@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import planted_images, small_cnn
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from captum_mfv.cli import main
 from captum_mfv.images import to_pil
+from captum_mfv.optvis.recipes import RECIPES
 
 MODEL = """
     from torch import nn
@@ -163,6 +165,10 @@ BAD = {
     "no facets": ({"facets": 0}, "0 facets"),
     "an unknown recipe": ({"recipe": "papermean"}, "no recipe 'papermean'; there are .*did you mean paper-mean"),
     "no number": ({"facets": "many"}, "'many' is neither a number nor auto"),
+    "a recipe file that isn't there": ({"recipe": "mine.json"}, "mine.json can't be read as a recipe"),
+    "no size": ({"size": 0}, "--size must be at least 1 pixel, not 0"),
+    "an unknown device": ({"device": "gpu"}, "--device gpu can't be used"),
+    "an unknown precision": ({"dtype": "int8"}, "--dtype must be one of bfloat16, float16, not 'int8'"),
     "too few steps": ({"recipe": "paper-mean", "steps": 1}, "steps must be at least that"),
     "no top images": ({"top-k": 0}, "--top-k must be at least 1 image, not 0"),
     "an unknown reduction": ({"reduce": "median"}, "reduce must be mean, max, center or cls, not 'median'"),
@@ -241,3 +247,28 @@ def test_help_teaches_with_an_example(capsys):
     assert status == 0
     assert "captum-mfv run --model squeezenet1_0" in said
     assert call(["--version"], capsys)[1].startswith("captum-mfv, version ")
+
+
+def test_recipes_are_listed_and_one_can_be_changed_and_given_back(inputs, tmp_path, capsys):
+    status, said, _ = call(["list", "recipes"], capsys)
+    assert status == 0
+    assert [line.split()[0] for line in said.splitlines()] == list(RECIPES)
+    status, said, _ = call(["list", "recipes", "facet"], capsys)
+    data = json.loads(said)
+    data["name"], data["start"], data["phases"][0]["weights"]["total_variation"] = "mine", "medoid", 0.05
+    (tmp_path / "mine.json").write_text(json.dumps(data))
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, recipe=tmp_path / "mine.json", size=48), capsys)[0] == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["settings"]["recipe_data"]["start"] == "medoid"
+    assert manifest["settings"]["recipe_data"]["phases"][0]["weights"]["total_variation"] == 0.05
+    with Image.open(out / "images" / "facet_00.png") as image:
+        assert image.size == (48, 48)
+    with safe_open(out / "tensors.safetensors", framework="numpy") as file:
+        assert file.get_tensor("transparency").shape == (3, 48, 48)
+
+
+def test_the_precision_and_the_device_are_the_users(inputs, tmp_path, capsys):
+    words = arguments(inputs, tmp_path / "run", device="cpu", dtype="bfloat16")
+    assert call(words, capsys)[0] == 0
+    assert "--dtype bfloat16" in json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]["command"]

@@ -6,10 +6,9 @@ from conftest import SPEC, small_cnn
 from torch import nn
 
 from captum_mfv import InputSpec, Unit, find_facets
-from captum_mfv.errors import MFVWarning, RecipeError, RenderError
+from captum_mfv.errors import ImageError, MFVWarning, RecipeError, RenderError
 from captum_mfv.metrics import score_images
-from captum_mfv.optvis.objectives import FACET_WEIGHTS
-from captum_mfv.optvis.recipes import RECIPES, Phase, Ramp, Recipe, get_recipe
+from captum_mfv.optvis.recipes import RECIPES, STARTS, Phase, Ramp, Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 
 
@@ -23,8 +22,10 @@ def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, f
         assert rendering.image.dtype == torch.float32
         assert 0 <= rendering.image.min() <= rendering.image.max() <= 1
         history = rendering.history
-        total = sum(weight * history[name] for name, weight in FACET_WEIGHTS.items()) if recipe == "facet" else None
-        driven = history["activation"] if total is None else -total
+        assert 0 <= rendering.transparency.min() <= rendering.transparency.max() <= 1
+        phases = get_recipe(recipe).phases
+        total = sum(weight * history[name] for name, weight in phases[0].weights.items())
+        driven = -total if len(phases) == 1 else history["activation"]
         assert driven.shape == (40,)
         assert driven[-5:].mean() > driven[:5].mean()
 
@@ -177,26 +178,104 @@ def test_a_loss_that_is_not_finite_is_named(planted, facets):
         render_facets(model, facets, planted[0], steps=3, input_spec=SPEC)
 
 
-def test_recipes_are_data_with_steps_to_choose():
-    paper = get_recipe("paper-mean")
-    assert [phase.steps for phase in paper.phases] == [190, 150, 20, 10]
-    assert [phase.steps for phase in paper.with_steps(37).phases] == [19, 15, 2, 1]
-    assert [phase.steps for phase in paper.with_steps(4).phases] == [1, 1, 1, 1]
-    for wrong in (0, 3, -5):
-        with pytest.raises(RecipeError, match="at least that"):
-            paper.with_steps(wrong)
-    with pytest.raises(RecipeError, match="did you mean paper-mean"):
-        get_recipe("paper-meen")
+@pytest.mark.parametrize("size", [20, 48])
+@pytest.mark.parametrize("recipe", ["facet", "paper-mean", "maco"])
+def test_images_may_be_of_any_size_whatever_the_network_sees(recipe, size, facets, planted):
+    made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=8, size=size, input_spec=SPEC)
+    assert made[0].image.shape == made[0].start.shape == (3, size, size)
+    assert made[0].transparency.shape == (size, size)
+    same = SPEC.resize(made[1].start[None])[0]
+    if recipe == "facet":
+        assert (same - SPEC.resize(planted[0][facets[1].members[:15]].mean(0)[None])[0]).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "n_steps", "first", "last"),
-    [(0.4, 0.4, 190, 0.398, 0.796), (0.01, 2, 150, 0.0099, 2.0), (0.1, 2, 20, 0.095, 2.0), (0.4, 2, 10, 0.36, 2.16)],
-)
-def test_the_papers_tv_schedule_runs_as_its_code_ran(start, end, n_steps, first, last):
-    ramp = Ramp(start, end, released=True)
-    assert ramp.at(0, n_steps) == pytest.approx(first, abs=1e-3)
-    assert ramp.at(n_steps - 1, n_steps) == pytest.approx(last, abs=1e-2)
+def test_phases_go_from_coarse_to_fine(facets, planted):
+    sides = []
+    coarse = Recipe(
+        "coarse", "", "mean", "fft", tuple(Phase(2, {"unit": 1.0}, scale=scale) for scale in (0.25, 0.5, 1.0))
+    )
+    made = render_facets(
+        small_cnn(),
+        facets,
+        planted[0],
+        recipe=coarse,
+        size=64,
+        input_spec=SPEC,
+        callback=lambda n, x: sides.append(x.shape[-1]),
+    )
+    assert sides == [16, 16, 32, 32, 64, 64]
+    assert made[0].image.shape == (3, 64, 64)
+    ends_small = replace(coarse, phases=coarse.phases[:1])
+    made = render_facets(small_cnn(), facets, planted[0], recipe=ends_small, size=64, input_spec=SPEC)
+    assert made[0].image.shape == (3, 64, 64)
+    with pytest.raises(RecipeError, match="leaves no pixel"):
+        render_facets(small_cnn(), facets, planted[0], recipe=ends_small, size=3, input_spec=SPEC)
+
+
+def test_the_caller_may_give_the_start(facets, planted):
+    own = planted[0][torch.as_tensor([facet.members[1] for facet in facets])]
+    still = Recipe("still", "", "noise", "fft", (Phase(1, {"unit": 1.0}, lr=Ramp(0.0, 0.0)),))
+    for start in (own, own[0]):
+        made = render_facets(small_cnn(), facets, planted[0], recipe=still, start=start, input_spec=SPEC)
+        for k, rendering in enumerate(made):
+            wanted = own[k] if start.ndim == 4 else own[0]
+            assert torch.equal(rendering.start, wanted)
+            assert (rendering.image - wanted).abs().max() < 1e-3
+    for wrong in (own[:2], own[0, 0], own * 255):
+        with pytest.raises(ImageError, match="start must"):
+            render_facets(small_cnn(), facets, planted[0], start=wrong, input_spec=SPEC)
+    with pytest.raises(TypeError, match="start must be a tensor, not str"):
+        render_facets(small_cnn(), facets, planted[0], start="mean", input_spec=SPEC)
+    with pytest.raises(ImageError, match="size must be at least 1 pixel, not 0"):
+        render_facets(small_cnn(), facets, planted[0], size=0, input_spec=SPEC)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_start_is_the_facets_own(start, facets, planted):
+    recipe = replace(get_recipe("facet"), start=start)
+    made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=1, input_spec=SPEC)
+    starts = torch.stack([rendering.start for rendering in made])
+    if start == "medoid":
+        assert torch.equal(starts, planted[0][torch.as_tensor([facet.members[0] for facet in facets])])
+    if start == "spectrum":  # of the colour of its facet, and of no other's shapes
+        assert starts.mean(dim=(2, 3)).argmax(1).tolist() == planted[1][[facet.members[0] for facet in facets]].tolist()
+        alone = render_facets(small_cnn(), facets[1], planted[0], recipe=recipe, steps=1, input_spec=SPEC)
+        assert torch.allclose(alone[0].start, starts[1], atol=1e-5)
+
+
+def test_transparency_is_where_the_unit_looks(planted):
+    class Middle(nn.Module):
+        def forward(self, x):
+            return x[..., 12:20, 12:20]
+
+    model = nn.Sequential(Middle(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).requires_grad_(False)
+    found = find_facets(model, Unit("3", 0), planted[0], n_facets=3, input_spec=SPEC)
+    plain = Recipe("plain", "", "mean", "pixel", (Phase(4, {"unit": 1.0}),))
+    for rendering in render_facets(model, found, planted[0], recipe=plain, input_spec=SPEC):
+        assert rendering.transparency[12:20, 12:20].min() > 0.5
+        assert rendering.transparency.sum() == rendering.transparency[12:20, 12:20].sum()
+        assert rendering.rgba.shape == (4, 32, 32)
+        assert torch.equal(rendering.rgba[:3], rendering.image)
+
+
+def test_colours_measured_on_the_users_images_do_not_depend_on_the_batch(facets, planted):
+    recipe = replace(get_recipe("facet"), colors="images")
+    together = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=4, input_spec=SPEC)
+    alone = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=4, input_spec=SPEC, max_batch=1)
+    assert torch.allclose(together[2].image, alone[2].image, atol=1e-3)
+    imagenet = render_facets(small_cnn(), facets, planted[0], steps=4, input_spec=SPEC)
+    assert not torch.allclose(imagenet[2].image, alone[2].image, atol=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["facet", "faceted"])
+def test_autocast_draws_nearly_the_same(recipe, facets, planted):
+    def draw(dtype):
+        made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=8, input_spec=SPEC, dtype=dtype)
+        return torch.stack([rendering.image for rendering in made])
+
+    full, half = draw(None), draw(torch.bfloat16)
+    assert not torch.equal(full, half)
+    assert (full - half).abs().mean() < 0.02
 
 
 def test_grey_images_are_drawn_grey():

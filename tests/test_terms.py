@@ -32,6 +32,21 @@ def test_the_unit_counts_in_its_mean_on_the_facets_images(facets, planted):
         assert loss.mean().item() == pytest.approx(-np.sign(facet.activations).mean(), abs=1e-4)
 
 
+def test_a_capped_unit_levels_off_beyond_real_images_and_is_the_same_below(facets):
+    facet = facets[0]
+    most, mean = float(abs(facet.activations).max()), float(abs(facet.activations).mean())
+    activations = (most * torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.5, 4.0, 40.0])).requires_grad_()
+    outputs = {"fc": activations[:, None].expand(-1, 5)}
+    rows = [0] * len(activations)
+    plain = terms.unit_term(facets).rows(rows)(outputs)
+    capped = terms.unit_term(facets, cap=1.5).rows(rows)(outputs)
+    assert torch.allclose(capped[:4], plain[:4], atol=0.02 * most / mean)
+    assert torch.allclose(capped[5:], torch.tensor(-1.5 * most / mean), rtol=0.01)
+    (slope,) = torch.autograd.grad(capped.sum(), activations)
+    assert torch.allclose(slope[:4] * mean, torch.tensor(-1.0), atol=0.05)
+    assert slope[5:].abs().max() < 1e-4
+
+
 def test_a_facets_code_is_best_at_its_center_and_contrast_counts_the_nearest_other(facets):
     centers = torch.from_numpy(facets.centers)
     layer = facets.code.layer

@@ -1,13 +1,31 @@
 import pytest
 import torch
 
-from captum_mfv.errors import ImageError
-from captum_mfv.optvis.transform import affine, center_crop
+from captum_mfv.errors import ImageError, RecipeError
+from captum_mfv.optvis.transform import (
+    affine,
+    center_crop,
+    compose,
+    gradient_mask,
+    jitter,
+    make_transform,
+    noise,
+    random_crop,
+)
 
 IMAGES = torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("make", [lambda seed: center_crop(32, seed=seed), lambda seed: affine(seed=seed)])
+RANDOM = {
+    "center_crop": lambda **options: center_crop(20, 0.3, **options),
+    "affine": affine,
+    "jitter": lambda **options: jitter(0.2, **options),
+    "noise": noise,
+    "random_crop": random_crop,
+}
+
+
+@pytest.mark.parametrize("make", [lambda seed, make=make: make(seed=seed) for make in RANDOM.values()], ids=RANDOM)
 def test_draws_follow_the_seed_alone(make):
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -21,9 +39,19 @@ def test_draws_follow_the_seed_alone(make):
 
 def test_each_image_of_the_batch_has_a_draw_of_its_own():
     same = IMAGES[:1].expand(4, -1, -1, -1)
-    for transform in (center_crop(20, 0.3), affine()):
-        moved = transform(same)
+    for make in RANDOM.values():
+        moved = make()(same)
         assert all(not torch.equal(moved[0], moved[i]) for i in (1, 2, 3))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_an_image_with_a_generator_of_its_own_is_drawn_the_same_in_any_batch(name):
+    def own(i):
+        return torch.Generator().manual_seed(i)
+
+    together = RANDOM[name](generator=[own(i) for i in range(4)])(IMAGES)
+    alone = RANDOM[name](generator=[own(2)])(IMAGES[2:3])
+    assert torch.allclose(together[2], alone[0], atol=1e-6)
 
 
 def test_the_crop_is_centre_biased_and_stays_inside():
@@ -62,6 +90,50 @@ def test_rotation_keeps_circles_round_on_wide_images():
     assert (turned - disc)[..., middle].abs().mean() < 0.01
 
 
+def test_jitter_shifts_by_whole_pixels_and_leaves_them_sharp():
+    shifted = jitter(0.2, seed=1)(IMAGES)
+    padded = torch.nn.functional.pad(IMAGES, (8, 8, 8, 8), mode="reflect")
+    for image, around in zip(shifted, padded, strict=True):
+        windows = around.unfold(1, 40, 1).unfold(2, 40, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        assert (windows == image).flatten(1).all(1).any()
+    assert jitter(0)(IMAGES).equal(IMAGES)
+
+
+def test_a_random_crop_shows_a_window_of_the_image_at_its_size():
+    slope = torch.arange(64.0).expand(200, 1, 64, 64) / 63
+    seen = random_crop(0.25, 0, seed=0)(slope)
+    assert seen.shape == slope.shape
+    widths = seen[:, 0, 0, -1] - seen[:, 0, 0, 0]
+    assert torch.allclose(widths, torch.tensor(0.25), atol=0.02)
+    assert seen.min() < 0.02
+    assert seen.max() > 0.98
+
+
+def test_noise_has_the_asked_spread():
+    added = noise(0.08)(torch.full((4, 3, 64, 64), 0.5)) - 0.5
+    assert added.std().item() == pytest.approx(0.08, rel=0.02)
+    assert abs(added.mean().item()) < 1e-3
+
+
+def test_a_gradient_mask_changes_no_pixel_and_lets_gradients_of_the_middle_through():
+    images = IMAGES.clone().requires_grad_()
+    masked = gradient_mask(0.25)(images)
+    assert masked.equal(images)
+    masked.sum().backward()
+    assert images.grad[..., 10:30, 10:30].eq(1).all()
+    assert images.grad.sum() == 4 * 3 * 20 * 20
+
+
+def test_transforms_are_made_by_name_as_recipes_write_them():
+    own = torch.Generator().manual_seed(3)
+    both = compose([make_transform("jitter", {"shift": 0.1}, 32, own), make_transform("center_crop", {}, 32, own)])
+    assert both(IMAGES).shape == (4, 3, 32, 32)
+    with pytest.raises(RecipeError, match="no transform 'blur'; there are affine, center_crop"):
+        make_transform("blur", {}, 32, own)
+    with pytest.raises(RecipeError, match=r"transform jitter: .*'size'"):
+        make_transform("jitter", {"size": 3}, 32, own)
+
+
 def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ImageError, match="smaller than the crop"):
         center_crop(41)(IMAGES)
@@ -69,3 +141,6 @@ def test_what_cannot_be_cut_is_refused():
         center_crop(0)
     with pytest.raises(ImageError):
         affine(scale=1.0)
+    for make, wrong in ((jitter, 1.0), (noise, -1), (gradient_mask, 0.5), (random_crop, 0)):
+        with pytest.raises(ImageError):
+            make(wrong)

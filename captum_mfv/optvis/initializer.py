@@ -133,6 +133,7 @@ def spectral_images(
     generators: Sequence[torch.Generator],
     n_images: int = 30,
     size: int | None = None,
+    contrast: float = 0.4,
 ) -> Tensor:
     """Noise with each facet's mean colour and magnitudes, (n_facets, C, H, W) in [0, 1].
 
@@ -142,13 +143,18 @@ def spectral_images(
         generators: one for each facet.
         n_images: how many of a facet's nearest members are measured.
         size: side of the images in pixels; by default that of the dataset's.
+        contrast: share of the magnitudes; at all of them the synthesis starts with saturated colours, which it
+            can't leave.
     """
     starts = []
     for facet, generator in zip(facets, generators, strict=True):
         members = _nearest(facet, images, n_images, size)
         noise = 0.01 * torch.randn(members[:1].shape, generator=generator)
         start = (members.mean(dim=(0, 2, 3), keepdim=True) + noise).clamp(0, 1)
-        _, image_f = maco_image_from(start, mean_magnitudes(members))()
+        magnitudes = mean_magnitudes(members)
+        magnitudes[:, 1:] *= contrast  # all but the mean colour, which stands in the corner
+        magnitudes[:, 0, 1:] *= contrast
+        _, image_f = maco_image_from(start, magnitudes)()
         starts.append(image_f().detach())
     return torch.cat(starts)
 

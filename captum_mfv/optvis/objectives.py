@@ -45,14 +45,19 @@ __all__ = [
     "unit",
 ]
 
-FACET_WEIGHTS: Mapping[str, float] = {"unit": 0.5, "code": 3.0, "distribution": 6.0}
+FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 0.5, "code": 3.0, "distribution": 6.0}
 """Weights of the terms in `facet` and in the default recipe."""
 
 
-def unit(facet: Facet | Sequence[Facet]) -> Any:
-    """The facet's unit, in units of its mean activation on the facet's images."""
+def unit(facet: Facet | Sequence[Facet], *, cap: float | None = None) -> Any:
+    """The facet's unit, in units of its mean activation on the facet's images.
+
+    Args:
+        facet: the facet or facets.
+        cap: it levels off about so many times the largest activation on them; None: never.
+    """
     facets = as_facets(facet)
-    return _objective({"unit": (1.0, unit_term(facets))}, facets)
+    return _objective({"unit": (1.0, unit_term(facets, cap))}, facets)
 
 
 def probability(facet: Facet | Sequence[Facet]) -> Any:

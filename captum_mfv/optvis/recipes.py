@@ -161,8 +161,13 @@ class Recipe:
 def _phase(data: Mapping[str, Any]) -> Phase:
     table = _known(Phase, data)
     ramps = {name: Ramp(**_known(Ramp, table[name])) for name in ("lr", "tv_weight") if table.get(name) is not None}
-    weights = {str(name): float(weight) for name, weight in table["weights"].items()}
-    return Phase(**{**table, **ramps, "weights": weights})
+    table["weights"] = _numbers(table["weights"])
+    table["transforms"] = {name: _numbers(arguments) for name, arguments in table.get("transforms", {}).items()}
+    return Phase(**{**table, **ramps})
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(number) for name, number in data.items()}
 
 
 def _known(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,6 +207,13 @@ _FACET = Recipe(
     start="mean",
     param="fft",
     phases=(Phase(200, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), transforms=_AFFINE),),
+)
+
+_FACET_FROM_NOISE = replace(
+    _FACET,
+    name="facet-from-noise",
+    summary="the same from noise with the spectrum of the facet's images, to see what the mean image gives away",
+    start="spectrum",
 )
 
 _PAPER_MEAN = Recipe(
@@ -264,7 +276,8 @@ _FACETED = Recipe(
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe for recipe in (_FACET, _PAPER_MEAN, _PAPER_CENTER_BIASED, _LOGIT, _MACO, _FACETED)
+    recipe.name: recipe
+    for recipe in (_FACET, _FACET_FROM_NOISE, _PAPER_MEAN, _PAPER_CENTER_BIASED, _LOGIT, _MACO, _FACETED)
 }
 """The recipes by name."""
 

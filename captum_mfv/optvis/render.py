@@ -80,10 +80,9 @@ def render_facets(
 ) -> list[Rendering]:
     """Synthesise one image per facet, all in one batch.
 
-    Each image draws from its own generator, seeded by the seed and the facet's index, so that it is the
-    same in whatever batch. On one machine the same seed and
-    batch give the same bytes; no global generator is touched. Ctrl-C ends it with the images so far and a
-    warning.
+    Each image draws from its own generator, seeded by the seed and the facet's index, so that it doesn't
+    depend on how the facets are split into batches. On one machine the same seed and batch give the same
+    bytes; no global generator is touched. Ctrl-C ends it with the images so far and a warning.
 
     Args:
         model: the model in which the facets were found, on any device; left as it was.

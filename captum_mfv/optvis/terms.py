@@ -47,6 +47,8 @@ INPUT = "input"
 """The image itself, in [0, 1], among the layers; Lucent's name for it."""
 
 _SHARPNESS = 10.0  # of the soft maximum over the other facets' cosines
+_KNEE = 0.1  # width of the bend where a unit's activation levels off, as a share of the cap
+_CAP = 1.5  # where recipes let it, in largest activations on the facet's images
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -74,16 +76,25 @@ class Term:
         return self.loss(outputs, self.facts)
 
 
-def unit_term(facets: Sequence[Facet]) -> Term:
-    """Minus the unit's activation, in units of its mean magnitude on each facet's images."""
+def unit_term(facets: Sequence[Facet], cap: float | None = None) -> Term:
+    """Minus the unit's activation, in units of its mean magnitude on each facet's images.
+
+    With ``cap``, it levels off about so many times the largest activation on them: an image that drives a unit far
+    beyond any real one, as is easy for a unit that is read at its peak, shows what is not in the world.
+    """
     unit = facets[0].unit
-    scale = torch.tensor([float(abs(item.activations).mean()) for item in facets]).clamp_min(1e-6)
+    mean = torch.tensor([float(abs(item.activations).mean()) for item in facets]).clamp_min(1e-6)
+    most = torch.tensor([float(abs(item.activations).max()) for item in facets]).clamp_min(1e-6)
 
     def loss(outputs: Tensors, facts: Tensors) -> Tensor:
         activation = unit.read(outputs[unit.layer_name]).float()
-        return -activation / facts["scale"].to(activation)
+        if cap is not None:
+            high = cap * facts["most"].to(activation)
+            knee = _KNEE * high
+            activation = high - knee * torch.nn.functional.softplus((high - activation) / knee)
+        return -activation / facts["mean"].to(activation)
 
-    return Term((unit.layer_name,), loss, {"scale": scale})
+    return Term((unit.layer_name,), loss, {"mean": mean, "most": most})
 
 
 def probability_term(facets: Sequence[Facet]) -> Term:
@@ -192,6 +203,7 @@ def grey_term() -> Term:
 
 _TERMS: Mapping[str, Callable[[Sequence[Facet]], Term]] = {
     "unit": unit_term,
+    "capped_unit": lambda facets: unit_term(facets, cap=_CAP),
     "probability": probability_term,
     "code": code_term,
     "contrastive_code": lambda facets: code_term(facets, contrast=1.0),
