@@ -204,6 +204,7 @@ class Facet:
         center: (D,) mean code of the members.
         centers: (n_facets, D) the same of all facets of the set.
         origin: (D,) mean code of all images, against which the center is read.
+        peak: the unit's largest activation on any image.
         unit: the unit.
         code: the code.
         stability: how well it is found again in bootstrap samples, in [0, 1]; None if that wasn't tried.
@@ -216,6 +217,7 @@ class Facet:
     center: Floats
     centers: Floats
     origin: Floats
+    peak: float
     unit: Unit
     code: Code
     stability: float | None = None
@@ -256,11 +258,12 @@ class FacetSet(Sequence[Facet]):
         counts = np.bincount(self.labels[self.labels >= 0])
         if not len(counts) or not counts.all():
             raise FacetError("every facet must have at least one image")
-        origin = self.codes[np.isfinite(self.activations)].mean(0)
+        seen = np.isfinite(self.activations)
+        origin, peak = self.codes[seen].mean(0), float(self.activations[seen].max())
         centers = np.stack([self.codes[self.labels == k].mean(0) for k in range(len(counts))])
-        object.__setattr__(self, "facets", tuple(self._facet(k, centers, origin) for k in range(len(counts))))
+        object.__setattr__(self, "facets", tuple(self._facet(k, centers, origin, peak) for k in range(len(counts))))
 
-    def _facet(self, index: int, centers: Floats, origin: Floats) -> Facet:
+    def _facet(self, index: int, centers: Floats, origin: Floats, peak: float) -> Facet:
         members, center = np.flatnonzero(self.labels == index), centers[index]
         distances = np.linalg.norm(self.codes[members] - center, axis=1)
         order = np.argsort(distances, kind="stable")
@@ -274,6 +277,7 @@ class FacetSet(Sequence[Facet]):
             center=center,
             centers=centers,
             origin=origin,
+            peak=peak,
             unit=self.unit,
             code=self.code,
             stability=stability,

@@ -54,7 +54,7 @@ def unit(facet: Facet | Sequence[Facet], *, cap: float | None = None) -> Any:
 
     Args:
         facet: the facet or facets.
-        cap: it levels off about so many times the largest activation on them; None: never.
+        cap: it levels off about so many times the largest activation on any real image; None: never.
     """
     facets = as_facets(facet)
     return _objective({"unit": (1.0, unit_term(facets, cap))}, facets)

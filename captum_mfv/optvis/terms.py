@@ -48,7 +48,7 @@ INPUT = "input"
 
 _SHARPNESS = 10.0  # of the soft maximum over the other facets' cosines
 _KNEE = 0.1  # width of the bend where a unit's activation levels off, as a share of the cap
-_CAP = 1.5  # where recipes let it, in largest activations on the facet's images
+_CAP = 1.5  # where recipes let it, in largest activations on real images
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -79,22 +79,22 @@ class Term:
 def unit_term(facets: Sequence[Facet], cap: float | None = None) -> Term:
     """Minus the unit's activation, in units of its mean magnitude on each facet's images.
 
-    With ``cap``, it levels off about so many times the largest activation on them: an image that drives a unit far
-    beyond any real one, as is easy for a unit that is read at its peak, shows what is not in the world.
+    With ``cap``, it levels off about so many times the largest activation on any real image: one that drives a unit
+    far beyond that, as is easy for a unit that is read at its peak, shows what is not in the world. Where no real
+    image activates the unit, it never does.
     """
     unit = facets[0].unit
     mean = torch.tensor([float(abs(item.activations).mean()) for item in facets]).clamp_min(1e-6)
-    most = torch.tensor([float(abs(item.activations).max()) for item in facets]).clamp_min(1e-6)
+    peak = facets[0].peak if cap is not None else 0.0
 
     def loss(outputs: Tensors, facts: Tensors) -> Tensor:
         activation = unit.read(outputs[unit.layer_name]).float()
-        if cap is not None:
-            high = cap * facts["most"].to(activation)
-            knee = _KNEE * high
+        if cap is not None and peak > 0:
+            high, knee = cap * peak, _KNEE * cap * peak
             activation = high - knee * torch.nn.functional.softplus((high - activation) / knee)
         return -activation / facts["mean"].to(activation)
 
-    return Term((unit.layer_name,), loss, {"mean": mean, "most": most})
+    return Term((unit.layer_name,), loss, {"mean": mean})
 
 
 def probability_term(facets: Sequence[Facet]) -> Term:
