@@ -211,8 +211,7 @@ def save(out: Path, scene: Scene, made: Sequence[Tensor]) -> None:
         to_pil(start).save(out / f"images/facet_{k:02d}_start.png")
 
 
-def main() -> None:
-    """Find, draw, judge, print."""
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("--model", required=True)
@@ -226,7 +225,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Find, draw, judge, print."""
+    args = arguments()
     torch.set_num_threads(2)
     model, spec = models.load(args.model, args.weights)
     images = ImageFolder(args.images, spec)

@@ -113,6 +113,21 @@ def test_a_facet_is_drawn_the_same_in_any_batch(facets, planted):
         images(facets, max_batch=-1)
 
 
+def test_a_batch_that_memory_does_not_hold_is_split_and_drawn_the_same(model, facets, planted):
+    def full(module, args, output):
+        if len(output) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    wanted = render_facets(model, facets, planted[0], steps=6, input_spec=SPEC, recipe="logit")
+    hook = model.conv2.register_forward_hook(full)
+    made = render_facets(model, facets, planted[0], steps=6, input_spec=SPEC, recipe="logit")
+    hook.remove()
+    assert [rendering.facet.index for rendering in made] == [0, 1, 2]
+    for one, other in zip(made, wanted, strict=True):
+        assert torch.allclose(one.image, other.image, atol=1e-3)
+        assert len(one.history["activation"]) == 6
+
+
 def test_several_seeds_are_drawn_in_one_batch(facets, planted):
     noise = replace(get_recipe("facet"), start="noise")
     made = render_facets(small_cnn(), facets, planted[0], recipe=noise, steps=6, input_spec=SPEC, seed=[4, 5])

@@ -95,15 +95,7 @@ def maco_image(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> ParamF:
-    """Phases alone, from noise, under the mean magnitudes of the facet's images (`param.maco_image_from`).
-
-    Args:
-        facet: a facet, or several: one image of the batch for each.
-        images: the dataset in which the facets were found.
-        n_images: how many of the nearest members the magnitudes are a mean over.
-        seed: seed of the noise.
-        device: where the parameters live.
-    """
+    """Phases alone, magnitudes fixed (`param.maco_image_from`), from such noise; arguments as for `noise_image`."""
     facets = as_facets(facet)
     start = spectral_images(facets, images, [own_generator(seed, item) for item in facets], n_images)
     return maco_image_from(start.to(device), spectra(facets, images, n_images).to(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -66,10 +66,20 @@ class Batch:
     dtype: torch.dtype | None
     callback: Callback | None
     bar: Any
-    records: list[dict[str, Tensor]] = field(default_factory=list)
-    totals: list[Tensor] = field(default_factory=list)
-    seen: list[Tensor] = field(default_factory=list)
-    interrupted: bool = False
+    records: list[dict[str, Tensor]] = field(default_factory=list, init=False)
+    totals: list[Tensor] = field(default_factory=list, init=False)
+    seen: list[Tensor] = field(default_factory=list, init=False)
+    interrupted: bool = field(default=False, init=False)
+
+    def part(self, rows: Sequence[int], generators: Sequence[torch.Generator]) -> Batch:
+        """A batch of some of the images, or of some several times, not begun yet."""
+        return replace(
+            self,
+            facets=tuple(self.facets[row] for row in rows),
+            terms={name: term.rows(rows) for name, term in self.terms.items()},
+            generators=generators,
+            given=None if self.given is None else self.given[list(rows)],
+        )
 
     def run(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
         """Where the images started and where they ended, (B, C, size, size) on the CPU."""

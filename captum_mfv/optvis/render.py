@@ -118,40 +118,33 @@ def render_facets(
     given = None if start is None else _given(start, len(chosen))
     if size is not None and size < 1:
         raise ImageError(f"size must be at least 1 pixel, not {size}")
-    terms = measure_terms({name: None for phase in plan.phases for name in phase.weights}, model, chosen, images, spec)
+    names = {name: None for phase in plan.phases for name in phase.weights}
+    terms = measure_terms(names, model, chosen, images, spec)
     colors = _colors(images) if plan.colors == "images" else None
     jobs = [(row, one) for one in ([seed] if isinstance(seed, int) else seed) for row in range(len(chosen))]
     left = _split(jobs, max_batch or len(jobs))
-    renderings: list[Rendering] = []
     with tqdm(total=plan.n_steps * len(left), desc=_title(jobs, chosen), unit="step", disable=not progress) as bar:
-        while left:
-            jobs = left.pop(0)
-            rows = [row for row, _ in jobs]
-            batch = Batch(
-                model=model,
-                facets=tuple(chosen[row] for row in rows),
-                images=images,
-                spec=spec,
-                size=size or spec.size,
-                terms={name: term.rows(rows) for name, term in terms.items()},
-                generators=[own_generator(one, chosen[row]) for row, one in jobs],
-                given=None if given is None else given[rows],
-                colors=colors,
-                dtype=dtype,
-                callback=callback,
-                bar=bar,
-            )
-            try:
-                renderings += _rendered(batch, plan, jobs)
-            except torch.cuda.OutOfMemoryError:
-                if len(jobs) == 1:
-                    raise
-                left[:0] = _split(jobs, -(-len(jobs) // 2))
-                bar.total += plan.n_steps + len(batch.records)
-            if batch.interrupted:
-                done = f"after {len(batch.records)} of {plan.n_steps} steps"
-                warnings.warn(f"interrupted {done}; these are the images so far", MFVWarning, stacklevel=2)
-                break
+        whole = Batch(model, chosen, images, spec, size or spec.size, terms, (), given, colors, dtype, callback, bar)
+        return _render(whole, plan, left)
+
+
+def _render(whole: Batch, plan: Recipe, left: list[list[Job]]) -> list[Rendering]:
+    """Batch after batch; one that a GPU's memory doesn't hold in two halves."""
+    renderings: list[Rendering] = []
+    while left:
+        jobs = left.pop(0)
+        batch = whole.part([row for row, _ in jobs], [own_generator(seed, whole.facets[row]) for row, seed in jobs])
+        try:
+            renderings += _rendered(batch, plan, jobs)
+        except torch.cuda.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise
+            left[:0] = _split(jobs, -(-len(jobs) // 2))
+            whole.bar.total += plan.n_steps + len(batch.records)
+        if batch.interrupted:
+            done = f"after {len(batch.records)} of {plan.n_steps} steps"
+            warnings.warn(f"interrupted {done}; these are the images so far", MFVWarning, stacklevel=3)
+            break
     return renderings
 
 
