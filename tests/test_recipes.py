@@ -55,7 +55,7 @@ def changed(**changes):
         ({"phases": [3]}, "this isn't a recipe"),
         ({"noise": [1]}, "this isn't a recipe"),
         ({"color": "red"}, "no setting of a recipe 'color'; .* did you mean colors"),
-        ({"phase__weights": {"style": 1}}, "no objective 'style'; there are unit, probability, code"),
+        ({"phase__weights": {"style": 1}}, "no objective 'style'; there are unit, capped_unit, probability, code"),
         ({"phase__weights": {}}, "at least one objective"),
         ({"phase__weights": {"unit": "heavy"}}, "this isn't a recipe: ValueError"),
         ({"phase__steps": 0}, "steps must be an integer of at least 1, not 0"),

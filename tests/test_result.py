@@ -41,7 +41,7 @@ def test_facets_images_and_histories_come_back(folder, facets, planted):
         assert (image - rendering.image).abs().max() <= 0.5 / 255 + 1e-6
     assert torch.equal(again.read_images(facets, "_start")[0], (made[0].start * 255).round() / 255)
     histories = again.read_histories()
-    assert {"unit", "code", "distribution", "activation"} == set(histories)
+    assert {"capped_unit", "code", "distribution", "activation"} == set(histories)
     assert np.array_equal(histories["activation"][2], made[2].history["activation"])
 
 

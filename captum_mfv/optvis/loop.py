@@ -159,20 +159,21 @@ class Batch:
                 losses = {name: term(outputs).float() for name, term in terms.items()}
                 total = torch.stack([phase.weights[name] * loss for name, loss in losses.items()]).sum(0)
                 (params[0].grad,) = torch.autograd.grad(total.sum(), params)
-                self.check(total, params[0].grad)
+                activation = unit.read(outputs[unit.layer_name]).detach()
+                self.check(total, activation, params[0].grad)
                 optimizer.step()
-                self.record(total, losses, unit.read(outputs[unit.layer_name]))
+                self.record(total, losses, activation)
                 if self.callback is not None:
                     self.callback(len(self.records), images.detach())
 
-    def check(self, total: Tensor, gradient: Tensor) -> None:
+    def check(self, total: Tensor, activation: Tensor, gradient: Tensor) -> None:
         """Name the facet whose loss or gradient can't be followed, instead of drawing grey noise."""
-        finite = total.isfinite() & gradient.flatten(1).isfinite().all(1)
+        finite = total.isfinite() & activation.isfinite() & gradient.flatten(1).isfinite().all(1)
         alive = gradient.flatten(1).any(1)
         for item, is_finite, is_alive in zip(self.facets, finite.tolist(), alive.tolist(), strict=True):
             if not is_finite:
                 raise RenderError(
-                    f"facet {item.index}: the loss or its gradient isn't finite at step {len(self.records)}"
+                    f"facet {item.index}: the loss, its gradient or the unit isn't finite at step {len(self.records)}"
                 )
             if not is_alive:
                 raise RenderError(

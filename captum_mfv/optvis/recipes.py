@@ -154,6 +154,8 @@ class Recipe:
             phases = tuple(_phase(phase) for phase in table["phases"])
             mean, std = map(float, table.get("noise", (0.5, 0.01)))
             return cls(**{**table, "phases": phases, "noise": (mean, std)})
+        except RecipeError:
+            raise
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise RecipeError(f"this isn't a recipe: {type(error).__name__}: {error}") from error
 

@@ -261,5 +261,5 @@ def make_transform(name: str, arguments: Mapping[str, float], size: int, generat
         more["size"] = size
     try:
         return _TRANSFORMS[name](**arguments, **more)
-    except TypeError as error:
+    except (TypeError, ImageError) as error:
         raise RecipeError(f"transform {name}: {error}") from error
