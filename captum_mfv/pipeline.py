@@ -96,6 +96,7 @@ class _Parts:
     folder: ImageFolder
     images: ImageFolder | TopImages
     recipe: Recipe
+    dtype: torch.dtype | None
 
     def sources(self) -> list[dict[str, Any]]:
         """Where each image comes from: its path and, of a crop, its box in the image as the model sees it."""
@@ -159,14 +160,13 @@ def _load(job: Job) -> _Parts:
     layer, _, reduce = (job.code or "").partition(":")
     unit, code = resolve(model, unit, Code(layer, reduce or "mean") if layer else None, spec)
     images = ImageFolder(job.images, spec)
-    _dtype(job.dtype)
     if job.size is not None and job.size < 1:
         raise ImageError(f"--size must be at least 1 pixel, not {job.size}")
     if job.top_k is not None and job.top_k < 1:
         raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
     if job.facets != "auto" and not 1 <= job.facets <= len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
-    return _Parts(model, spec, unit, code, images, images, recipe)
+    return _Parts(model, spec, unit, code, images, images, recipe, _dtype(job.dtype))
 
 
 def _device(name: str | None) -> torch.device:
@@ -259,7 +259,7 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
             parts.images,
             recipe=parts.recipe,
             size=job.size,
-            dtype=_dtype(job.dtype),
+            dtype=parts.dtype,
             input_spec=parts.spec,
             seed=job.seed,
             progress=progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -96,9 +97,8 @@ def maco_image(
     device: torch.device | str = "cpu",
 ) -> ParamF:
     """Phases alone, magnitudes fixed (`param.maco_image_from`), from such noise; arguments as for `noise_image`."""
-    facets = as_facets(facet)
-    start = spectral_images(facets, images, [own_generator(seed, item) for item in facets], n_images)
-    return maco_image_from(start.to(device), spectra(facets, images, n_images).to(device))
+    param = partial(maco_image_from, magnitudes=spectra(as_facets(facet), images, n_images))
+    return noise_image(facet, images, n_images, seed=seed, param=param, device=device)
 
 
 def mean_images(facets: Sequence[Facet], images: Images, n_images: int = 15) -> Tensor:

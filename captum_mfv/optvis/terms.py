@@ -123,19 +123,20 @@ def code_term(facets: Sequence[Facet], contrast: float = 0.0) -> Term:
     code, origin = facets[0].code, torch.from_numpy(facets[0].origin)
     centers = torch.from_numpy(facets[0].centers) - origin
     every = torch.arange(len(centers))
-    directions = torch.stack([torch.from_numpy(item.center) - origin for item in facets])
-    others = torch.stack([centers[every != item.index] for item in facets])
+    facts = {"directions": centers[[item.index for item in facets]]}
+    if contrast and len(centers) > 1:
+        facts["others"] = torch.stack([centers[every != item.index] for item in facets])
 
     def loss(outputs: Tensors, facts: Tensors) -> Tensor:
         codes = code.read(outputs[code.layer]).float()
         codes = codes - origin.to(codes)
         own = torch.cosine_similarity(codes, facts["directions"].to(codes), dim=1)
-        if not contrast or not others.shape[1]:
+        if "others" not in facts:
             return -own
         cosines = torch.cosine_similarity(codes[:, None], facts["others"].to(codes), dim=2)
         return contrast * (_SHARPNESS * cosines).logsumexp(1) / _SHARPNESS - own
 
-    return Term((code.layer,), loss, {"directions": directions, "others": others})
+    return Term((code.layer,), loss, facts)
 
 
 def distribution_term(reference: Reference) -> Term:
