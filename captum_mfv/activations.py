@@ -74,8 +74,12 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
     names = [layer_name(model, layer) for layer in dict.fromkeys(layers)]
     outputs: Outputs = {}
 
-    def keep(name: str) -> Callable[[nn.Module, object, object], Tensor]:
-        def hook(module: nn.Module, args: object, output: object) -> Tensor:
+    def keep(name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+        wanted = model.get_submodule(name)
+
+        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+            if module is not wanted:  # DataParallel's replicas share their hooks
+                return None
             if not isinstance(output, Tensor):
                 raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
             outputs.setdefault(name, output)

@@ -1,10 +1,367 @@
+"""The table of Captum's methods: every one explains facets, or says why it can't, and leaves no hook."""
+
+import threading
+
+import captum.attr as ca
 import pytest
 import torch
-from captum.attr import FeatureAblation, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from captum._utils.models.linear_model import SkLearnRidge
 from conftest import SPEC, fingerprint, same, small_cnn
+from torch import nn
 
-from captum_mfv.attr import FacetModel
-from captum_mfv.errors import FacetError
+import captum_mfv as mfv
+from captum_mfv.attr import FacetAttribution, FacetModel, LayerFacetAttribution, NeuronFacetAttribution
+from captum_mfv.errors import FacetError, UnitError
+
+PATCHES = (torch.arange(32)[:, None] // 8 * 4 + torch.arange(32) // 8)[None, None]
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, which are added; no ReLU in place and no dropout, so that every rule finds its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_cnn()
+        self.net.relu1, self.net.relu2 = nn.ReLU(), nn.ReLU()
+        del self.net.drop, self.net.flatten
+        self.net.fc = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x, y=None):
+        return self.net(x if y is None else x + y).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def images(planted):
+    return SPEC(planted[0][[0, 25, 45]])
+
+
+@pytest.fixture(scope="module")
+def table_facets(planted):
+    return mfv.find_facets(TwoInputs().eval(), mfv.Unit("net.fc", 1), planted[0], n_facets=3, input_spec=SPEC)
+
+
+def baselines(x):
+    return {"baselines": torch.zeros_like(x[:2]) if isinstance(x, torch.Tensor) else tuple(map(torch.zeros_like, x))}
+
+
+def masks(x):
+    return {"feature_mask": PATCHES if isinstance(x, torch.Tensor) else (PATCHES, PATCHES + 16)}
+
+
+def windows(x):
+    window = (3, 8, 8)
+    pair = not isinstance(x, torch.Tensor)
+    return {"sliding_window_shapes": (window, window) if pair else window, "strides": (8, 8) if pair else 8}
+
+
+INPUT = {
+    "Saliency": (ca.Saliency, None),
+    "InputXGradient": (ca.InputXGradient, None),
+    "IntegratedGradients": (ca.IntegratedGradients, lambda x: {"n_steps": 4}),
+    "GradientShap": (ca.GradientShap, lambda x: {**baselines(x), "n_samples": 2}),
+    "DeepLift": (ca.DeepLift, None),
+    "DeepLiftShap": (ca.DeepLiftShap, baselines),
+    "GuidedBackprop": (ca.GuidedBackprop, None),
+    "Deconvolution": (ca.Deconvolution, None),
+    "LRP": (ca.LRP, None),
+    "GuidedGradCam": (lambda f: ca.GuidedGradCam(f, inner(f).relu2), None),
+    "FeatureAblation": (ca.FeatureAblation, masks),
+    "FeaturePermutation": (ca.FeaturePermutation, masks),
+    "Occlusion": (ca.Occlusion, windows),
+    "ShapleyValueSampling": (ca.ShapleyValueSampling, lambda x: {**masks(x), "n_samples": 2}),
+    "ShapleyValues": (ca.ShapleyValues, lambda x: {"feature_mask": quarters(x)}),
+    "KernelShap": (ca.KernelShap, lambda x: {**masks(x), "n_samples": 20}),
+    "Lime": (lambda f: ca.Lime(f, SkLearnRidge(alpha=1e-3)), lambda x: {**masks(x), "n_samples": 20}),
+    "NoiseTunnel": (lambda f: ca.NoiseTunnel(ca.Saliency(f)), lambda x: {"nt_samples": 2}),
+}
+LAYER = {
+    "LayerConductance": lambda x: {"n_steps": 4},
+    "InternalInfluence": lambda x: {"n_steps": 4},
+    "LayerGradientXActivation": None,
+    "LayerGradCam": None,
+    "LayerDeepLift": None,
+    "LayerDeepLiftShap": baselines,
+    "LayerGradientShap": lambda x: {**baselines(x), "n_samples": 2},
+    "LayerIntegratedGradients": lambda x: {"n_steps": 4},
+    "LayerLRP": None,
+    "LayerFeatureAblation": lambda x: {"layer_mask": torch.arange(24)[None, :, None, None] // 4},
+}
+NEURON = {
+    "NeuronGradient": None,
+    "NeuronIntegratedGradients": lambda x: {"n_steps": 4},
+    "NeuronDeepLift": None,
+    "NeuronDeepLiftShap": baselines,
+    "NeuronGradientShap": lambda x: {**baselines(x), "n_samples": 2},
+    "NeuronDeconvolution": None,
+    "NeuronGuidedBackprop": None,
+    "NeuronFeatureAblation": masks,
+    "NeuronConductance": lambda x: {"n_steps": 4},
+}
+REFUSED = {
+    "LayerActivation": "the same for every facet",
+    "LayerFeaturePermutation": "Captum 0.9 fails",
+    "DataLoaderAttribution": "give it a FacetAttribution",
+    "LLMAttribution": "text",
+    "LLMGradientAttribution": "text",
+    "RemoteLLMAttribution": "text",
+}
+ABSTRACT = {"Attribution", "GradientAttribution", "PerturbationAttribution", "LayerAttribution", "NeuronAttribution"}
+NEEDS_PARTS = {"LimeBase"}  # an interpretable model, a similarity and a sampler of the user's; Lime is it with ours
+
+
+def quarters(x):
+    return PATCHES // 8 if isinstance(x, torch.Tensor) else (PATCHES // 8, PATCHES // 8 + 2)
+
+
+def inner(forward_func):
+    while not isinstance(forward_func, FacetModel):
+        forward_func = forward_func.module if isinstance(forward_func, nn.DataParallel) else forward_func.forward_func
+    return forward_func.model.net
+
+
+def test_every_attribution_that_captum_exports_is_in_the_table():
+    exported = {
+        name
+        for name in ca.__all__
+        if isinstance(getattr(ca, name), type) and issubclass(getattr(ca, name), ca.Attribution)
+    }
+    assert exported - ABSTRACT - NEEDS_PARTS == {*INPUT, *LAYER, *NEURON, *REFUSED} & exported
+    assert {*INPUT, *LAYER, *NEURON} <= exported
+
+
+def explainer(name, model, contrast=False):
+    if name in INPUT:
+        return FacetAttribution(INPUT[name][0], model, contrast=contrast), INPUT[name][1]
+    if name in LAYER:
+        layer = (
+            inner(model).conv2 if name == "LayerLRP" else inner(model).relu2
+        )  # LRP's rules are of modules with weights
+        return LayerFacetAttribution(getattr(ca, name), model, layer, contrast=contrast), LAYER[name]
+    layer = inner(model).relu2 if name == "NeuronConductance" else None
+    return NeuronFacetAttribution(getattr(ca, name), model, layer, contrast=contrast), NEURON[name]
+
+
+def explain(name, model, x, target, contrast=False):
+    """Attributions by a method of the table, and the method."""
+    found, options = explainer(name, model, contrast)
+    options = {} if options is None else options(x)
+    if name == "NeuronConductance":
+        return found.attribute(x, lambda layer: layer.flatten(1).sum(1), target=target, **options)
+    if name in NEURON:
+        return found.attribute(x, target, **options)
+    return found.attribute(x, target=target, **options)
+
+
+# What Captum itself says of its methods.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks"),
+    pytest.mark.filterwarnings("ignore:The neuron_selector provided is a callable"),
+    pytest.mark.filterwarnings("ignore:You are providing multiple inputs for Lime"),
+]
+TARGETS = {"int": 1, "list": [0, 2, 1], "tensor": torch.tensor([0, 2, 1]), "all": None}
+
+
+@pytest.mark.parametrize("output", ["logits", "gated"])
+@pytest.mark.parametrize("name", [*INPUT, *LAYER, *NEURON])
+def test_every_method_explains_facets_or_says_why_not(name, output, table_facets, images):
+    model = TwoInputs().eval()
+    facet_model = FacetModel(model, table_facets, output)
+    if output == "gated" and ("DeepLift" in name or "LRP" in name):
+        with pytest.raises(FacetError, match="explain 'logits'"):
+            explainer(name, facet_model)
+        return
+    before = fingerprint(model)
+    shape = (24, 8, 8) if name in LAYER else (3, 32, 32)
+    shape = (1, 8, 8) if name == "LayerGradCam" else shape
+    for kind, target in TARGETS.items():
+        if name in NEURON and kind in ("list", "tensor") and name != "NeuronConductance":
+            continue  # Captum selects one neuron for the whole batch
+        for made in (facet_model, nn.DataParallel(facet_model)):
+            if name == "LayerFeatureAblation" and made is not facet_model and not torch.cuda.is_available():
+                continue  # Captum scatters the layer to devices that a DataParallel on the CPU hasn't
+            found = explain(name, made, images, target)
+            assert found.shape == ((3, 3, *shape) if target is None else (3, *shape))
+            assert torch.isfinite(found).all()
+            assert found.abs().sum() > 0 or name == "GuidedGradCam"  # whose ReLU may leave nothing of a facet
+    pair = explain(name, facet_model, (images, images / 2), 1)
+    if name in LAYER:
+        assert pair.shape == (3, *shape)
+    else:
+        assert [part.shape for part in pair] == [(3, *shape)] * 2
+    after = fingerprint(model)
+    assert [key for key in ("weights", "hooks", "training", "requires_grad") if not same(before[key], after[key])] == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_explain_facets_says_why(name, table_facets):
+    made = LayerFacetAttribution if name.startswith("Layer") else FacetAttribution
+    layer = {"layer": None} if name.startswith("Layer") else {}
+    with pytest.raises(FacetError, match=REFUSED[name]):
+        made(getattr(ca, name), FacetModel(TwoInputs(), table_facets), **layer)
+
+
+@pytest.mark.parametrize(
+    "name", ["Saliency", "InputXGradient", "IntegratedGradients", "FeatureAblation", "Occlusion", "ShapleyValues"]
+)
+@pytest.mark.parametrize("output", ["logits", "gated"])
+@pytest.mark.parametrize("contrast", [False, True])
+def test_all_facets_at_once_are_what_each_is_alone(name, output, contrast, table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets, output)
+    for x in (images, images[:1], (images, images / 2)):
+        together = explain(name, model, x, None, contrast)
+        alone = [explain(name, model, x, k, contrast) for k in range(3)]
+        for part in range(1 if isinstance(x, torch.Tensor) else 2):
+            got = together if isinstance(x, torch.Tensor) else together[part]
+            want = torch.stack([one if isinstance(x, torch.Tensor) else one[part] for one in alone], 1)
+            assert torch.allclose(got, want, atol=1e-5 * float(want.abs().max()))
+
+
+def test_rows_of_baselines_masks_and_forward_arguments_go_with_their_inputs(table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets)
+    options = {"baselines": images.flip(0), "additional_forward_args": images / 3}
+    found = FacetAttribution(ca.IntegratedGradients, model).attribute(images, n_steps=5, **options)
+    rows = [
+        ca.IntegratedGradients(model).attribute(
+            images[n : n + 1],
+            baselines=images.flip(0)[n : n + 1],
+            additional_forward_args=images[n : n + 1] / 3,
+            target=k,
+            n_steps=5,
+        )[0]
+        for n in range(3)
+        for k in range(3)
+    ]
+    assert torch.allclose(found.flatten(0, 1), torch.stack(rows), atol=1e-5 * float(found.abs().max()))
+    mask = torch.stack([PATCHES[0], PATCHES[0].flip(2), PATCHES[0].flip(1)])
+    ablate = FacetAttribution(ca.FeatureAblation, model)
+    together = ablate.attribute(images, feature_mask=mask, perturbations_per_eval=4)
+    alone = torch.stack([ablate.attribute(images, target=k, feature_mask=mask) for k in range(3)], 1)
+    assert torch.allclose(together, alone, atol=1e-5 * float(alone.abs().max()))
+
+
+def test_all_facets_together_run_the_model_once(table_facets, images):
+    network = TwoInputs().eval()
+    seen = []
+    network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    FacetAttribution(ca.InputXGradient, FacetModel(network, table_facets)).attribute(images)
+    assert seen == [3]
+    seen.clear()
+    FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute(images, n_steps=7)
+    assert seen == [21]
+
+
+def test_a_method_keeps_what_captum_says_of_it(table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets)
+    exact = FacetAttribution(ca.IntegratedGradients, model)
+    assert exact.multiplies_by_inputs
+    assert exact.has_convergence_delta()
+    assert not FacetAttribution(ca.IntegratedGradients, model, multiply_by_inputs=False).multiplies_by_inputs
+    assert not FacetAttribution(ca.Saliency, model).has_convergence_delta()
+    found, delta = exact.attribute(images, n_steps=200, return_convergence_delta=True)
+    assert (found.shape, delta.shape) == ((3, 3, 3, 32, 32), (3, 3))
+    scores = (model(images) - model(torch.zeros_like(images))).detach()
+    assert torch.allclose(found.sum((2, 3, 4)), scores, atol=0.02 * float(scores.abs().max()))
+    assert torch.allclose(delta, found.sum((2, 3, 4)) - scores, atol=1e-4)
+    tunnel = ca.NoiseTunnel(exact).attribute(images, nt_samples=2, n_steps=4)
+    assert tunnel.shape == (3, 3, 3, 32, 32)
+
+
+def test_contrast_is_a_facet_against_the_mean_of_the_others(table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets, "gated")
+    each = FacetAttribution(ca.InputXGradient, model).attribute(images)
+    against = FacetAttribution(ca.InputXGradient, model, contrast=True).attribute(images)
+    others = (each.sum(1, keepdim=True) - each) / 2
+    assert torch.allclose(against, each - others, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda m: FacetAttribution(ca.LayerGradCam, m, layer=m.model.net.relu2), TypeError, "Layer- or Neuron"),
+        (lambda m: LayerFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), TypeError, "use FacetAttribution"),
+        (lambda m: NeuronFacetAttribution(ca.LayerGradCam, m), TypeError, "use FacetAttribution"),
+        (lambda m: NeuronFacetAttribution(ca.NeuronConductance, m), FacetError, "needs the layer"),
+        (lambda m: NeuronFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), FacetError, "leave layer out"),
+        (lambda m: FacetAttribution(ca.Saliency, m.model), TypeError, "must be a FacetModel"),
+        (lambda m: FacetAttribution("Saliency", m), TypeError, "a class of captum.attr"),
+        (lambda m: FacetAttribution(lambda f: f, m), TypeError, "not an attribution"),
+        (
+            lambda m: FacetAttribution(ca.Saliency, m).attribute(torch.zeros(2, 3, 32, 32), target=3),
+            FacetError,
+            "0 to 2",
+        ),
+        (
+            lambda m: FacetAttribution(ca.Saliency, m).attribute(torch.zeros(2, 3, 32, 32), target=[0, -1]),
+            FacetError,
+            "0 to 2",
+        ),
+    ],
+)
+def test_what_does_not_fit_says_what_would(make, error, match, table_facets):
+    with pytest.raises(error, match=match):
+        make(FacetModel(TwoInputs(), table_facets))
+
+
+@pytest.mark.parametrize("method", [ca.IntegratedGradients, ca.DeepLift, ca.GuidedBackprop, ca.LRP, ca.Occlusion])
+def test_a_bad_target_in_captums_own_call_leaves_no_hook(method, table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets)
+    before = fingerprint(model)
+    with pytest.raises((AssertionError, IndexError)):
+        method(model).attribute(images, target=99, **(windows(images) if method is ca.Occlusion else {}))
+    assert same(before["hooks"], fingerprint(model)["hooks"])
+
+
+class Failing(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "name", ["IntegratedGradients", "Occlusion", "DeepLift", "LRP", "LayerGradCam", "NeuronDeepLift"]
+)
+def test_a_failing_module_leaves_no_hook(name, table_facets, images):
+    network = TwoInputs().eval()
+    model = FacetModel(network, table_facets)
+    network.net.bn1 = Failing()
+    before = fingerprint(network)
+    with pytest.raises((RuntimeError, TypeError)):
+        explain(name, model, images, 0)
+    assert same(before["hooks"], fingerprint(network)["hooks"])
+
+
+def test_replicas_that_share_their_hooks_keep_to_their_own_layers(table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets, "gated")
+    wanted = model(images)
+
+    def replica(module):
+        copy = module._replicate_for_data_parallel()  # what DataParallel does on every device
+        for name, child in module.named_children():
+            setattr(copy, name, replica(child))
+        for name, weight in module._parameters.items():
+            setattr(copy, name, weight)
+        return copy
+
+    copies = [replica(model) for _ in range(4)]
+    found = [None] * 4
+    for _ in range(5):
+        threads = [
+            threading.Thread(target=lambda n=n: found.__setitem__(n, copies[n](images[[n % 3]]))) for n in range(4)
+        ]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        for n in range(4):
+            assert torch.allclose(found[n][0], wanted[n % 3], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:Converting a tensor to a Python boolean")
+@pytest.mark.parametrize("output", ["logits", "gated"])
+def test_a_traced_facet_model_is_the_facet_model(output, table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets, output)
+    traced = torch.jit.trace(model, images)
+    assert torch.allclose(traced(images / 2), model(images / 2), atol=1e-5)
+    for method, options in ((ca.IntegratedGradients, {"n_steps": 4}), (ca.FeatureAblation, masks(images))):
+        found = method(traced).attribute(images, target=1, **options)
+        assert torch.allclose(found, method(model).attribute(images, target=1, **options), atol=1e-5)
 
 
 def unit_alone(model, facets):
@@ -22,7 +379,11 @@ def test_gated_columns_sum_to_the_units_activation_and_logits_tell_the_facet(fac
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [(IntegratedGradients, {"n_steps": 20}), (InputXGradient, {}), (FeatureAblation, {"feature_mask": "patches"})],
+    [
+        (ca.IntegratedGradients, {"n_steps": 20}),
+        (ca.InputXGradient, {}),
+        (ca.FeatureAblation, {"feature_mask": "patches"}),
+    ],
 )
 def test_attributions_of_the_facets_sum_to_the_units_own(method, options, facets, planted):
     x = planted[0][:3].clone().requires_grad_()
@@ -35,21 +396,8 @@ def test_attributions_of_the_facets_sum_to_the_units_own(method, options, facets
     assert (parts - whole).abs().max() < 1e-5 * whole.abs().max()
 
 
-@pytest.mark.parametrize("target", [1, [0, 2, 1], torch.tensor([0, 2, 1])])
-@pytest.mark.parametrize("output", ["logits", "gated"])
-def test_targets_are_given_as_captum_has_them_and_no_hook_is_left(target, output, facets, planted):
-    model = small_cnn()
-    before = fingerprint(model)
-    explained = FacetModel(model, facets, output, SPEC)
-    x = planted[0][:3].clone().requires_grad_()
-    attribution = NoiseTunnel(Saliency(explained)).attribute(x, target=target, nt_samples=2)
-    assert attribution.shape == (3, 3, 32, 32)
-    with pytest.raises((AssertionError, IndexError)):
-        Saliency(explained).attribute(x, target=99)
-    after = fingerprint(model)
-    assert same(before["hooks"], after["hooks"])
-
-
-def test_an_unknown_output_is_refused(facets):
+def test_an_unknown_output_or_layer_is_refused(table_facets):
     with pytest.raises(FacetError, match="logits or gated"):
-        FacetModel(small_cnn(), facets, "probabilities")
+        FacetModel(TwoInputs(), table_facets, "probabilities")
+    with pytest.raises(UnitError, match="the nearest are"):
+        FacetModel(small_cnn(), table_facets)

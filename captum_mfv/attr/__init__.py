@@ -1,0 +1,15 @@
+"""Attributions of facets by any Captum method, and facets from attributions."""
+
+from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution, NeuronFacetAttribution
+from captum_mfv.attr.codes import AttributionCode, pure_code
+from captum_mfv.attr.model import FacetModel, unit_forward
+
+__all__ = [
+    "AttributionCode",
+    "FacetAttribution",
+    "FacetModel",
+    "LayerFacetAttribution",
+    "NeuronFacetAttribution",
+    "pure_code",
+    "unit_forward",
+]

@@ -1,0 +1,378 @@
+"""Attributions of facets: any method of Captum's, for one facet, or for all of them at once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from captum import attr as captum_attr
+from captum.attr import Attribution, LayerAttribution, NeuronAttribution, NeuronConductance
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_mfv.attr.model import FacetModel
+from captum_mfv.attr.sharing import Shared, repeat_rows
+from captum_mfv.errors import FacetError
+
+__all__ = ["FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
+
+Method: TypeAlias = Callable[..., Attribution]
+Layer: TypeAlias = nn.Module | list[nn.Module]
+
+# These see the forward function from outside and treat every row alike, so that facets can share its passes.
+_SHARING = (
+    captum_attr.Saliency,
+    captum_attr.InputXGradient,
+    captum_attr.IntegratedGradients,
+    captum_attr.FeatureAblation,
+    captum_attr.ShapleyValueSampling,
+)
+_NOT_SHARING = (captum_attr.FeaturePermutation,)  # an ablation that mixes rows
+
+_REFUSED = {
+    "LayerActivation": "activations have no target: they are the same for every facet",
+    "LayerFeaturePermutation": "Captum 0.9 fails on every model with a target",
+    "DataLoaderAttribution": "it takes a method rather than a forward function; give it a FacetAttribution",
+    "LLMAttribution": "it explains text, not images",
+    "LLMGradientAttribution": "it explains text, not images",
+    "RemoteLLMAttribution": "it explains text, not images",
+}
+_RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
+
+
+class FacetAttribution(Attribution):  # type: ignore[misc]
+    """Which inputs drive which facet, by any of Captum's methods.
+
+    ``FacetAttribution(IntegratedGradients, FacetModel(model, facets)).attribute(x)`` has the shape
+    (N, n_facets, C, H, W), and with ``target=k`` Captum's own, (N, C, H, W).
+
+    Args:
+        method: a class of Captum's, or a function from a forward function to an attribution, such as
+            ``lambda forward: NoiseTunnel(Saliency(forward))``.
+        forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
+        contrast: explain each facet against the mean of the others.
+        **options: what the class's constructor takes, such as ``multiply_by_inputs=False``.
+
+    Attributes:
+        attribution_method: the method as it was made.
+        n_facets: how many facets there are.
+
+    Raises:
+        TypeError: if ``method`` doesn't attribute to inputs, or ``forward_func`` isn't a `FacetModel`.
+        FacetError: if the method can't explain facets, or not those of this output, saying why.
+    """
+
+    def __init__(self, method: Method, forward_func: nn.Module, *, contrast: bool = False, **options: Any) -> None:
+        model = _facet_model(forward_func)
+        explained = _Against(forward_func, model.n_facets) if contrast else forward_func
+        Attribution.__init__(self, explained)
+        self.n_facets = model.n_facets
+        self.attribution_method = _make(method, (explained,), options, model)
+        if isinstance(self.attribution_method, (LayerAttribution, NeuronAttribution)):
+            raise TypeError(f"{_name(method)} doesn't attribute to inputs; use Layer- or NeuronFacetAttribution")
+        shares = inspect.isclass(method) and issubclass(method, _SHARING) and not issubclass(method, _NOT_SHARING)
+        self._shared = method(Shared(explained, self.n_facets), **options) if shares else None
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Attributions to the inputs.
+
+        All facets together share the forward pass where the method allows it: Saliency, InputXGradient,
+        IntegratedGradients, ablation, occlusion and Shapley values. They hold n_facets copies of the
+        inputs in memory; with integrated gradients, ``internal_batch_size`` bounds that.
+
+        Args:
+            inputs: as the method takes them.
+            target: facet to explain, as Captum has targets: an int, or a list or tensor of one per row;
+                None: all of them.
+            additional_forward_args: as the method takes them.
+            **options: the method's own, such as ``n_steps`` or ``return_convergence_delta``.
+
+        Returns:
+            What the method returns; for all facets every tensor has the facets second, (N, n_facets, …).
+
+        Raises:
+            FacetError: if there is no such facet.
+        """
+        if additional_forward_args is not None:
+            options["additional_forward_args"] = additional_forward_args
+        inputs = _leaves(inputs)
+        if target is None and self._shared is not None:
+            return self._all(self._shared, inputs, options)
+        return _each(self.n_facets, target, lambda k: self.attribution_method.attribute(inputs, target=k, **options))
+
+    def _all(self, method: Attribution, inputs: Tensor | tuple[Tensor, ...], options: Mapping[str, Any]) -> Any:
+        """Every row once per facet, one after the other, each copy with another facet as its target."""
+        first = inputs if isinstance(inputs, Tensor) else inputs[0]
+        copies, options = repeat_rows(inputs, options, self.n_facets)
+        facets = torch.arange(self.n_facets, device=first.device).repeat(len(first))
+        found = method.attribute(_leaves(copies), target=facets, **options)
+        return _map(found, lambda x: x.detach().reshape(-1, self.n_facets, *x.shape[1:]))
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions are multiplied by the inputs, as the method has it."""
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        """Whether the method knows its approximation error."""
+        return bool(self.attribution_method.has_convergence_delta())
+
+    def compute_convergence_delta(self, *args: Any, **options: Any) -> Tensor:
+        """The method's approximation error."""
+        delta: Tensor = self.attribution_method.compute_convergence_delta(*args, **options)
+        return delta
+
+
+class LayerFacetAttribution(LayerAttribution):  # type: ignore[misc]
+    """Which channels or positions of a layer drive which facet, by any of Captum's layer methods.
+
+    Args:
+        method: a layer class of Captum's, or a function from forward function and layer to an attribution.
+        forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
+        layer: a module of the model, or several, as the method takes them. Before the code's layer, or it,
+            where the output is ``logits``.
+        contrast: explain each facet against the mean of the others.
+        **options: what the class's constructor takes.
+
+    Attributes:
+        attribution_method: the method as it was made.
+        n_facets: how many facets there are.
+
+    Raises:
+        TypeError: if ``method`` doesn't attribute to a layer, or ``forward_func`` isn't a `FacetModel`.
+        FacetError: if the method can't explain facets, or not those of this output, saying why.
+    """
+
+    def __init__(
+        self, method: Method, forward_func: nn.Module, layer: Layer, *, contrast: bool = False, **options: Any
+    ) -> None:
+        model = _facet_model(forward_func)
+        explained = _Against(forward_func, model.n_facets) if contrast else forward_func
+        self.attribution_method = _make(method, (explained, layer), options, model)
+        if not isinstance(self.attribution_method, LayerAttribution):
+            raise TypeError(f"{_name(method)} doesn't attribute to a layer; use FacetAttribution")
+        LayerAttribution.__init__(self, explained, layer)
+        self.n_facets = model.n_facets
+
+    @property
+    def layer(self) -> Layer:
+        """The layer, or layers; TCAV sets another."""
+        layer: Layer = self.attribution_method.layer
+        return layer
+
+    @layer.setter
+    def layer(self, layer: Layer) -> None:
+        self.attribution_method.layer = layer
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Attributions to the layer; for all facets (``target=None``) every tensor has the facets second.
+
+        Arguments and returns are those of `FacetAttribution.attribute`; all facets together cost as much as
+        one after the other.
+
+        Raises:
+            FacetError: if there is no such facet.
+        """
+        if additional_forward_args is not None:
+            options["additional_forward_args"] = additional_forward_args
+        inputs = _leaves(inputs)
+        return _each(self.n_facets, target, lambda k: self.attribution_method.attribute(inputs, target=k, **options))
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions are multiplied by the layer's activations, as the method has it."""
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        """Whether the method knows its approximation error."""
+        return bool(self.attribution_method.has_convergence_delta())
+
+
+class NeuronFacetAttribution(NeuronAttribution):  # type: ignore[misc]
+    """Neuron methods of Captum's for facets.
+
+    The neurons are the facets themselves: ``neuron_selector=k``. Conductance alone has a neuron of a layer
+    *and* a target: which inputs drive the facet through that neuron.
+
+    Args:
+        method: a neuron class of Captum's, or a function from forward function and layer to an attribution.
+        forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
+        layer: for conductance, a module of the model.
+        contrast: explain each facet against the mean of the others.
+        **options: what the class's constructor takes.
+
+    Attributes:
+        attribution_method: the method as it was made.
+        n_facets: how many facets there are.
+
+    Raises:
+        TypeError: if ``method`` doesn't attribute to a neuron, or ``forward_func`` isn't a `FacetModel`.
+        FacetError: if the method can't explain facets, or not those of this output, or a layer is missing
+            or too many.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        forward_func: nn.Module,
+        layer: nn.Module | None = None,
+        *,
+        contrast: bool = False,
+        **options: Any,
+    ) -> None:
+        model = _facet_model(forward_func)
+        explained = (_Against if contrast else _Scores)(forward_func, model.n_facets)
+        self.attribution_method = _make(method, (explained, layer or explained.scores), options, model)
+        if not isinstance(self.attribution_method, NeuronAttribution):
+            raise TypeError(f"{_name(method)} doesn't attribute to a neuron; use FacetAttribution")
+        self._through = isinstance(self.attribution_method, NeuronConductance)
+        if self._through != (layer is not None):
+            raise FacetError(
+                f"{_name(method)} needs the layer of the neuron"
+                if self._through
+                else f"{_name(method)} has no target beside its neuron, so the neurons are the facets; leave layer out"
+            )
+        NeuronAttribution.__init__(self, explained, self.attribution_method.layer)
+        self.n_facets = model.n_facets
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self, inputs: Tensor | tuple[Tensor, ...], neuron_selector: Any = None, target: Any = None, **options: Any
+    ) -> Any:
+        """Attributions to the inputs.
+
+        Args:
+            inputs: as the method takes them.
+            neuron_selector: the facet, or None for all; for conductance the neuron, as Captum selects it.
+            target: for conductance the facet, or None for all.
+            **options: the method's own.
+
+        Returns:
+            What the method returns; for all facets every tensor has the facets second, (N, n_facets, …).
+
+        Raises:
+            FacetError: if there is no such facet, or conductance was given no neuron.
+        """
+        inputs, explain = _leaves(inputs), self.attribution_method.attribute
+        if not self._through:
+            return _each(self.n_facets, neuron_selector, lambda k: explain(inputs, k, **options))
+        if neuron_selector is None:
+            raise FacetError("conductance needs a neuron_selector, the neuron of the layer")
+        return _each(self.n_facets, target, lambda k: explain(inputs, neuron_selector, target=k, **options))
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions are multiplied by the inputs, as the method has it."""
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+
+class _Scores(nn.Module):
+    """A facet model whose outputs are a layer's, ``scores``."""
+
+    def __init__(self, forward_func: nn.Module, n_facets: int) -> None:
+        super().__init__()
+        self.forward_func = forward_func
+        self.scores: nn.Module = nn.Identity()
+
+    def forward(self, *inputs: object) -> Tensor:
+        scores: Tensor = self.scores(self.forward_func(*inputs))
+        return scores
+
+
+class _Against(_Scores):
+    """Each facet minus the mean of the others; linear, so that rules of modules see it."""
+
+    def __init__(self, forward_func: nn.Module, n_facets: int) -> None:
+        super().__init__(forward_func, n_facets)
+        if n_facets < 2:
+            raise FacetError("contrast needs another facet; there is one")
+        head = _facet_model(forward_func).head.weight
+        minus = nn.Linear(n_facets, n_facets, bias=False, device="meta").to_empty(device=head.device).to(head)
+        with torch.no_grad():
+            minus.weight.copy_((n_facets * torch.eye(n_facets) - 1) / (n_facets - 1))
+        self.scores = minus.requires_grad_(False)
+
+
+def _facet_model(forward_func: nn.Module) -> FacetModel:
+    model = forward_func.module if isinstance(forward_func, nn.DataParallel) else forward_func
+    if not isinstance(model, FacetModel):
+        raise TypeError(f"forward_func must be a FacetModel, or a DataParallel of one, not {type(model).__name__}")
+    return model
+
+
+def _make(method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel) -> Attribution:
+    if not callable(method):
+        raise TypeError(f"method must be a class of captum.attr, or a function that makes one, not {method!r}")
+    if inspect.isclass(method):
+        _refuse(method, model)
+    made = method(*arguments, **options)
+    if not isinstance(made, Attribution):
+        raise TypeError(f"{_name(method)} made a {type(made).__name__}, not an attribution of captum.attr")
+    inner = made
+    while hasattr(inner, "attribution_method"):
+        inner = inner.attribution_method
+    _refuse(type(inner), model)
+    return made
+
+
+def _refuse(method: type, model: FacetModel) -> None:
+    name = method.__name__
+    if name in _REFUSED:
+        raise FacetError(f"{name} can't explain facets: {_REFUSED[name]}")
+    if model.output == "gated" and any(rules in name for rules in _RULES):
+        raise FacetError(
+            f"{name} can't explain output='gated': its rules don't see a softmax and a product; explain 'logits'"
+        )
+
+
+def _name(method: Method) -> str:
+    return getattr(method, "__name__", type(method).__name__)
+
+
+def _leaves(inputs: Any) -> Any:
+    """The caller's inputs, ready for gradients and left as they were."""
+    return _map(inputs, lambda x: x.detach().requires_grad_(x.is_floating_point()))
+
+
+def _each(n_facets: int, target: Any, explain: Callable[[Any], Any]) -> Any:
+    """What a method says of a target, or of every facet in turn, stacked second."""
+    if target is None:
+        return _stack([_map(explain(k), Tensor.detach) for k in range(n_facets)])
+    _check_target(target, n_facets)
+    return _map(explain(target), Tensor.detach)
+
+
+def _check_target(target: Any, n_facets: int) -> None:
+    if isinstance(target, Tensor):
+        target = target.tolist()
+    for facet in target if isinstance(target, list) else [target]:
+        if isinstance(facet, tuple) and len(facet) == 1:
+            (facet,) = facet
+        if not isinstance(facet, int) or not 0 <= facet < n_facets:
+            raise FacetError(f"target must be a facet, 0 to {n_facets - 1}, or one for each input, not {facet!r}")
+
+
+def _stack(parts: list[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.stack(parts, dim=1)
+    return type(parts[0])(_stack(list(part)) for part in zip(*parts, strict=True))
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return change(value) if isinstance(value, Tensor) else type(value)(_map(part, change) for part in value)
