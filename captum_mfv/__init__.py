@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from captum_mfv._version import __version__
 
 if TYPE_CHECKING:
-    from captum_mfv import attr, datasets, images, metrics, models, optvis, report
+    from captum_mfv import attr, concept, datasets, images, metrics, models, optvis, report
     from captum_mfv.collect import TopImages, top_images
     from captum_mfv.errors import MFVError
     from captum_mfv.facets import Facet, FacetFinder, FacetSet, find_facets
@@ -29,6 +29,7 @@ __all__ = [
     "Unit",
     "__version__",
     "attr",
+    "concept",
     "datasets",
     "find_facets",
     "images",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_mfv import models
 from captum_mfv.activations import LayerCall, capture, code_layer, guard, layer_name, place, trace
 from captum_mfv.errors import ImageError, UnitError
 from captum_mfv.fields import Field, receptive_field
@@ -295,7 +295,7 @@ class _Pass:
             **facts,
             "input_spec": asdict(self.spec),
             "images": images,
-            "weights": _digest_weights(self.model),
+            "weights": models.digest(self.model),
         }
 
 
@@ -308,14 +308,6 @@ def _why_empty(images: Images) -> str:
 def _array(values: Tensor) -> NDArray[Any]:
     values = values.detach().cpu()
     return (values.float() if values.is_floating_point() else values).numpy()
-
-
-def _digest_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _view(view: View, batch: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from captum_mfv.errors import ModelError
 from captum_mfv.images import InputSpec
 
-__all__ = ["load"]
+__all__ = ["digest", "load"]
 
 
 def load(name: str, weights: str | Path | None = None) -> tuple[nn.Module, InputSpec]:
@@ -155,3 +156,12 @@ def _fill(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
     if problems:
         raise ModelError(f"weights and model don't fit ({what}): {'; '.join(problems)}")
     model.load_state_dict(state, strict=False)
+
+
+def digest(model: nn.Module) -> str:
+    """A hash of a model's weights and buffers: tells another model from this one."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

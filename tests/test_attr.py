@@ -307,7 +307,9 @@ def test_a_bad_target_in_captums_own_call_leaves_no_hook(method, table_facets, i
     model = FacetModel(TwoInputs().eval(), table_facets)
     before = fingerprint(model)
     with pytest.raises((AssertionError, IndexError)):
-        method(model).attribute(images, target=99, **(windows(images) if method is ca.Occlusion else {}))
+        method(model).attribute(
+            images.clone().requires_grad_(), target=99, **(windows(images) if method is ca.Occlusion else {})
+        )
     assert same(before["hooks"], fingerprint(model)["hooks"])
 
 

@@ -1,0 +1,272 @@
+"""Facets as Captum's concepts: TCAV with concepts that were found, not chosen by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from captum.concept import TCAV, Classifier, Concept
+from scipy.stats import mannwhitneyu
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from captum_mfv import models
+from captum_mfv.activations import guard, layer_name
+from captum_mfv.errors import FacetError
+from captum_mfv.facets import FacetSet
+from captum_mfv.images import Images, InputSpec, image_at
+
+__all__ = ["CentroidClassifier", "ConceptScore", "facet_concepts", "random_concepts", "tcav_table"]
+
+
+def facet_concepts(
+    facets: FacetSet, images: Images, *, n_images: int | None = 50, input_spec: InputSpec | None = None
+) -> list[Concept]:
+    """A concept per facet, its examples the facet's images, nearest to the center first.
+
+    Captum keeps activations and CAVs under a concept's name and id; here the id follows from the facet, the
+    images and the normalisation, so that two facet sets may share a folder, and the same one finds its own
+    again.
+
+    Args:
+        facets: the facets.
+        images: the dataset they were found in.
+        n_images: how many examples at most, or None for all.
+        input_spec: what turns images in [0, 1] into the model's input.
+    """
+    unit = re.sub(r"[^\w.]+", "_", str(facets.unit))
+    return [
+        _concept(f"facet{facet.index}_of_{unit}", images, facet.members[:n_images], input_spec, facets.key)
+        for facet in facets
+    ]
+
+
+def random_concepts(
+    images: Images, n_concepts: int = 10, n_images: int = 50, *, seed: int = 0, input_spec: InputSpec | None = None
+) -> list[Concept]:
+    """Random sets of images as concepts: what a concept that means something must differ from.
+
+    Args:
+        images: a dataset of images of all kinds.
+        n_concepts: how many; with two there is one comparison of random with random, so take several.
+        n_images: examples of each, drawn without replacement within a set.
+        seed: of the draw.
+        input_spec: what turns images in [0, 1] into the model's input.
+
+    Raises:
+        FacetError: if the dataset has fewer than n_images images.
+    """
+    if len(images) < n_images:
+        raise FacetError(f"random concepts of {n_images} images can't be drawn from {len(images)}")
+    rng = np.random.default_rng(seed)
+    draws = [np.sort(rng.choice(len(images), n_images, replace=False)) for _ in range(n_concepts)]
+    return [_concept(f"random{n}", images, draw, input_spec, "random") for n, draw in enumerate(draws)]
+
+
+def _concept(name: str, images: Images, indices: Any, input_spec: InputSpec | None, key: str) -> Concept:
+    examples = _Examples(images, [int(index) for index in indices], input_spec or InputSpec())
+    facts = [key, len(images), examples.indices, asdict(examples.input_spec)]
+    digest = hashlib.sha256(repr(facts).encode())
+    digest.update(examples[0].numpy().tobytes())
+    number = int.from_bytes(digest.digest()[:7], "big")  # Captum makes it a label: an int64
+    loader = DataLoader(examples, batch_size=len(examples), generator=torch.Generator())  # in one batch: whole or not
+    return Concept(number, name, loader)
+
+
+@dataclass(frozen=True, eq=False)
+class _Examples(Dataset[Tensor]):
+    """Some of a dataset's images as the model's input."""
+
+    images: Images
+    indices: list[int]
+    input_spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.input_spec(image_at(self.images, self.indices[index])[None])[0]
+
+
+class CentroidClassifier(Classifier):  # type: ignore[misc]
+    """CAVs in closed form: each concept's mean activation minus the mean of the concepts' means.
+
+    With two concepts, half the difference of their means, one way and the other. No iteration and no
+    chance: the same activations give the same vectors, and the pattern rather than the filter (Martin and
+    Weller 2019; Pahde et al. 2022, arXiv 2202.03482).
+    """
+
+    def __init__(self) -> None:
+        self._classes: list[int] = []
+        self._weights = torch.zeros(0)
+
+    def train_and_eval(
+        self, dataloader: DataLoader[Any], test_split_ratio: float = 0.33, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Find the vectors, and how well the nearest mean tells the concepts.
+
+        Args:
+            dataloader: batches of activations, (N, D), and of concepts' ids, (N,).
+            test_split_ratio: share of each concept's examples that are left out of the means for ``accs``.
+            **kwargs: ignored; Captum passes those of other classifiers.
+
+        Returns:
+            ``accs``: share of the examples left out that are nearest to their own concept's mean.
+        """
+        rows, labels = zip(*((x.detach().cpu().double(), y.cpu()) for x, y in dataloader), strict=True)
+        x, y = torch.cat(rows), torch.cat(labels)
+        self._classes = sorted(set(y.tolist()))
+        groups = [x[y == label] for label in self._classes]
+        means = torch.stack([group.mean(0) for group in groups])
+        self._weights = (means - means.mean(0)).float()
+        return {"accs": _accuracy(groups, test_split_ratio)}
+
+    def weights(self) -> Tensor:
+        """The vectors, (n_concepts, D)."""
+        return self._weights
+
+    def classes(self) -> list[int]:
+        """The concepts' ids in the order of the weights."""
+        return self._classes
+
+
+def _accuracy(groups: list[Tensor], share: float) -> Tensor:
+    """Over every n-th example of each group, by means of the rest; NaN where a group has too few."""
+    step = max(2, round(1 / share)) if share > 0 else 0
+    held = [group[::step] if step else group[:0] for group in groups]
+    rest = [group[[i for i in range(len(group)) if i % step]] if step else group for group in groups]
+    if not all(len(group) for group in [*held, *rest]):
+        return torch.tensor(float("nan"))
+    means = torch.stack([group.mean(0) for group in rest])
+    right = [(torch.cdist(group, means).argmin(1) == k).double() for k, group in enumerate(held)]
+    return torch.cat(right).mean()
+
+
+@dataclass(frozen=True)
+class ConceptScore:
+    """A row of the TCAV table.
+
+    Args:
+        concept: the concept's name.
+        layer: the layer whose activations it is a direction of.
+        score: share of the inputs whose target grows along the concept, in [0, 1]; mean over the random
+            concepts that it was told from.
+        std: of that share over them.
+        random: the same share of random concepts told from random ones; about .5.
+        p_value: two-sided, of the score being a random concept's (Mann-Whitney U test), times the
+            number of rows of the table (Bonferroni), at most 1.
+        accuracy: how well the concept is told from random ones, in [0, 1]; chance is .5.
+    """
+
+    concept: str
+    layer: str
+    score: float
+    std: float
+    random: float
+    p_value: float
+    accuracy: float
+
+
+def tcav_table(
+    model: nn.Module,
+    inputs: Tensor,
+    target: Any,
+    concepts: Sequence[Concept],
+    random: Sequence[Concept],
+    *,
+    layers: Sequence[str],
+    classifier: Classifier | None = None,
+    save_path: str | Path | None = None,
+) -> list[ConceptScore]:
+    """Which concepts a target grows along: TCAV of each concept against random ones, with its significance.
+
+    Give it a class's own facets and another unit's together: their rows are tested together.
+
+    Args:
+        model: the model, or a `attr.FacetModel`; left as it was.
+        inputs: (N, C, H, W) images of the class as the model's input.
+        target: the output, as Captum has targets.
+        concepts: the concepts, such as `facet_concepts`.
+        random: at least three `random_concepts`.
+        layers: dotted names of layers.
+        classifier: what finds the CAVs; by default a `CentroidClassifier`.
+        save_path: a folder for Captum's activations and CAVs, which another call with the same model and
+            classifier takes from there; by default they are thrown away.
+
+    Returns:
+        A row for each concept and layer.
+
+    Raises:
+        UnitError: if the model has no such layer.
+        FacetError: if there are too few random concepts, or two concepts have one id.
+
+    Source: Kim et al. 2018, "Interpretability beyond feature attribution", arXiv 1711.11279.
+    """
+    names = [layer_name(model, layer) for layer in layers]
+    if len(random) < 3:
+        raise FacetError(f"significance needs at least 3 random concepts, not {len(random)}")
+    if len({concept.id for concept in [*concepts, *random]}) < len(concepts) + len(random):
+        raise FacetError("two concepts have the same id; give each its own")
+    classifier = classifier or CentroidClassifier()
+    with TemporaryDirectory() as temporary, guard(model), torch.random.fork_rng(devices=[]):
+        tcav = TCAV(
+            model,
+            names,
+            model_id=f"{models.digest(model)}-{type(classifier).__name__}",
+            classifier=classifier,
+            save_path=str(save_path or temporary),
+        )
+        ask = _Question(tcav, inputs.detach().requires_grad_(), target)
+        null = ask.scores([[a, b] for i, a in enumerate(random) for b in random[i + 1 :]])
+        rows = [row for concept in concepts for row in _rows(ask, concept, random, null)]
+    return [replace(row, p_value=min(1.0, row.p_value * len(rows))) for row in rows]
+
+
+Scores = dict[str, list[tuple[float, float]]]  # layer → share and accuracy, of each pair of concepts
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    tcav: TCAV
+    inputs: Tensor
+    target: Any
+
+    def scores(self, pairs: list[list[Concept]]) -> Scores:
+        """Each pair's share of inputs that grow along the first, and how well the two are told apart."""
+        found = self.tcav.interpret(self.inputs, pairs, target=self.target)
+        return {layer: list(self._pairs(found, pairs, layer)) for layer in self.tcav.layers}
+
+    def _pairs(self, found: Any, pairs: list[list[Concept]], layer: str) -> Iterator[tuple[float, float]]:
+        for pair in pairs:
+            key = "-".join(str(concept.id) for concept in pair)
+            accuracy = self.tcav.cavs[key][layer].stats["accs"]
+            yield float(found[key][layer]["sign_count"][0]), float(accuracy)
+
+
+def _rows(ask: _Question, concept: Concept, random: Sequence[Concept], null: Scores) -> Iterator[ConceptScore]:
+    for layer, found in ask.scores([[concept, other] for other in random]).items():
+        shares, accuracies = zip(*found, strict=True)
+        chance = [share for share, _ in null[layer]]
+        yield ConceptScore(
+            concept=concept.name,
+            layer=layer,
+            score=float(np.mean(shares)),
+            std=float(np.std(shares, ddof=1)),
+            random=float(np.mean(chance)),
+            p_value=_p_value(shares, chance),
+            accuracy=float(np.mean(accuracies)),
+        )
+
+
+def _p_value(shares: Sequence[float], chance: Sequence[float]) -> float:
+    """Of the rank test, since shares pile up at 0 and 1; of numbers that are all the same it is 1."""
+    if len({round(share, 6) for share in [*shares, *chance]}) == 1:
+        return 1.0
+    return float(mannwhitneyu(np.round(shares, 6), np.round(chance, 6)).pvalue)

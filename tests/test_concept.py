@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+from captum.concept import TCAV
+from conftest import fingerprint, same
+from torch.utils.data import DataLoader, TensorDataset
+
+from captum_mfv import FacetFinder, Unit, find_facets
+from captum_mfv.concept import CentroidClassifier, facet_concepts, random_concepts, tcav_table
+from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
+from captum_mfv.errors import FacetError, UnitError
+
+
+@pytest.fixture(scope="module")
+def network():
+    return planted_network()[0]
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return planted_images(distractor=8)[0]
+
+
+@pytest.fixture(scope="module")
+def found(network, scene):
+    finder = FacetFinder(4, embedding=None, random_state=0)
+    return find_facets(network, Unit("unit", 0), scene, finder=finder, input_spec=PLANTED_SPEC)
+
+
+@pytest.fixture(scope="module")
+def random_images():
+    return torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_concepts_are_the_facets_images_nearest_first_with_ids_of_their_own(found, scene):
+    concepts = facet_concepts(found, scene, n_images=5, input_spec=PLANTED_SPEC)
+    assert [concept.name for concept in concepts] == [f"facet{k}_of_unit_0" for k in range(4)]
+    for concept, facet in zip(concepts, found, strict=True):
+        (batch,) = concept.data_iter
+        assert torch.equal(batch, PLANTED_SPEC(scene[facet.members[:5]]))
+    again = facet_concepts(found, scene, n_images=5, input_spec=PLANTED_SPEC)
+    fewer = facet_concepts(found, scene, n_images=4, input_spec=PLANTED_SPEC)
+    others = facet_concepts(found, scene.flip(3), n_images=5, input_spec=PLANTED_SPEC)
+    ids = [[concept.id for concept in made] for made in (concepts, fewer, others)]
+    assert [concept.id for concept in again] == ids[0]
+    assert len({number for made in ids for number in made}) == 12
+    drawn = random_concepts(scene, 6, 20, seed=3)
+    assert len({concept.id for concept in drawn}) == 6
+    assert [c.id for c in drawn] == [c.id for c in random_concepts(scene, 6, 20, seed=3)]
+    with pytest.raises(FacetError, match="can't be drawn from 120"):
+        random_concepts(scene, 2, 121)
+
+
+def loader(groups):
+    x = torch.cat(groups)
+    y = torch.cat([torch.full((len(group),), label) for group, label in zip(groups, (7, 3, 5), strict=False)])
+    return DataLoader(TensorDataset(x, y), batch_size=4)
+
+
+def test_the_centroid_classifier_points_from_the_mean_of_means_to_each_mean():
+    generator = torch.Generator().manual_seed(0)
+    far = [torch.randn(n, 6, generator=generator) + 9 * torch.eye(6)[k] for k, n in enumerate((30, 10, 20))]
+    classifier = CentroidClassifier()
+    assert classifier.train_and_eval(loader(far))["accs"] == 1
+    assert classifier.classes() == [3, 5, 7]
+    means = torch.stack([far[1].mean(0), far[2].mean(0), far[0].mean(0)])
+    assert torch.allclose(classifier.weights(), means - means.mean(0), atol=1e-5)
+    same_place = [torch.randn(300, 6, generator=generator) for _ in range(2)]
+    assert abs(classifier.train_and_eval(loader(same_place))["accs"] - 0.5) < 0.1
+    assert torch.allclose(classifier.weights()[0], -classifier.weights()[1])
+    assert classifier.train_and_eval(loader([far[0][:1], far[1][:1]]))["accs"].isnan()
+
+
+def table(network, concepts, randoms, scene, **options):
+    return tcav_table(network, PLANTED_SPEC(scene[:12]), 0, concepts, randoms, layers=["detectors"], **options)
+
+
+class Mean(torch.nn.Module):
+    """The planted unit's mean as a class score, (N, 1)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.detectors, self.rectified, self.unit = network
+
+    def forward(self, x):
+        return self.unit(self.rectified(self.detectors(x))).mean((2, 3))
+
+
+def test_a_units_own_facets_drive_it_and_an_ignored_one_does_not(network, scene, found, random_images, tmp_path):
+    model = Mean(network).train()
+    before = fingerprint(model)
+    randoms = random_concepts(random_images, 6, 20, input_spec=PLANTED_SPEC)
+    concepts = facet_concepts(found, scene, n_images=20, input_spec=PLANTED_SPEC)
+    rows = table(model, concepts, randoms, scene, save_path=tmp_path)
+    assert [row.concept for row in rows] == [concept.name for concept in concepts]
+    assert all(row.score > 0.9 and row.p_value < 0.05 and row.accuracy > 0.9 for row in rows)
+    after = fingerprint(model)
+    assert [key for key in before if not same(before[key], after[key])] == []
+
+
+@pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning")  # Captum, as it reads a CAV
+def test_a_rerun_gives_the_same_figures_and_facet_sets_in_one_folder_do_not_mix(
+    network, scene, found, random_images, tmp_path
+):
+    model = Mean(network)
+    randoms = random_concepts(random_images, 4, 20, input_spec=PLANTED_SPEC)
+    concepts = facet_concepts(found, scene, n_images=8, input_spec=PLANTED_SPEC)
+    other = facet_concepts(found, 1 - scene, n_images=8, input_spec=PLANTED_SPEC)
+    alone = [table(model, made, randoms, scene) for made in (concepts, other)]
+    kept = [table(model, made, randoms, scene, save_path=tmp_path) for made in (concepts, other, concepts)]
+    assert kept == [alone[0], alone[1], alone[0]]
+    assert alone[0] != alone[1]
+
+
+def test_captums_own_tcav_takes_the_concepts_and_the_classifier(network, scene, found, tmp_path):
+    concepts = facet_concepts(found, scene, n_images=8, input_spec=PLANTED_SPEC)
+    tcav = TCAV(
+        Mean(network), "detectors", classifier=CentroidClassifier(), save_path=str(tmp_path), model_id=found.key
+    )
+    x = PLANTED_SPEC(scene[:4]).requires_grad_()
+    scores = tcav.interpret(x, [concepts[:2], concepts], target=0)
+    key = "-".join(str(concept.id) for concept in concepts)
+    assert scores[key]["detectors"]["sign_count"].shape == (4,)
+
+
+def test_what_cannot_be_tested_is_refused(network, scene, found):
+    concepts = facet_concepts(found, scene, n_images=4, input_spec=PLANTED_SPEC)
+    with pytest.raises(FacetError, match="at least 3"):
+        table(Mean(network), concepts[:1], concepts[1:3], scene)
+    with pytest.raises(FacetError, match="same id"):
+        table(Mean(network), concepts, concepts[:3], scene)
+    with pytest.raises(UnitError, match="nearest are"):
+        tcav_table(Mean(network), scene[:2], 0, concepts[:1], concepts[1:], layers=["detector"])
+
+
+def test_significance_is_that_of_ranks_and_takes_numbers_that_do_not_vary():
+    from captum_mfv.concept import _p_value
+
+    assert _p_value([1.0, 1, 1], [1, 1]) == 1
+    assert _p_value([1.0] * 10, [0.0] * 45) < 1e-6
+    draws = np.random.default_rng(0).normal(size=(2, 50))
+    assert _p_value(draws[0], draws[1]) > 0.05
+    assert _p_value(draws[0] + 2, draws[1]) < 1e-6
