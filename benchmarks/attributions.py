@@ -1,0 +1,195 @@
+#!/usr/bin/env python
+"""How well facets are attributed: python benchmarks/attributions.py IMAGES --model NAME --weights FILE --unit LAYER:N
+
+Prints three tables. The mosaic: two images of different facets stand side by side, and of each facet's map the share
+of positive mass on its own side is measured, for methods and outputs, beside the unit's own map, which is blind to
+facets. The cost: integrated gradients of all facets together against one facet's. TCAV, with --random a folder of
+images of all kinds: the class against its own facets and those of --other, another unit, found in its strongest
+images of that folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+import captum.attr as ca
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models, top_images
+from captum_mfv.attr import FacetAttribution, FacetModel, LayerFacetAttribution, unit_forward
+from captum_mfv.concept import facet_concepts, random_concepts, tcav_table
+from captum_mfv.images import Images
+
+Explain = Callable[[Tensor, int], Tensor]
+OUTPUTS = {
+    "logits": ("logits", False),
+    "logits, contrast": ("logits", True),
+    "gated": ("gated", False),
+    "gated, contrast": ("gated", True),
+}
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Saliency, signed": (ca.Saliency, {"abs": False}),
+    "InputXGradient": (ca.InputXGradient, {}),
+    "IntegratedGradients": (ca.IntegratedGradients, {"n_steps": 20, "internal_batch_size": 10}),
+    "GuidedBackprop": (ca.GuidedBackprop, {}),
+    "DeepLift": (ca.DeepLift, {}),
+    "FeatureAblation": (ca.FeatureAblation, {"feature_mask": None}),
+    "Occlusion": (ca.Occlusion, {"sliding_window_shapes": (3, 45, 45), "strides": (3, 22, 22)}),
+}
+
+
+def patches(x: Tensor, side: int = 28) -> Tensor:
+    """A mask of square patches, (1, 1, H, W)."""
+    height, width = x.shape[-2:]
+    down, right = torch.arange(height)[:, None] // side, torch.arange(width) // side
+    return (down * (width // side + 1) + right)[None, None]
+
+
+def explainers(model: FacetModel, contrast: bool) -> Iterator[tuple[str, Explain]]:
+    """Methods that can explain this output, by name."""
+    for name, (method, options) in METHODS.items():
+        if name == "DeepLift" and model.output == "gated":
+            continue
+        made = FacetAttribution(method, model, contrast=contrast)
+        yield name, lambda x, k, made=made, options=options: made.attribute(x, target=k, **filled(options, x))
+    layer = model.model.get_submodule(model.code.layer)
+    for name in ("LayerGradCam", "LayerGradientXActivation"):
+        deep = LayerFacetAttribution(getattr(ca, name), model, layer, contrast=contrast)
+        yield name, lambda x, k, deep=deep: deep.attribute(x, target=k)
+
+
+def blind(model: nn.Module, unit: Unit) -> Iterator[tuple[str, Explain]]:
+    """The same methods on the unit itself."""
+    forward = unit_forward(model, unit)
+    for name, (method, options) in METHODS.items():
+        if name not in ("DeepLift", "GuidedBackprop"):  # they need a module
+            made = method(forward)
+            yield name, lambda x, k, made=made, options=options: made.attribute(x, **filled(options, x))
+
+
+def filled(options: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """Options with a mask that fits the input."""
+    return {name: patches(x) if name == "feature_mask" else value for name, value in options.items()}
+
+
+def mosaics(facets: FacetSet, images: Images, spec: InputSpec, n_pairs: int) -> list[tuple[int, int, Tensor]]:
+    """Pairs of facets and the images nearest to their centers, side by side, as the model's input."""
+    pairs = list(combinations(range(len(facets)), 2))
+    chosen = np.random.default_rng(0).permutation(len(pairs))[:n_pairs]
+    nearest = [spec(images[int(facet.members[0])][None]) for facet in facets]
+    return [(a, b, torch.cat([nearest[a], nearest[b]], -1)) for a, b in (pairs[i] for i in chosen)]
+
+
+def share(explain: Explain, scenes: list[tuple[int, int, Tensor]]) -> float:
+    """Mean share of a facet's positive mass on its own side."""
+    shares = []
+    for left, right, scene in scenes:
+        for facet, side in ((left, 0), (right, 1)):
+            mass = explain(scene.clone().requires_grad_(), facet).detach().sum(1).clamp_min(0)
+            halves = torch.stack([half.sum() for half in mass.tensor_split(2, -1)])
+            if halves.sum() > 0:
+                shares.append(float(halves[side] / halves.sum()))
+    return float(np.mean(shares))
+
+
+def print_mosaics(model: nn.Module, facets: FacetSet, images: Images, spec: InputSpec, n_pairs: int) -> None:
+    """The share of each method, by output."""
+    scenes = mosaics(facets, images, spec, n_pairs)
+    table = {
+        name: {
+            method: share(explain, scenes)
+            for method, explain in explainers(FacetModel(model, facets, output), contrast)
+        }
+        for name, (output, contrast) in OUTPUTS.items()
+    }
+    table["the unit's own"] = {method: share(explain, scenes) for method, explain in blind(model, facets.unit)}
+    print("positive mass on the facet's own side of a mosaic of two (chance .50)")
+    print(f"{'':26}" + "".join(f"{name:>18}" for name in table))
+    for method in table["logits"]:
+        print(
+            f"{method:26}"
+            + "".join(f"{row[method]:18.2f}" if method in row else f"{'-':>18}" for row in table.values())
+        )
+
+
+def print_cost(model: nn.Module, facets: FacetSet, images: Images, spec: InputSpec) -> None:
+    """Seconds of integrated gradients: all facets, one through us, one through Captum; the quicker of two goes."""
+    x = spec(images[0][None])
+    explained = FacetModel(model, facets)
+    ours, captums = FacetAttribution(ca.IntegratedGradients, explained), ca.IntegratedGradients(explained)
+    goes = {
+        "Captum, one facet": lambda: captums.attribute(x, target=0),
+        "one facet": lambda: ours.attribute(x, target=0),
+        f"all {len(facets)} facets together": lambda: ours.attribute(x),
+    }
+    times = {name: min(seconds(go) for _ in range(2)) for name, go in goes.items()}
+    print("\nintegrated gradients of an image, 50 steps")
+    for name, time_ in times.items():
+        print(f"{name:26}{time_:8.2f} s{time_ / times['Captum, one facet']:8.2f} x")
+
+
+def seconds(go: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    go()
+    return time.perf_counter() - began
+
+
+def print_tcav(
+    model: nn.Module, facets: FacetSet, images: Images, spec: InputSpec, folder: str, other: str, n_images: int = 40
+) -> None:
+    """The class against its own facets and another unit's."""
+    everything = ImageFolder(folder, spec)
+    top = top_images(model, Unit.parse(other), everything, 3 * n_images, input_spec=spec)
+    others = find_facets(model, top.unit, top, n_facets=3, input_spec=spec)
+    concepts = [
+        *facet_concepts(facets, images, n_images=n_images, input_spec=spec),
+        *facet_concepts(others, top, n_images=n_images, input_spec=spec),
+    ]
+    random = random_concepts(everything, 8, n_images, input_spec=spec)
+    assert isinstance(facets.unit.index, int)
+    inputs = spec(torch.stack([images[int(facet.members[1])] for facet in facets]))
+    rows = tcav_table(model, inputs, facets.unit.index, concepts, random, layers=[facets.code.layer])
+    print(f"\nTCAV of {facets.unit} at {facets.code.layer}, {len(random)} random concepts of {n_images} images")
+    print(f"{'concept':32}{'score':>8}{'std':>7}{'random':>8}{'p':>9}{'accuracy':>10}")
+    for row in rows:
+        print(f"{row.concept:32}{row.score:8.2f}{row.std:7.2f}{row.random:8.2f}{row.p_value:9.2g}{row.accuracy:10.2f}")
+
+
+def main() -> None:
+    """Find the facets, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images")
+    for name in ("model", "weights", "unit"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--random", help="folder of images of all kinds")
+    parser.add_argument("--other", help="another unit, as LAYER:N")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--only", choices=("mosaic", "cost", "tcav"))
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    warnings.filterwarnings("ignore", category=UserWarning, module="captum")
+    model, spec = models.load(args.model, args.weights)
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # DeepLift and guided backpropagation hook them
+    images = ImageFolder(args.images, spec)
+    facets = find_facets(model, Unit.parse(args.unit), images, input_spec=spec)
+    if args.only in (None, "cost"):
+        print_cost(model, facets, images, spec)
+    if args.random and args.only in (None, "tcav"):
+        print_tcav(model, facets, images, spec, args.random, args.other)
+    if args.only in (None, "mosaic"):
+        print_mosaics(model, facets, images, spec, args.pairs)
+
+
+if __name__ == "__main__":
+    main()
