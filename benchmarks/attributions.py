@@ -41,11 +41,11 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "GuidedBackprop": (ca.GuidedBackprop, {}),
     "DeepLift": (ca.DeepLift, {}),
     "FeatureAblation": (ca.FeatureAblation, {"feature_mask": None}),
-    "Occlusion": (ca.Occlusion, {"sliding_window_shapes": (3, 45, 45), "strides": (3, 22, 22)}),
+    "Occlusion": (ca.Occlusion, {"sliding_window_shapes": (3, 45, 45), "strides": (3, 45, 45)}),
 }
 
 
-def patches(x: Tensor, side: int = 28) -> Tensor:
+def patches(x: Tensor, side: int = 45) -> Tensor:
     """A mask of square patches, (1, 1, H, W)."""
     height, width = x.shape[-2:]
     down, right = torch.arange(height)[:, None] // side, torch.arange(width) // side

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from captum_mfv._version import __version__
 
 if TYPE_CHECKING:
-    from captum_mfv import attr, concept, datasets, images, metrics, models, optvis, report
+    from captum_mfv import attr, concept, datasets, figures, images, metrics, models, optvis, report
     from captum_mfv.collect import TopImages, top_images
     from captum_mfv.errors import MFVError
     from captum_mfv.facets import Facet, FacetFinder, FacetSet, find_facets
@@ -31,6 +31,7 @@ __all__ = [
     "attr",
     "concept",
     "datasets",
+    "figures",
     "find_facets",
     "images",
     "metrics",

@@ -70,6 +70,11 @@ def app() -> None:
 @click.option("--steps", type=int, help="Optimisation steps.  [default: the recipe's]")
 @click.option("--size", type=int, help="Side of the synthesised images in pixels.  [default: what the model sees]")
 @click.option("--input-size", type=int, help="Side of the model's input in pixels.  [default: the model's own]")
+@click.option(
+    "--attribution",
+    metavar="METHOD",
+    help="A class of captum.attr for the overlays, e.g. IntegratedGradients.  [default: the code layer's own shares]",
+)
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ….  [default: a GPU if there is one]")
 @click.option("--dtype", metavar="TYPE", help="bfloat16 or float16: autocast while synthesising, for GPUs.")
 @click.option("--seed", default=0, help="Seed of everything random.")

@@ -17,14 +17,16 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from captum_mfv import models, report
+from captum_mfv.attr import check_method, facet_maps
 from captum_mfv.collect import TopImages, resolve, top_images
 from captum_mfv.errors import FacetError, ImageError, ModelError
 from captum_mfv.facets import FacetSet, find_facets
-from captum_mfv.images import ImageFolder, InputSpec
+from captum_mfv.figures import overlay_png
+from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.metrics import multifacetedness, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
-from captum_mfv.result import RunFolder
+from captum_mfv.result import NEAREST, RunFolder
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Job", "run"]
@@ -53,6 +55,8 @@ class Job:
         size: side of the synthesised images in pixels, or None for what the model sees.
         input_size: side of the model's input in pixels, or None for the model's own.
         device: where the model runs, such as ``cuda``; None: a GPU if there is one.
+        attribution: which of `captum.attr`'s methods shows where images show their facet, as `attr.facet_maps`
+            takes it; None: its default.
         dtype: precision of the model under autocast while images are synthesised, such as ``bfloat16``, or
             None for its own.
         seed: seed of everything random.
@@ -71,6 +75,7 @@ class Job:
     steps: int | None = None
     size: int | None = None
     input_size: int | None = None
+    attribution: str | None = None
     device: str | None = None
     dtype: str | None = None
     seed: int = 0
@@ -143,6 +148,7 @@ def run(
     facets = folder.read_facets()
     say(f"{len(facets)} facets of {facets.unit}, of {', '.join(str(len(facet)) for facet in facets)} images")
     _render(folder, facets, job, parts, progress)
+    _attribute(folder, facets, parts, job.attribution)
     _score(folder, facets, parts, known, job.seed)
     with folder.stage("report"):
         report.build(folder)
@@ -151,6 +157,7 @@ def run(
 
 
 def _load(job: Job) -> _Parts:
+    check_method(job.attribution)
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
     unit = _unit(job)
@@ -267,6 +274,19 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
         if not all(rendering.complete for rendering in renderings):
             raise KeyboardInterrupt
         folder.write_renderings(facets, renderings)
+
+
+def _attribute(folder: RunFolder, facets: FacetSet, parts: _Parts, method: str | None) -> None:
+    """Where each facet's image and its nearest members show it, as overlays."""
+    if folder.done("attributions"):
+        return
+    with folder.stage("attributions"):
+        for facet, image in zip(facets, folder.read_images(facets), strict=True):
+            shown = [parts.spec.resize(image[None])[0], *stack(parts.images, facet.members[:NEAREST])]
+            maps = facet_maps(
+                parts.model, facets, shown, [facet.index] * len(shown), method=method, input_spec=parts.spec
+            )
+            folder.write_overlays(facet.index, [overlay_png(*pair) for pair in zip(shown, maps, strict=True)])
 
 
 def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[str, int] | None, seed: int) -> None:

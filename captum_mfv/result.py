@@ -28,10 +28,13 @@ from captum_mfv.files import write_whole
 from captum_mfv.images import from_pil, to_pil
 from captum_mfv.optvis.render import Rendering
 
-__all__ = ["FORMAT", "RunFolder"]
+__all__ = ["FORMAT", "NEAREST", "RunFolder"]
 
 FORMAT = 1
 """Version of the folder's layout, in its manifest."""
+
+NEAREST = 6
+"""Members of each facet that are shown: on its card, and with an overlay."""
 
 _PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
 
@@ -40,7 +43,8 @@ class RunFolder:
     """The files of one run; each appears whole or not at all.
 
     The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
-    ``images/facet_NN.png`` and ``facet_NN_start.png``, ``tensors.safetensors``, ``metrics.json`` and
+    ``images/facet_NN.png`` and ``facet_NN_start.png``, ``attributions/facet_NN.png`` and
+    ``facet_NN_member_M.png`` (the M-th nearest), ``tensors.safetensors``, ``metrics.json`` and
     ``report.html``. Nothing is written before the first stage is done.
 
     Args:
@@ -196,6 +200,12 @@ class RunFolder:
                 return {name.removeprefix("history."): file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise RunError(f"{self.path}: tensors.safetensors can't be read: {error}") from error
+
+    def write_overlays(self, index: int, overlays: Sequence[bytes]) -> None:
+        """Write the overlays of a facet as PNG files: of its image, then of its nearest members."""
+        names = ["", *(f"_member_{n}" for n in range(len(overlays) - 1))]
+        for name, overlay in zip(names, overlays, strict=True):
+            write_whole(self.path / f"attributions/facet_{index:02d}{name}.png", overlay)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``."""

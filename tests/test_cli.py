@@ -72,15 +72,27 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
     assert f"page: {out / 'report.html'}" in said
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     images = [f"images/facet_0{k}{suffix}.png" for k in range(3) for suffix in ("", "_start")]
-    assert files == sorted(
-        ["facets.json", "manifest.json", "metrics.json", "report.html", "tensors.safetensors", *images]
-    )
+    members = ["", *(f"_member_{n}" for n in range(6))]
+    overlays = [f"attributions/facet_0{k}{member}.png" for k in range(3) for member in members]
+    rest = ["facets.json", "manifest.json", "metrics.json", "report.html", "tensors.safetensors"]
+    assert files == sorted([*rest, *images, *overlays])
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["unit"] == {"layer": "6", "index": 1, "reduce": "mean", "channels": None}
     assert manifest["code"] == {"layer": "3", "reduce": "mean", "channels": None}
     assert {"recipe", "seed", "settings", "versions", "timings", "format"} <= manifest.keys()
     assert json.loads((out / "metrics.json").read_text())["adjusted_rand_index"] == 1
+
+
+def test_overlays_are_of_the_method_that_was_asked_for_and_an_unknown_one_is_refused(inputs, tmp_path, capsys):
+    overlays = []
+    for method in ("InputXGradient", "Saliency"):
+        out = tmp_path / method
+        assert call(arguments(inputs, out, steps=2, attribution=method), capsys)[0] == 0
+        overlays.append((out / "attributions/facet_01_member_0.png").read_bytes())
+    assert overlays[0] != overlays[1]
+    status, _, error = call(arguments(inputs, tmp_path / "no", attribution="Gradients"), capsys)
+    assert (status, "no attribution 'Gradients'" in error, (tmp_path / "no").exists()) == (2, True, False)
 
 
 def test_the_number_of_facets_can_be_found(inputs, tmp_path, capsys):

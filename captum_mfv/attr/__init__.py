@@ -2,6 +2,7 @@
 
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution, NeuronFacetAttribution
 from captum_mfv.attr.codes import AttributionCode, pure_code
+from captum_mfv.attr.maps import check_method, facet_maps
 from captum_mfv.attr.model import FacetModel, unit_forward
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "FacetModel",
     "LayerFacetAttribution",
     "NeuronFacetAttribution",
+    "check_method",
+    "facet_maps",
     "pure_code",
     "unit_forward",
 ]

@@ -18,13 +18,12 @@ from captum_mfv.errors import ImageError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
 from captum_mfv.images import InputSpec, open_image, to_pil, to_tensor
-from captum_mfv.result import RunFolder
+from captum_mfv.result import NEAREST, RunFolder
 
 __all__ = ["build"]
 
 # Paul Tol's "muted" scheme, distinct to colour-blind readers; orange in the place of its pale grey.
 _COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#ee7733")
-_NEAREST = 6  # members shown on a card
 _THUMBNAIL = 96  # pixels
 
 
@@ -110,7 +109,7 @@ def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) ->
             score=scores[i],
             sparkline=_sparkline(activations[i]),
             stability=row["stability"],
-            members=[_member(root, member, spec) for member in row["members"][:_NEAREST]],
+            members=[_member(root, member, spec) for member in row["members"][:NEAREST]],
         )
         for i, row in enumerate(rows)
     ]

@@ -1,0 +1,108 @@
+"""Attributions as maps of the image's size, one facet an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import captum.attr
+import torch
+from captum.attr import Attribution, LayerAttribution, NeuronAttribution
+from torch import Tensor, nn
+
+from captum_mfv.activations import guard, spatial_layers, trace
+from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
+from captum_mfv.attr.model import FacetModel
+from captum_mfv.errors import FacetError
+from captum_mfv.facets import FacetSet
+from captum_mfv.images import InputSpec
+
+__all__ = ["check_method", "facet_maps"]
+
+_BATCH = 16  # images explained together
+
+
+def facet_maps(
+    model: nn.Module,
+    facets: FacetSet,
+    images: Tensor | Sequence[Tensor],
+    targets: Sequence[int],
+    *,
+    method: str | None = None,
+    input_spec: InputSpec | None = None,
+    **options: Any,
+) -> Tensor:
+    """Where each image shows its facet: attributions of the facet against the others.
+
+    Args:
+        model: the model in which the facets were found; left as it was.
+        facets: the facets.
+        images: (N, C, H, W) in [0, 1], all of one size.
+        targets: the facet of each image.
+        method: name of a class of `captum.attr`, to inputs or to a layer, which is the code's. By default
+            gradient times activation of the code's layer where that has positions: of a pooled code it
+            is exact, each position's own share of the facet's score. Elsewhere integrated gradients.
+        input_spec: what turns images into the model's input.
+        **options: what the method's ``attribute`` takes, such as ``n_steps``.
+
+    Returns:
+        (N, H, W), summed over channels, on the CPU; of a layer's positions, interpolated bilinearly.
+
+    Raises:
+        FacetError: if there is no such method, or it can't explain facets.
+    """
+    spec, images = input_spec or InputSpec(), torch.stack(tuple(images))
+    feed = spec.feed(model)
+    method = method or _default(model, facets, feed(images[:1]))
+    with guard(model):
+        explain = _explainer(method, FacetModel(model, facets), contrast=len(facets) > 1)
+        found = [
+            _summed(explain.attribute(feed(rows), target=list(goals), **options))
+            for rows, goals in _batches(images, targets)
+        ]
+    maps = torch.cat(found)[:, None]
+    shape = tuple(images.shape[-2:])
+    if maps.shape[-2:] != shape:
+        maps = torch.nn.functional.interpolate(maps, shape, mode="bilinear", align_corners=False)
+    return maps[:, 0]
+
+
+def _default(model: nn.Module, facets: FacetSet, x: Tensor) -> str:
+    calls = trace(model, x)
+    found = next(call for call in calls if call.name == facets.code.layer)
+    in_positions = len(found.shape) == 4 and found.name in spatial_layers(calls, facets.unit.layer_name)
+    return "LayerGradientXActivation" if in_positions and facets.code.channels != "last" else "IntegratedGradients"
+
+
+def check_method(name: str | None) -> None:
+    """Refuse the name of a method that `facet_maps` can't take.
+
+    Raises:
+        FacetError: if `captum.attr` has no attribution to inputs or to a layer of that name.
+    """
+    method = None if name is None else getattr(captum.attr, name, None)
+    known = isinstance(method, type) and issubclass(method, Attribution) and not issubclass(method, NeuronAttribution)
+    if name is not None and not known:
+        raise FacetError(
+            f"captum.attr has no attribution {name!r} to inputs or to a layer, such as IntegratedGradients"
+        )
+
+
+def _explainer(name: str, model: FacetModel, contrast: bool) -> Attribution:
+    check_method(name)
+    method = getattr(captum.attr, name)
+    if issubclass(method, LayerAttribution):
+        return LayerFacetAttribution(method, model, model.model.get_submodule(model.code.layer), contrast=contrast)
+    return FacetAttribution(method, model, contrast=contrast)
+
+
+def _batches(images: Tensor, targets: Sequence[int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
+    for start in range(0, len(images), _BATCH):
+        yield images[start : start + _BATCH], targets[start : start + _BATCH]
+
+
+def _summed(attributions: Tensor) -> Tensor:
+    if attributions.ndim != 4:
+        shape = tuple(attributions.shape)
+        raise FacetError(f"attributions of shape {shape} have no positions to make a map of; attribute to inputs")
+    return attributions.sum(1).float().cpu()
