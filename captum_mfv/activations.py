@@ -21,7 +21,7 @@ Outputs = dict[str, Tensor]
 
 
 class _Stop(Exception):
-    """Ends a forward pass once every wanted layer has been seen."""
+    """Ends a forward pass once every layer that one capture wants has been seen; captures may be nested."""
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
@@ -73,6 +73,7 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
     """
     names = [layer_name(model, layer) for layer in dict.fromkeys(layers)]
     outputs: Outputs = {}
+    enough = _Stop()
 
     def keep(name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
         wanted = model.get_submodule(name)
@@ -84,7 +85,7 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
                 raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
             outputs.setdefault(name, output)
             if stop and len(outputs) == len(names):
-                raise _Stop
+                raise enough
             return output.clone()
 
         return hook
@@ -93,7 +94,9 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
         outputs.clear()
         try:
             model(*inputs)
-        except _Stop:
+        except _Stop as stop:
+            if stop is not enough:
+                raise
             return dict(outputs)
         missing = [name for name in names if name not in outputs]
         if missing:

@@ -206,14 +206,14 @@ def test_what_cannot_explain_facets_says_why(name, table_facets):
 @pytest.mark.parametrize("output", ["logits", "gated"])
 @pytest.mark.parametrize("contrast", [False, True])
 def test_all_facets_at_once_are_what_each_is_alone(name, output, contrast, table_facets, images):
-    model = FacetModel(TwoInputs().eval(), table_facets, output)
+    model, images = FacetModel(TwoInputs().eval().double(), table_facets, output), images.double()
     for x in (images, images[:1], (images, images / 2)):
         together = explain(name, model, x, None, contrast)
         alone = [explain(name, model, x, k, contrast) for k in range(3)]
         for part in range(1 if isinstance(x, torch.Tensor) else 2):
             got = together if isinstance(x, torch.Tensor) else together[part]
             want = torch.stack([one if isinstance(x, torch.Tensor) else one[part] for one in alone], 1)
-            assert torch.allclose(got, want, atol=1e-5 * float(want.abs().max()))
+            assert torch.allclose(got, want, atol=1e-9 * float(want.abs().max()))
 
 
 def test_rows_of_baselines_masks_and_forward_arguments_go_with_their_inputs(table_facets, images):
@@ -239,6 +239,49 @@ def test_rows_of_baselines_masks_and_forward_arguments_go_with_their_inputs(tabl
     assert torch.allclose(together, alone, atol=1e-5 * float(alone.abs().max()))
 
 
+@pytest.mark.parametrize("start", [None, 0.3, "one", "each"])
+@pytest.mark.parametrize("multiply", [True, False])
+def test_integrated_gradients_of_all_facets_are_captums(start, multiply, table_facets, images):
+    images = images.double()
+    chosen = {"one": images[:1] / 2, "each": images.flip(0)}
+    options = {} if start is None else {"baselines": chosen.get(start, start)}
+    model = FacetModel(TwoInputs().eval().double(), table_facets, "gated")
+    together = FacetAttribution(ca.IntegratedGradients, model, multiply_by_inputs=multiply)
+    captums = ca.IntegratedGradients(model, multiply_by_inputs=multiply)
+    for n_steps, rows in ((7, None), (20, 3), (20, 1000)):
+        found = together.attribute(images, n_steps=n_steps, internal_batch_size=rows, **options)
+        alone = torch.stack([captums.attribute(images, target=k, n_steps=n_steps, **options) for k in range(3)], 1)
+        # Captum's steps are rounded to single precision
+        assert torch.allclose(found, alone.detach(), atol=1e-6 * float(alone.detach().abs().max()))
+
+
+class Around(nn.Module):
+    """A model whose inputs have another way than its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_cnn()
+        self.mixed = nn.Identity()
+        self.fc = nn.Linear(24, 5)
+
+    def forward(self, x):
+        codes = self.mixed(self.net[:8](x) + 3 * x.mean((1, 2, 3))[:, None] ** 2)
+        return self.fc(codes)
+
+
+def test_integrated_gradients_see_what_goes_around_the_first_layer(planted):
+    model = Around().eval()
+    found = mfv.find_facets(model, mfv.Unit("fc", 1), planted[0], n_facets=3, code="mixed", input_spec=SPEC)
+    explained = FacetModel(model, found)
+    x = SPEC(planted[0][:2])
+    before = fingerprint(model)
+    together = FacetAttribution(ca.IntegratedGradients, explained).attribute(x, n_steps=10)
+    assert same(before["hooks"], fingerprint(model)["hooks"])
+    for k in range(3):
+        alone = ca.IntegratedGradients(explained).attribute(x.requires_grad_(), target=k, n_steps=10).detach()
+        assert torch.allclose(together[:, k], alone, atol=1e-5 * float(alone.abs().max()))
+
+
 def test_all_facets_together_run_the_model_once(table_facets, images):
     network = TwoInputs().eval()
     seen = []
@@ -246,8 +289,11 @@ def test_all_facets_together_run_the_model_once(table_facets, images):
     FacetAttribution(ca.InputXGradient, FacetModel(network, table_facets)).attribute(images)
     assert seen == [3]
     seen.clear()
-    FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute(images, n_steps=7)
+    FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute((images,), n_steps=7)
     assert seen == [21]
+    seen.clear()
+    FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute(images, n_steps=7)
+    assert seen == [1, 15, 6, 3]  # a trace, as many steps as fit together, and the way back through the first layer
 
 
 def test_a_method_keeps_what_captum_says_of_it(table_facets, images):

@@ -12,6 +12,7 @@ from captum.attr import Attribution, LayerAttribution, NeuronAttribution, Neuron
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_mfv.attr.integrated import integrate
 from captum_mfv.attr.model import FacetModel
 from captum_mfv.attr.sharing import Shared, repeat_rows
 from captum_mfv.errors import FacetError
@@ -29,6 +30,7 @@ _SHARING = (
     captum_attr.FeatureAblation,
     captum_attr.ShapleyValueSampling,
 )
+_INTEGRATED = {"baselines", "n_steps", "internal_batch_size"}  # of IntegratedGradients, what `integrate` takes too
 _NOT_SHARING = (captum_attr.FeaturePermutation,)  # an ablation that mixes rows
 
 _REFUSED = {
@@ -87,7 +89,8 @@ class FacetAttribution(Attribution):  # type: ignore[misc]
 
         All facets together share the forward pass where the method allows it: Saliency, InputXGradient,
         IntegratedGradients, ablation, occlusion and Shapley values. They hold n_facets copies of the
-        inputs in memory; with integrated gradients, ``internal_batch_size`` bounds that.
+        inputs in memory; integrated gradients don't where the model begins with a convolution or a
+        linear layer.
 
         Args:
             inputs: as the method takes them.
@@ -106,8 +109,23 @@ class FacetAttribution(Attribution):  # type: ignore[misc]
             options["additional_forward_args"] = additional_forward_args
         inputs = _leaves(inputs)
         if target is None and self._shared is not None:
-            return self._all(self._shared, inputs, options)
+            quick = self._integrated(inputs, **options) if set(options) <= _INTEGRATED else None
+            return self._all(self._shared, inputs, options) if quick is None else quick
         return _each(self.n_facets, target, lambda k: self.attribution_method.attribute(inputs, target=k, **options))
+
+    def _integrated(
+        self, inputs: Any, baselines: Any = None, n_steps: int = 50, internal_batch_size: int | None = None
+    ) -> Tensor | None:
+        """All facets' integrated gradients by `integrate`, where that can be."""
+        method, start = self.attribution_method, 0.0 if baselines is None else baselines
+        if type(method) is not captum_attr.IntegratedGradients or not isinstance(inputs, Tensor):
+            return None
+        if not isinstance(start, (int, float, Tensor)) or _parallel(self.forward_func):
+            return None
+        found = integrate(self.forward_func, inputs, start, n_steps, internal_batch_size)
+        if found is None or not method.multiplies_by_inputs:
+            return found
+        return found * (inputs.detach() - start)[:, None]
 
     def _all(self, method: Attribution, inputs: Tensor | tuple[Tensor, ...], options: Mapping[str, Any]) -> Any:
         """Every row once per facet, one after the other, each copy with another facet as its target."""
@@ -314,6 +332,10 @@ def _facet_model(forward_func: nn.Module) -> FacetModel:
     if not isinstance(model, FacetModel):
         raise TypeError(f"forward_func must be a FacetModel, or a DataParallel of one, not {type(model).__name__}")
     return model
+
+
+def _parallel(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.DataParallel) for part in module.modules())
 
 
 def _make(method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel) -> Attribution:
