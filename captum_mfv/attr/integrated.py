@@ -36,12 +36,12 @@ def integrate(
     Returns:
         (N, n_facets, …), or None where the first layer isn't affine or isn't the inputs' only way on.
     """
+    start = torch.as_tensor(baselines).to(x).expand_as(x)
     first = trace(forward_func, x[:1].detach())[0]
     stem = forward_func.get_submodule(first.name)
-    if first.runs > 1 or not isinstance(stem, _AFFINE):
+    if first.runs > 1 or not isinstance(stem, _AFFINE) or not _straight(forward_func, first.name, start, x):
         return None
     points, weights = (torch.from_numpy(found).to(x) / 2 for found in np.polynomial.legendre.leggauss(n_steps))
-    start = torch.as_tensor(baselines).to(x).expand_as(x)
     per_pass = max(1, (rows or _ROWS) // len(x))
     total: Tensor | None = None
     for alphas, shares in zip(torch.split(points + 0.5, per_pass), torch.split(weights, per_pass), strict=True):
@@ -51,6 +51,14 @@ def integrate(
             return None
         total = found if total is None else total + found
     return None if total is None else _back(forward_func, first.name, x, total)
+
+
+@torch.no_grad()
+def _straight(forward_func: nn.Module, stem: str, start: Tensor, x: Tensor) -> bool:
+    """Whether the first layer's outputs move straight as the inputs do: a model may bend its inputs before it."""
+    with capture(forward_func, [stem]) as run:
+        a, b, between = (run(rows[:1])[stem].double() for rows in (start, x, torch.lerp(start, x, 0.3)))
+    return bool((torch.lerp(a, b, 0.3) - between).abs().max() <= 1e-3 * (b - a).abs().max())
 
 
 @torch.enable_grad()
