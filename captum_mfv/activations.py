@@ -21,7 +21,14 @@ Outputs = dict[str, Tensor]
 
 
 class _Stop(Exception):
-    """Ends a forward pass once every layer that one capture wants has been seen; captures may be nested."""
+    """Ends a forward pass once every layer that one capture wants has been seen; captures may be nested.
+
+    A new one each time: an exception keeps the frames it came through, and so their tensors, as long as it lives.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__()
+        self.outputs = outputs
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
@@ -73,7 +80,6 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
     """
     names = [layer_name(model, layer) for layer in dict.fromkeys(layers)]
     outputs: Outputs = {}
-    enough = _Stop()
 
     def keep(name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
         wanted = model.get_submodule(name)
@@ -85,7 +91,7 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
                 raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
             outputs.setdefault(name, output)
             if stop and len(outputs) == len(names):
-                raise enough
+                raise _Stop(outputs)
             return output.clone()
 
         return hook
@@ -95,13 +101,14 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
         try:
             model(*inputs)
         except _Stop as stop:
-            if stop is not enough:
+            if stop.outputs is not outputs:
                 raise
-            return dict(outputs)
         missing = [name for name in names if name not in outputs]
         if missing:
             raise UnitError(f"layer {missing[0]} doesn't run in the model's forward pass")
-        return dict(outputs)
+        found = dict(outputs)
+        outputs.clear()
+        return found
 
     hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:

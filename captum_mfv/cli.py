@@ -148,6 +148,75 @@ def report(folder: str) -> None:
     click.echo(build(RunFolder.read(folder)))
 
 
+@app.command()
+@click.argument("folder")
+@click.option("--judge", required=True, metavar="MODEL", help="torchvision name, or file.py:function (which is run).")
+@click.option("--judge-weights", help="Its weights file.  [default: the model's own]")
+@click.option("--judge-unit", metavar="LAYER:INDEX", help="Its logit of the class, for top-1 and probability.")
+@click.option(
+    "--judge-code", metavar="LAYER[:REDUCE]", help="What it tells images apart by.  [default: last with maps]"
+)
+@click.option("--judge-input", nargs=2, type=float, metavar="MEAN STD", help="Of each channel.  [default: the model's]")
+@click.option("--held-out", metavar="FOLDER", help="Images of the class that the run didn't have; needs --model.")
+@click.option("--model", help="The run's model, to tell the facets of images held out.")
+@click.option("--weights", help="Its weights file.")
+@click.option("--seed", default=0, help="Seed of bootstrap samples.")
+def evaluate(folder: str, **options: Any) -> None:
+    """Show the images of a finished run's FOLDER to a network that took no part.
+
+    Writes retention, prediction, transfer, naturalness and their controls, with bootstrap intervals, to
+    metrics.json, and makes the page anew.
+
+    \b
+    captum-mfv evaluate out/pepper --judge resnet50 --judge-unit fc:945
+    """
+    found = _evaluate(folder, **options)
+    for name in ("retention", "centered", "predicts", "real_predicts", "held_out", "top1", "probability"):
+        if (estimate := getattr(found, name)) is not None:
+            click.echo(f"{name:14}{estimate.value:.2f}  ({estimate.low:.2f} to {estimate.high:.2f}, n = {estimate.n})")
+    click.echo(f"chance        {found.chance:.2f}")
+
+
+def _evaluate(
+    path: str,
+    judge: str,
+    judge_weights: str | None,
+    judge_unit: str | None,
+    judge_code: str | None,
+    judge_input: tuple[float, float] | None,
+    held_out: str | None,
+    model: str | None,
+    weights: str | None,
+    seed: int,
+) -> Any:
+    from captum_mfv import models
+    from captum_mfv.evaluate import evaluate
+    from captum_mfv.images import ImageFolder, InputSpec
+    from captum_mfv.metrics import Judge
+    from captum_mfv.result import RunFolder
+    from captum_mfv.units import Code, Unit
+
+    folder = RunFolder.read(path)
+    network, spec = models.load(judge, judge_weights)
+    if judge_input is not None:
+        spec = InputSpec(spec.size, *((number,) * spec.channels for number in judge_input))
+    layer, _, reduce = (judge_code or "").partition(":")
+    own = InputSpec(**folder.settings["input_spec"])
+    return evaluate(
+        folder,
+        Judge(
+            network,
+            None if judge_unit is None else Unit.parse(judge_unit),
+            Code(layer, reduce or "mean") if layer else None,
+            spec,
+        ),
+        judge_name=judge,
+        held_out=None if held_out is None else ImageFolder(held_out, own),
+        model=None if model is None else models.load(model, weights)[0],
+        seed=seed,
+    )
+
+
 def _run(job: Any, out: str, known: dict[str, int] | None, quiet: bool) -> None:
     from captum_mfv import pipeline
 

@@ -9,8 +9,9 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from time import perf_counter
 from typing import Any
 
@@ -22,13 +23,13 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from captum_mfv._version import __version__
-from captum_mfv.errors import RunError
+from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
-from captum_mfv.images import from_pil, to_pil
+from captum_mfv.images import InputSpec, from_pil, open_image, to_pil, to_tensor
 from captum_mfv.optvis.render import Rendering
 
-__all__ = ["FORMAT", "NEAREST", "RunFolder"]
+__all__ = ["FORMAT", "NEAREST", "MemberImages", "RunFolder"]
 
 FORMAT = 1
 """Version of the folder's layout, in its manifest."""
@@ -176,6 +177,14 @@ class RunFolder:
         rows: list[dict[str, Any]] = self._read_json("facets.json")
         return rows
 
+    def member_images(self) -> MemberImages:
+        """Every facet's images, from the run's image folder."""
+        rows = self.read_members()
+        members = [member for row in rows for member in row["members"]]
+        labels = np.repeat([row["index"] for row in rows], [len(row["members"]) for row in rows])
+        spec = InputSpec(**self.settings["input_spec"])
+        return MemberImages(Path(self.settings["images"]), tuple(members), labels.astype(np.int64), spec)
+
     def write_renderings(self, facets: FacetSet, renderings: Sequence[Rendering]) -> None:
         """Write every facet's image and start, and add histories and transparencies (of 255) to the tensors."""
         for rendering in renderings:
@@ -242,6 +251,40 @@ class RunFolder:
         if other:
             changes = ", ".join(f"{n} {_short(old.get(n))} there, {_short(new.get(n))} here" for n in other[:3])
             raise RunError(f"{self.path} holds another run ({changes}); choose another folder, or remove it")
+
+
+@dataclass(frozen=True, eq=False)
+class MemberImages:
+    """A run's images as a dataset, facet by facet: (C, H, W) in [0, 1], crops where the run worked on crops.
+
+    Args:
+        root: the run's image folder.
+        members: a row of ``facets.json`` for each, of which ``path`` and ``crop`` count.
+        labels: (n,) the facet of each.
+        input_spec: what the model sees.
+    """
+
+    root: Path
+    members: tuple[Mapping[str, Any], ...]
+    labels: NDArray[np.int64]
+    input_spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return from_pil(self.picture(self.members[index]))
+
+    def picture(self, member: Mapping[str, Any]) -> Image.Image:
+        """A member as the model sees it.
+
+        Raises:
+            ImageError: if it can't be read, or its path leads out of the image folder.
+        """
+        path = PurePosixPath(member["path"])
+        if path.is_absolute() or ".." in path.parts:
+            raise ImageError(f"{member['path']!r} leads out of the run's image folder")
+        return to_pil(to_tensor(open_image(self.root / path), self.input_spec)).crop(member.get("crop"))
 
 
 def _short(value: Any) -> str:

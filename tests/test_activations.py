@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -82,3 +85,31 @@ def test_a_layer_that_runs_twice_is_ambiguous_and_one_that_never_runs_is_named()
         spatial_layers(trace(model, X), "unused")
     with capture(model, ["unused"]) as run, pytest.raises(UnitError, match="unused doesn't run"):
         run(X)
+
+
+def test_captures_may_be_nested_and_each_ends_its_own_pass(model):
+    x = torch.rand(2, 3, 32, 32)
+    with capture(model, ["conv1"]) as outer:
+
+        def inner(x):
+            with capture(model, ["conv2"]) as run:
+                return run(x)["conv2"]
+
+        with pytest.raises(Exception) as stopped:
+            inner(x)  # conv1, which the outer one wants, comes first
+        assert type(stopped.value).__name__ == "_Stop"
+        assert outer(x)["conv1"].shape == (2, 12, 16, 16)
+    assert inner(x).shape == (2, 24, 8, 8)
+
+
+def test_nothing_of_a_pass_is_kept_once_it_is_over(model):
+    held = []
+    model.relu1.register_forward_hook(lambda module, args, output: held.append(weakref.ref(output)))
+    gc.disable()
+    try:
+        with capture(model, ["conv2"]) as run:
+            for _ in range(3):
+                run(torch.rand(2, 3, 32, 32))
+            assert [ref() for ref in held] == [None] * 3
+    finally:
+        gc.enable()

@@ -17,8 +17,8 @@ from PIL import Image
 from captum_mfv.errors import ImageError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
-from captum_mfv.images import InputSpec, open_image, to_pil, to_tensor
-from captum_mfv.result import NEAREST, RunFolder
+from captum_mfv.images import to_pil
+from captum_mfv.result import NEAREST, MemberImages, RunFolder
 
 __all__ = ["build"]
 
@@ -74,6 +74,7 @@ def build(folder: RunFolder) -> Path:
     """
     environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
     environment.filters["percent"] = lambda share: f"{share:.0%}"
+    environment.filters["interval"] = _interval
     facets, metrics = folder.read_facets(), folder.read_metrics()
     cards = _cards(folder, facets, metrics["facets"])
     html = environment.get_template("page.html").render(
@@ -91,12 +92,17 @@ def build(folder: RunFolder) -> Path:
     return path
 
 
+def _interval(found: dict[str, Any]) -> str:
+    """An estimate with its interval."""
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
 def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) -> list[Card]:
     rows = folder.read_members()
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
     activations = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
-    root, spec = Path(folder.settings["images"]), InputSpec(**folder.settings["input_spec"])
+    pictures = folder.member_images()
     return [
         Card(
             index=row["index"],
@@ -109,7 +115,7 @@ def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) ->
             score=scores[i],
             sparkline=_sparkline(activations[i]),
             stability=row["stability"],
-            members=[_member(root, member, spec) for member in row["members"][:NEAREST]],
+            members=[_member(pictures, member) for member in row["members"][:NEAREST]],
         )
         for i, row in enumerate(rows)
     ]
@@ -119,10 +125,10 @@ def _color(index: int) -> str:
     return _COLORS[index % len(_COLORS)]
 
 
-def _member(root: Path, member: dict[str, Any], spec: InputSpec) -> Member:
+def _member(pictures: MemberImages, member: dict[str, Any]) -> Member:
     try:
-        picture = to_pil(to_tensor(open_image(root / member["path"]), spec)).crop(member.get("crop"))
-        thumbnail = _data_url(picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS), "JPEG")
+        small = pictures.picture(member).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+        thumbnail = _data_url(small, "JPEG")
     except ImageError:
         thumbnail = None
     return Member(member["path"], thumbnail, member["activation"])
