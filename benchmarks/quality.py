@@ -9,9 +9,10 @@ that took no part, and prints a table, with controls:
 
 retention  share of images whose nearest facet center, in the judge's codes by cosine, is their own; chance is 1 / k
 centered   the same with the mean code of the images, and of the real images, removed
-top1       share of images that the judge calls the class, and prob, the mean probability of the class
+top-1      share of images that the judge calls the class, and probability, the mean one of the class
 predicts   share of the real images whose nearest facet image (both centered) is their facet's: do the images tell
-           what the facets are? For "real images" the mean of the facet's other images stands for its image
+           what the facets are? For "all real images" the mean of the facet's other images stands for its image
+distance   mean distance to the nearest real image, where 1 is as near as real images are to each other
 
 Clusters that mean nothing have centers too, and an image made from a cluster's members is near them. So the control
 with shuffled clusters is held out: half of each facet's images make the image and the other half judges it; the
@@ -38,12 +39,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models
-from captum_mfv.collect import collect
 from captum_mfv.images import to_pil
+from captum_mfv.metrics import Judge, Naturalness, Verdict, halved, shuffled, verdict
 from captum_mfv.optvis import initializer
 from captum_mfv.optvis.render import render_facets
-
-Codes = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,14 @@ class Scene:
         return list(torch.from_numpy(made).permute(0, 3, 1, 2))
 
 
+COLUMNS = {
+    "retention": "retention",
+    "centered": "centered",
+    "top1": "top-1",
+    "probability": "probability",
+    "predicts": "predicts",
+    "naturalness": "distance",
+}
 METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
     "real images": lambda scene: initializer.medoid_images(scene.facets.facets, scene.images),
     "start alone": lambda scene: scene.means(),
@@ -115,83 +122,11 @@ METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
 }
 
 
-def shuffled(facets: FacetSet, seed: int) -> FacetSet:
-    """Clusters of the same sizes that mean nothing."""
-    return replace(facets, labels=np.random.default_rng(seed).permutation(facets.labels), stability=None)
-
-
-def halved(facets: FacetSet) -> tuple[FacetSet, NDArray[np.int64]]:
-    """Facets of every second image, nearest to the center first, and the labels of the images left out, else -1."""
-    kept, left = np.full_like(facets.labels, -1), np.full_like(facets.labels, -1)
-    for facet in facets:
-        kept[facet.members[::2]] = facet.index
-        left[facet.members[1::2]] = facet.index
-    return replace(facets, labels=kept, stability=None), left
-
-
 def variant(scene: Scene, name: str) -> tuple[Scene, NDArray[np.int64]]:
     """What a method works on, and the labels of the images that judge it."""
-    facets = shuffled(scene.facets, scene.seed) if "shuffled" in name else scene.facets
+    facets = shuffled(scene.facets, seed=scene.seed) if "shuffled" in name else scene.facets
     facets, labels = halved(facets) if "half" in name else (facets, facets.labels)
     return replace(scene, facets=facets), labels
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A network that took no part."""
-
-    model: nn.Module
-    spec: InputSpec
-    unit: Unit
-
-    def __call__(self, images: Sequence[Tensor] | ImageFolder) -> tuple[Codes, Codes]:
-        """Codes (N, D), and probabilities (N, classes)."""
-        layer = self.unit.layer_name
-
-        def probabilities(batch: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self.model(self.spec(batch)).flatten(1).softmax(1)
-
-        seen = collect(self.model, Unit(layer, self.unit.index), images, view=probabilities, input_spec=self.spec)
-        assert seen.views is not None
-        return seen.codes, seen.views
-
-
-def unit_length(codes: Codes) -> Codes:
-    return codes / np.linalg.norm(codes, axis=1, keepdims=True)
-
-
-def nearest(codes: Codes, to: Codes) -> NDArray[np.intp]:
-    """Row of the nearest, by cosine."""
-    return (unit_length(codes) @ unit_length(to).T).argmax(1)
-
-
-def figures(made: Codes, prob: Codes, real: Codes, labels: NDArray[np.int64], cls: int) -> dict[str, float]:
-    """The figures of one image for each facet, in order."""
-    own, real, labels = np.arange(len(made)), real[labels >= 0], labels[labels >= 0]
-    centers = np.stack([real[labels == k].mean(0) for k in own])
-    return {
-        "retention": float((nearest(made, centers) == own).mean()),
-        "centered": float((nearest(made - made.mean(0), centers - real.mean(0)) == own).mean()),
-        "top1": float((prob.argmax(1) == cls).mean()),
-        "prob": float(prob[:, cls].mean()),
-        "predicts": float((nearest(real - real.mean(0), made - made.mean(0)) == labels).mean()),
-    }
-
-
-def ceiling(real: Codes, prob: Codes, labels: NDArray[np.int64], cls: int) -> dict[str, float]:
-    """Of the real images: what they are called, and whether the mean of the others tells their facet."""
-    n = labels.max() + 1
-    right = 0
-    for i, label in enumerate(labels):
-        rest = np.arange(len(labels)) != i
-        means = np.stack([real[rest & (labels == k)].mean(0) for k in range(n)])
-        right += int(nearest(real[i : i + 1] - real.mean(0), means - real.mean(0))[0] == label)
-    return {
-        "top1": float((prob.argmax(1) == cls).mean()),
-        "prob": float(prob[:, cls].mean()),
-        "predicts": right / len(labels),
-    }
 
 
 def slug(name: str) -> str:
@@ -238,34 +173,47 @@ def main() -> None:
     if args.judge_input:
         mean, std = args.judge_input
         judge_spec = replace(judge_spec, mean=(mean,) * 3, std=(std,) * 3)
-    judge = Judge(judge_model, judge_spec, args.judge_unit)
-    real, real_prob = judge(images)
-    rows: dict[str, list[dict[str, float]]] = {}
+    judge = Judge(judge_model, args.judge_unit, input_spec=judge_spec)
+    real = judge(images)
+    rows: dict[str, list[tuple[Verdict, float]]] = {}
     for seed in range(args.seeds):
         found = find_facets(model, args.unit, images, n_facets=args.facets, input_spec=spec, seed=seed)
         scene = Scene(model, spec, found.unit, images, found, args.steps, seed)
-        rows.setdefault("(all real images)", []).append(ceiling(real, real_prob, found.labels, args.judge_unit.index))
         for name in args.methods:
             its, labels = variant(scene, name)
             began = time.perf_counter()
             made = METHODS[name](its)
             seconds = time.perf_counter() - began
             save(args.out / f"{slug(name)}_{seed}", its, made)
-            row = figures(*judge(made), real, labels, args.judge_unit.index)
-            rows.setdefault(name, []).append({**row, "seconds": seconds})
-            print(name, seed, {key: round(value, 3) for key, value in rows[name][-1].items()}, flush=True)
+            its_verdict = verdict(judge(made), judge(list(scene.means())), real, labels, seed=seed)
+            rows.setdefault(name, []).append((its_verdict, seconds))
+            print(name, seed, "; ".join(f"{key} {show([its_verdict], key)}" for key in COLUMNS), flush=True)
     table(rows)
     shown = [args.out / f"{slug(name)}_0" for name in args.methods]
     contact(shown, args.facets, args.out / "sheet.jpg")
 
 
-def table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+def show(verdicts: Sequence[Verdict], column: str) -> str:
+    """A figure's mean over seeds, and of its interval's ends."""
+    found = [getattr(one, column) for one in verdicts]
+    if isinstance(found[0], Naturalness):
+        return f"{np.mean([one.distance for one in found]):.2f}"
+    value, low, high = (np.mean([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(rows: Mapping[str, Sequence[tuple[Verdict, float]]]) -> None:
     """Means over seeds, as Markdown."""
-    columns = ("retention", "centered", "top1", "prob", "predicts", "seconds")
-    print(f"\n| images | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    print(f"\n| images | {' | '.join(COLUMNS.values())} | seconds |\n|---|{'---|' * (len(COLUMNS) + 1)}")
+    whole = next((seeds for name, seeds in rows.items() if "half" not in name), [])
+    if whole:
+        verdicts = [one for one, _ in whole]
+        real = {"top1": "real_top1", "probability": "real_probability", "predicts": "real_predicts"}
+        cells = [show(verdicts, real[column]) if column in real else "" for column in COLUMNS]
+        print(f"| all real images | {' | '.join(cells)} | |")
     for name, seeds in rows.items():
-        means = [np.mean([row[column] for row in seeds]) if column in seeds[0] else None for column in columns]
-        print(f"| {name} | {' | '.join('' if m is None else f'{m:.3g}' for m in means)} |", flush=True)
+        cells = [show([one for one, _ in seeds], column) for column in COLUMNS]
+        print(f"| {name} | {' | '.join(cells)} | {np.mean([time_ for _, time_ in seeds]):.0f} |", flush=True)
 
 
 def contact(folders: Sequence[Path], n_facets: int, path: Path) -> None:

@@ -95,6 +95,76 @@ def test_overlays_are_of_the_method_that_was_asked_for_and_an_unknown_one_is_ref
     assert (status, "no attribution 'Gradients'" in error, (tmp_path / "no").exists()) == (2, True, False)
 
 
+def judged(inputs, out, capsys, *more):
+    words = ["evaluate", out, "--judge", f"{inputs}/model.py:make", "--judge-weights", inputs / "w.safetensors"]
+    return call([*words, *more], capsys)
+
+
+def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out), capsys)[0] == 0
+    before = json.loads((out / "metrics.json").read_text())
+    held = [
+        "--held-out",
+        inputs / "images",
+        "--model",
+        f"{inputs}/model.py:make",
+        "--weights",
+        inputs / "w.safetensors",
+    ]
+    status, said, _ = judged(inputs, out, capsys, "--judge-unit", "6:1", *held)
+    assert status == 0
+    assert re.search(r"retention +1\.00 +\(1\.00 to 1\.00, n = 3\)", said)
+    assert re.search(r"held_out +\d\.\d\d +\(.*n = 60\)", said)
+    after = json.loads((out / "metrics.json").read_text())
+    judge = after.pop("judge")
+    assert after == before
+    assert judge["controls"]["shuffled clusters"]["value"] == pytest.approx(1 / 3, abs=0.15)
+    assert judge["name"] == f"{inputs}/model.py:make"
+    assert 0 <= judge["probability"]["low"] <= judge["probability"]["value"] <= judge["probability"]["high"] <= 1
+    page = (out / "report.html").read_text()
+    assert "Judged by another network" in page
+    assert "images held out" in page
+
+
+def test_a_judge_without_a_unit_gives_codes_alone(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
+    status, said, _ = judged(inputs, out, capsys, "--judge-code", "2:max", "--judge-input", "0.5", "0.5")
+    assert (status, "top1" in said, "retention" in said) == (0, False, True)
+    assert json.loads((out / "metrics.json").read_text())["judge"]["top1"] is None
+
+
+def test_what_cannot_be_judged_is_refused_in_a_line_and_loses_nothing(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
+    kept = (out / "metrics.json").read_bytes()
+    manifest = (out / "manifest.json").read_text()
+    for more, words in (
+        (["--held-out", inputs / "images"], "need the run's model"),
+        (["--judge-unit", "6:99"], "units 0 to 4"),
+        (["--judge-code", "nine"], "no layer 'nine'"),
+    ):
+        status, _, error = judged(inputs, out, capsys, *more)
+        assert (status, words in error, error.count("\n")) == (2, True, 1), error
+    (out / "manifest.json").write_text(manifest.replace('"finished"', '"running"'))
+    status, _, error = judged(inputs, out, capsys)
+    assert (status, "isn't finished" in error) == (2, True)
+    assert (out / "metrics.json").read_bytes() == kept
+
+
+def test_a_folder_that_names_images_outside_its_own_is_not_followed(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
+    rows = (out / "facets.json").read_text()
+    (out / "facets.json").write_text(re.sub(r'"path": "[^"]+"', '"path": "../images/000.png"', rows))
+    status, _, error = call(["report", out], capsys)
+    assert status == 0
+    assert "data:image/jpeg" in (out / "report.html").read_text()  # the starts
+    status, _, error = judged(inputs, out, capsys)
+    assert (status, "can be read" in error or "leads out" in error) == (2, True)
+
+
 def test_the_number_of_facets_can_be_found(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     status, said, _ = call(arguments(inputs, out, facets="auto", labels=inputs / "labels.json"), capsys)

@@ -44,7 +44,28 @@ _REFUSED = {
 _RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
 
 
-class FacetAttribution(Attribution):  # type: ignore[misc]
+class _Wrapper(Attribution):  # type: ignore[misc]
+    """A method of Captum's around a facet model, and what it says of itself."""
+
+    attribution_method: Attribution
+    n_facets: int
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions are multiplied by the inputs, as the method has it."""
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        """Whether the method knows its approximation error."""
+        return bool(self.attribution_method.has_convergence_delta())
+
+    def compute_convergence_delta(self, *args: Any, **options: Any) -> Tensor:
+        """The method's approximation error."""
+        delta: Tensor = self.attribution_method.compute_convergence_delta(*args, **options)
+        return delta
+
+
+class FacetAttribution(_Wrapper):
     """Which inputs drive which facet, by any of Captum's methods.
 
     ``FacetAttribution(IntegratedGradients, FacetModel(model, facets)).attribute(x)`` has the shape
@@ -135,22 +156,8 @@ class FacetAttribution(Attribution):  # type: ignore[misc]
         found = method.attribute(_leaves(copies), target=facets, **options)
         return _map(found, lambda x: x.detach().reshape(-1, self.n_facets, *x.shape[1:]))
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether attributions are multiplied by the inputs, as the method has it."""
-        return bool(self.attribution_method.multiplies_by_inputs)
 
-    def has_convergence_delta(self) -> bool:
-        """Whether the method knows its approximation error."""
-        return bool(self.attribution_method.has_convergence_delta())
-
-    def compute_convergence_delta(self, *args: Any, **options: Any) -> Tensor:
-        """The method's approximation error."""
-        delta: Tensor = self.attribution_method.compute_convergence_delta(*args, **options)
-        return delta
-
-
-class LayerFacetAttribution(LayerAttribution):  # type: ignore[misc]
+class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
     """Which channels or positions of a layer drive which facet, by any of Captum's layer methods.
 
     Args:
@@ -212,17 +219,8 @@ class LayerFacetAttribution(LayerAttribution):  # type: ignore[misc]
         inputs = _leaves(inputs)
         return _each(self.n_facets, target, lambda k: self.attribution_method.attribute(inputs, target=k, **options))
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether attributions are multiplied by the layer's activations, as the method has it."""
-        return bool(self.attribution_method.multiplies_by_inputs)
 
-    def has_convergence_delta(self) -> bool:
-        """Whether the method knows its approximation error."""
-        return bool(self.attribution_method.has_convergence_delta())
-
-
-class NeuronFacetAttribution(NeuronAttribution):  # type: ignore[misc]
+class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
     """Neuron methods of Captum's for facets.
 
     The neurons are the facets themselves: ``neuron_selector=k``. Conductance alone has a neuron of a layer
@@ -293,11 +291,6 @@ class NeuronFacetAttribution(NeuronAttribution):  # type: ignore[misc]
         if neuron_selector is None:
             raise FacetError("conductance needs a neuron_selector, the neuron of the layer")
         return _each(self.n_facets, target, lambda k: explain(inputs, neuron_selector, target=k, **options))
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether attributions are multiplied by the inputs, as the method has it."""
-        return bool(self.attribution_method.multiplies_by_inputs)
 
 
 class _Scores(nn.Module):

@@ -208,7 +208,7 @@ _FACET = Recipe(
     summary="from the mean image: the unit, the facet's code, and activations distributed as on its images",
     start="mean",
     param="fft",
-    phases=(Phase(180, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), transforms=_AFFINE),),
+    phases=(Phase(160, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), transforms=_AFFINE),),
 )
 
 _FACET_FROM_NOISE = replace(
