@@ -37,11 +37,10 @@ OUTPUTS = {
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Saliency, signed": (ca.Saliency, {"abs": False}),
     "InputXGradient": (ca.InputXGradient, {}),
-    "IntegratedGradients": (ca.IntegratedGradients, {"n_steps": 20, "internal_batch_size": 10}),
+    "IntegratedGradients": (ca.IntegratedGradients, {"n_steps": 10, "internal_batch_size": 5}),
     "GuidedBackprop": (ca.GuidedBackprop, {}),
     "DeepLift": (ca.DeepLift, {}),
     "FeatureAblation": (ca.FeatureAblation, {"feature_mask": None}),
-    "Occlusion": (ca.Occlusion, {"sliding_window_shapes": (3, 45, 45), "strides": (3, 45, 45)}),
 }
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from captum.concept import TCAV, Classifier, Concept
+from captum.attr import LayerGradientXActivation
+from captum.concept import Classifier, Concept
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from captum_mfv import models
-from captum_mfv.activations import guard, layer_name
+from captum_mfv.activations import capture, guard, layer_name
 from captum_mfv.errors import FacetError
 from captum_mfv.facets import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
@@ -108,7 +106,7 @@ class CentroidClassifier(Classifier):  # type: ignore[misc]
         self._weights = torch.zeros(0)
 
     def train_and_eval(
-        self, dataloader: DataLoader[Any], test_split_ratio: float = 0.33, **kwargs: Any
+        self, dataloader: Iterable[Any], test_split_ratio: float = 0.33, **kwargs: Any
     ) -> dict[str, Any]:
         """Find the vectors, and how well the nearest mean tells the concepts.
 
@@ -183,11 +181,11 @@ def tcav_table(
     *,
     layers: Sequence[str],
     classifier: Classifier | None = None,
-    save_path: str | Path | None = None,
 ) -> list[ConceptScore]:
     """Which concepts a target grows along: TCAV of each concept against random ones, with its significance.
 
-    Give it a class's own facets and another unit's together: their rows are tested together.
+    The same scores as Captum's `TCAV`, which keeps activations and vectors on disk, of all pairs at once and in
+    memory. Give it a class's own facets and another unit's together: their rows are tested together.
 
     Args:
         model: the model, or a `attr.FacetModel`; left as it was.
@@ -197,11 +195,9 @@ def tcav_table(
         random: at least three `random_concepts`.
         layers: dotted names of layers.
         classifier: what finds the CAVs; by default a `CentroidClassifier`.
-        save_path: a folder for Captum's activations and CAVs, which another call with the same model and
-            classifier takes from there; by default they are thrown away.
 
     Returns:
-        A row for each concept and layer.
+        A row for each layer and concept.
 
     Raises:
         UnitError: if the model has no such layer.
@@ -214,49 +210,55 @@ def tcav_table(
         raise FacetError(f"significance needs at least 3 random concepts, not {len(random)}")
     if len({concept.id for concept in [*concepts, *random]}) < len(concepts) + len(random):
         raise FacetError("two concepts have the same id; give each its own")
-    classifier = classifier or CentroidClassifier()
-    with TemporaryDirectory() as temporary, guard(model), torch.random.fork_rng(devices=[]):
-        tcav = TCAV(
-            model,
-            names,
-            model_id=f"{models.digest(model)}-{type(classifier).__name__}",
-            classifier=classifier,
-            save_path=str(save_path or temporary),
-        )
-        ask = _Question(tcav, inputs.detach().requires_grad_(), target)
-        null = ask.scores([[a, b] for i, a in enumerate(random) for b in random[i + 1 :]])
-        rows = [row for concept in concepts for row in _rows(ask, concept, random, null)]
+    with guard(model), torch.random.fork_rng(devices=[]):  # Captum's own classifier draws from the global generator
+        rows = [
+            row
+            for name in names
+            for row in _layer_rows(
+                _Layer.look(model, name, inputs, target, [*concepts, *random]), concepts, random, classifier
+            )
+        ]
     return [replace(row, p_value=min(1.0, row.p_value * len(rows))) for row in rows]
 
 
-Scores = dict[str, list[tuple[float, float]]]  # layer → share and accuracy, of each pair of concepts
-
-
 @dataclass(frozen=True, eq=False)
-class _Question:
-    tcav: TCAV
-    inputs: Tensor
-    target: Any
+class _Layer:
+    """Of a layer, the target's gradients on the inputs, (N, D), and each concept's activations, (n, D)."""
 
-    def scores(self, pairs: list[list[Concept]]) -> Scores:
-        """Each pair's share of inputs that grow along the first, and how well the two are told apart."""
-        found = self.tcav.interpret(self.inputs, pairs, target=self.target)
-        return {layer: list(self._pairs(found, pairs, layer)) for layer in self.tcav.layers}
+    name: str
+    gradients: Tensor
+    activations: dict[int, Tensor]
 
-    def _pairs(self, found: Any, pairs: list[list[Concept]], layer: str) -> Iterator[tuple[float, float]]:
-        for pair in pairs:
-            key = "-".join(str(concept.id) for concept in pair)
-            accuracy = self.tcav.cavs[key][layer].stats["accs"]
-            yield float(found[key][layer]["sign_count"][0]), float(accuracy)
+    @classmethod
+    def look(cls, model: nn.Module, name: str, inputs: Tensor, target: Any, concepts: Sequence[Concept]) -> _Layer:
+        """Run the model on the inputs and on every concept's examples."""
+        sensitivity = LayerGradientXActivation(model, model.get_submodule(name), multiply_by_inputs=False)
+        gradients = sensitivity.attribute(inputs.detach().requires_grad_(), target=target).detach().cpu().flatten(1)
+        with torch.no_grad(), capture(model, [name]) as run:
+            activations = {
+                concept.id: torch.cat([run(x.to(inputs))[name].cpu().flatten(1) for x in concept.data_iter])
+                for concept in concepts
+            }
+        return cls(name, gradients, activations)
+
+    def score(self, a: Concept, b: Concept, classifier: Classifier) -> tuple[float, float]:
+        """The share of inputs whose target grows along a, told from b, and how well the two are told apart."""
+        examples = [(self.activations[c.id], torch.full((len(self.activations[c.id]),), c.id)) for c in (a, b)]
+        accuracy = (classifier.train_and_eval(examples) or {}).get("accs", float("nan"))
+        direction = classifier.weights()[list(classifier.classes()).index(a.id)]
+        return float((self.gradients @ direction.to(self.gradients) > 0).float().mean()), float(accuracy)
 
 
-def _rows(ask: _Question, concept: Concept, random: Sequence[Concept], null: Scores) -> Iterator[ConceptScore]:
-    for layer, found in ask.scores([[concept, other] for other in random]).items():
-        shares, accuracies = zip(*found, strict=True)
-        chance = [share for share, _ in null[layer]]
+def _layer_rows(
+    layer: _Layer, concepts: Sequence[Concept], random: Sequence[Concept], classifier: Classifier | None
+) -> Iterator[ConceptScore]:
+    classifier = classifier or CentroidClassifier()
+    chance = [layer.score(a, b, classifier)[0] for i, a in enumerate(random) for b in random[i + 1 :]]
+    for concept in concepts:
+        shares, accuracies = zip(*(layer.score(concept, other, classifier) for other in random), strict=True)
         yield ConceptScore(
             concept=concept.name,
-            layer=layer,
+            layer=layer.name,
             score=float(np.mean(shares)),
             std=float(np.std(shares, ddof=1)),
             random=float(np.mean(chance)),

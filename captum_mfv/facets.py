@@ -355,15 +355,16 @@ class FacetSet(Sequence[Facet]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FacetSet:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or the facets of a run from its folder.
 
         Raises:
-            FacetError: if the file isn't a facet set.
+            FacetError: if that isn't a facet set.
         """
         from safetensors import SafetensorError, safe_open
 
+        file_path = Path(path) / "tensors.safetensors" if Path(path).is_dir() else path
         try:
-            with safe_open(path, framework="numpy") as file:
+            with safe_open(file_path, framework="numpy") as file:
                 header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
             stability = None if (found := header.get("stability")) is None else tuple(found)

@@ -170,7 +170,7 @@ class RunFolder:
 
     def read_facets(self) -> FacetSet:
         """The facet set of the run."""
-        return FacetSet.load(self.path / "tensors.safetensors")
+        return FacetSet.load(self.path)
 
     def read_members(self) -> list[dict[str, Any]]:
         """The rows of ``facets.json``."""

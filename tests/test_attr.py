@@ -292,7 +292,9 @@ def test_all_facets_together_run_the_model_once(table_facets, images):
     FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute((images,), n_steps=7)
     assert seen == [21]
     seen.clear()
-    FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute(images, n_steps=7)
+    FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute(
+        images, n_steps=7, internal_batch_size=16
+    )
     assert seen == [1, 1, 1, 1, 15, 6, 3]  # four looks at the first layer, the steps, the way back through that layer
 
 

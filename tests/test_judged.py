@@ -21,7 +21,7 @@ K, D = 4, 16
 
 
 @pytest.fixture(scope="module")
-def planted():
+def seen():
     """Real images in four directions, and one image for each, near its facet's center."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(K), 25)
@@ -30,8 +30,8 @@ def planted():
     return axes + 0.5 * rng.normal(size=(K, D)), real, labels
 
 
-def test_images_of_their_facets_are_retained_and_tell_the_real_ones(planted):
-    made, real, labels = planted
+def test_images_of_their_facets_are_retained_and_tell_the_real_ones(seen):
+    made, real, labels = seen
     for centered in (False, True):
         assert retained(made, real, labels, centered=centered).all()
         similar = confusion(made, real, labels, centered=centered)
@@ -42,31 +42,31 @@ def test_images_of_their_facets_are_retained_and_tell_the_real_ones(planted):
     assert real_predicts(real, labels).mean() > 0.95
 
 
-def test_swapped_images_are_not_retained_and_mislead(planted):
-    made, real, labels = planted
+def test_swapped_images_are_not_retained_and_mislead(seen):
+    made, real, labels = seen
     swapped = made[[1, 0, 2, 3]]
     assert retained(swapped, real, labels).tolist() == [False, False, True, True]
     assert predicts(swapped, real, labels).mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_one_image_for_all_facets_is_at_chance(planted):
-    made, real, labels = planted
+def test_one_image_for_all_facets_is_at_chance(seen):
+    made, real, labels = seen
     same = np.repeat(made.mean(0)[None], K, axis=0)
     assert retained(same, real, labels).mean() == 1 / K
     assert diversity(same) == pytest.approx(0, abs=1e-9)
     assert diversity(made) > 0.8
 
 
-def test_images_that_share_something_no_real_image_has_are_retained_once_it_is_removed(planted):
-    made, real, labels = planted
+def test_images_that_share_something_no_real_image_has_are_retained_once_it_is_removed(seen):
+    made, real, labels = seen
     style = np.zeros(D)
     style[[0, -1]] = 40, 200
     assert retained(made + style, real, labels).mean() == 1 / K
     assert retained(made + style, real, labels, centered=True).all()
 
 
-def test_clusters_that_mean_nothing_are_at_chance_held_out(planted):
-    _, real, labels = planted
+def test_clusters_that_mean_nothing_are_at_chance_held_out(seen):
+    _, real, labels = seen
     rng = np.random.default_rng(1)
     shares = []
     for _ in range(40):
@@ -77,16 +77,16 @@ def test_clusters_that_mean_nothing_are_at_chance_held_out(planted):
     assert np.mean(shares) == pytest.approx(1 / K, abs=0.05)
 
 
-def test_images_without_a_facet_do_not_count_and_a_facet_without_images_is_refused(planted):
-    made, real, labels = planted
+def test_images_without_a_facet_do_not_count_and_a_facet_without_images_is_refused(seen):
+    made, real, labels = seen
     some = np.where(np.arange(len(labels)) % 2, -1, labels)
     assert predicts(made, real, some).shape == (50,) == real_predicts(real, some).shape
     with pytest.raises(FacetError, match="at least one image"):
         retained(made, real, np.where(labels == 1, -1, labels))
 
 
-def test_naturalness_falls_with_distance_precision_too_and_recall_with_collapse(planted):
-    _, real, labels = planted
+def test_naturalness_falls_with_distance_precision_too_and_recall_with_collapse(seen):
+    _, real, labels = seen
     rng = np.random.default_rng(2)
     near, far = real + 0.1 * rng.normal(size=real.shape), real + 20
     assert naturalness(near, real).distance < 0.5
@@ -103,8 +103,8 @@ def test_naturalness_falls_with_distance_precision_too_and_recall_with_collapse(
         naturalness(real[:3], real)
 
 
-def test_separation_is_one_without_facets_and_more_with_them(planted):
-    _, real, labels = planted
+def test_separation_is_one_without_facets_and_more_with_them(seen):
+    _, real, labels = seen
     assert separation_ratio(real, labels) > 1.5
     assert separation_ratio(real, np.random.default_rng(0).permutation(labels)) == pytest.approx(1, abs=0.05)
 

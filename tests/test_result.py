@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import SPEC, small_cnn
 
-from captum_mfv import RunFolder
-from captum_mfv.errors import RunError
+from captum_mfv import FacetSet, RunFolder
+from captum_mfv.attr import FacetModel
+from captum_mfv.errors import FacetError, RunError
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.result import FORMAT
 
@@ -92,3 +93,10 @@ def test_folders_that_hold_no_run_are_refused(tmp_path, manifest):
         RunFolder.read(tmp_path)
     with pytest.raises(RunError, match="no run that can be read"):
         RunFolder.read(tmp_path / "nowhere")
+
+
+def test_the_facets_of_a_run_are_loaded_from_its_folder(folder, facets, tmp_path):
+    assert FacetSet.load(folder.path).key == facets.key
+    assert FacetModel(small_cnn(), FacetSet.load(folder.path)).n_facets == 3
+    with pytest.raises(FacetError, match="isn't a facet set"):
+        FacetSet.load(tmp_path)

@@ -89,7 +89,7 @@ class FacetAttribution(_Wrapper):
 
     def __init__(self, method: Method, forward_func: nn.Module, *, contrast: bool = False, **options: Any) -> None:
         model = _facet_model(forward_func)
-        explained = _Against(forward_func, model.n_facets) if contrast else forward_func
+        explained = _Against(forward_func) if contrast else forward_func
         Attribution.__init__(self, explained)
         self.n_facets = model.n_facets
         self.attribution_method = _make(method, (explained,), options, model)
@@ -181,7 +181,7 @@ class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
         self, method: Method, forward_func: nn.Module, layer: Layer, *, contrast: bool = False, **options: Any
     ) -> None:
         model = _facet_model(forward_func)
-        explained = _Against(forward_func, model.n_facets) if contrast else forward_func
+        explained = _Against(forward_func) if contrast else forward_func
         self.attribution_method = _make(method, (explained, layer), options, model)
         if not isinstance(self.attribution_method, LayerAttribution):
             raise TypeError(f"{_name(method)} doesn't attribute to a layer; use FacetAttribution")
@@ -253,7 +253,7 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         model = _facet_model(forward_func)
-        explained = (_Against if contrast else _Scores)(forward_func, model.n_facets)
+        explained = (_Against if contrast else _Scores)(forward_func)
         self.attribution_method = _make(method, (explained, layer or explained.scores), options, model)
         if not isinstance(self.attribution_method, NeuronAttribution):
             raise TypeError(f"{_name(method)} doesn't attribute to a neuron; use FacetAttribution")
@@ -296,7 +296,7 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
 class _Scores(nn.Module):
     """A facet model whose outputs are a layer's, ``scores``."""
 
-    def __init__(self, forward_func: nn.Module, n_facets: int) -> None:
+    def __init__(self, forward_func: nn.Module) -> None:
         super().__init__()
         self.forward_func = forward_func
         self.scores: nn.Module = nn.Identity()
@@ -309,14 +309,15 @@ class _Scores(nn.Module):
 class _Against(_Scores):
     """Each facet minus the mean of the others; linear, so that rules of modules see it."""
 
-    def __init__(self, forward_func: nn.Module, n_facets: int) -> None:
-        super().__init__(forward_func, n_facets)
-        if n_facets < 2:
+    def __init__(self, forward_func: nn.Module) -> None:
+        super().__init__(forward_func)
+        model = _facet_model(forward_func)
+        n = model.n_facets
+        if n < 2:
             raise FacetError("contrast needs another facet; there is one")
-        head = _facet_model(forward_func).head.weight
-        minus = nn.Linear(n_facets, n_facets, bias=False, device="meta").to_empty(device=head.device).to(head)
+        minus = nn.Linear(n, n, bias=False, device="meta").to_empty(device="cpu").to(model.head.weight)
         with torch.no_grad():
-            minus.weight.copy_((n_facets * torch.eye(n_facets) - 1) / (n_facets - 1))
+            minus.weight.copy_((n * torch.eye(n) - 1) / (n - 1))
         self.scores = minus.requires_grad_(False)
 
 

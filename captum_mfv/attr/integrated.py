@@ -17,7 +17,8 @@ from captum_mfv.activations import capture, trace
 
 __all__ = ["integrate"]
 
-_ROWS = 16  # inputs in one forward pass: their activations stay in the cache
+_ROWS = {"cpu": 2}  # inputs in one forward pass: few, so that their activations stay in the cache
+_MANY = 50
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -42,7 +43,7 @@ def integrate(
     if first.runs > 1 or not isinstance(stem, _AFFINE) or not _straight(forward_func, first.name, start, x):
         return None
     points, weights = (torch.from_numpy(found).to(x) / 2 for found in np.polynomial.legendre.leggauss(n_steps))
-    per_pass = max(1, (rows or _ROWS) // len(x))
+    per_pass = max(1, (rows or _ROWS.get(x.device.type, _MANY)) // len(x))
     total: Tensor | None = None
     for alphas, shares in zip(torch.split(points + 0.5, per_pass), torch.split(weights, per_pass), strict=True):
         way = torch.stack([torch.lerp(start, x, alpha) for alpha in alphas.tolist()])

@@ -45,7 +45,7 @@ __all__ = [
     "unit",
 ]
 
-FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 2.0, "code": 3.0, "distribution": 6.0}
+FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 1.5, "code": 3.0, "distribution": 6.0}
 """Weights of the terms in `facet` and in the default recipe."""
 
 
