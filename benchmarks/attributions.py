@@ -142,7 +142,14 @@ def seconds(go: Callable[[], object]) -> float:
 
 
 def print_tcav(
-    model: nn.Module, facets: FacetSet, images: Images, spec: InputSpec, folder: str, other: str, n_images: int = 40
+    model: nn.Module,
+    facets: FacetSet,
+    images: Images,
+    spec: InputSpec,
+    folder: str,
+    other: str,
+    layer: str,
+    n_images: int = 30,
 ) -> None:
     """The class against its own facets and another unit's."""
     everything = ImageFolder(folder, spec)
@@ -152,11 +159,11 @@ def print_tcav(
         *facet_concepts(facets, images, n_images=n_images, input_spec=spec),
         *facet_concepts(others, top, n_images=n_images, input_spec=spec),
     ]
-    random = random_concepts(everything, 8, n_images, input_spec=spec)
+    random = random_concepts(everything, 16, n_images, input_spec=spec)
     assert isinstance(facets.unit.index, int)
     inputs = spec(torch.stack([images[int(facet.members[1])] for facet in facets]))
-    rows = tcav_table(model, inputs, facets.unit.index, concepts, random, layers=[facets.code.layer])
-    print(f"\nTCAV of {facets.unit} at {facets.code.layer}, {len(random)} random concepts of {n_images} images")
+    rows = tcav_table(model, inputs, facets.unit.index, concepts, random, layers=[layer])
+    print(f"\nTCAV of {facets.unit} at {layer}, {len(random)} random concepts of {n_images} images")
     print(f"{'concept':32}{'score':>8}{'std':>7}{'random':>8}{'p':>9}{'accuracy':>10}")
     for row in rows:
         print(f"{row.concept:32}{row.score:8.2f}{row.std:7.2f}{row.random:8.2f}{row.p_value:9.2g}{row.accuracy:10.2f}")
@@ -170,6 +177,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--random", help="folder of images of all kinds")
     parser.add_argument("--other", help="another unit, as LAYER:N")
+    parser.add_argument("--layer", help="where TCAV looks; by default the code's layer")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--only", choices=("mosaic", "cost", "tcav"))
     args = parser.parse_args()
@@ -185,7 +193,7 @@ def main() -> None:
     if args.only in (None, "cost"):
         print_cost(model, facets, images, spec)
     if args.random and args.only in (None, "tcav"):
-        print_tcav(model, facets, images, spec, args.random, args.other)
+        print_tcav(model, facets, images, spec, args.random, args.other, args.layer or facets.code.layer)
     if args.only in (None, "mosaic"):
         print_mosaics(model, facets, images, spec, args.pairs)
 
