@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+from conftest import SPEC, fingerprint, same, small_cnn
 
+from captum_mfv import Unit
 from captum_mfv.errors import FacetError
 from captum_mfv.metrics import (
+    Judge,
     confusion,
     diversity,
     estimate,
@@ -15,6 +19,7 @@ from captum_mfv.metrics import (
     retained,
     separation_ratio,
     shuffled,
+    verdict,
 )
 
 K, D = 4, 16
@@ -128,3 +133,34 @@ def test_controls_keep_sizes_and_halves_share_no_image(facets):
     assert ((half.labels >= 0) | (left >= 0)).all()
     for facet, kept in zip(facets, half, strict=True):
         assert set(kept.members) == set(facet.members[::2])
+
+
+def test_a_judge_gives_codes_and_with_a_unit_the_class_and_is_left_as_it_was(planted):
+    model, images = small_cnn(), planted[0][:6]
+    before = fingerprint(model)
+    alone = Judge(model, input_spec=SPEC)(images)
+    assert (alone.codes.shape, alone.probabilities, alone.called) == ((6, 24), None, None)
+    seen = Judge(model, Unit("fc", 2), input_spec=SPEC)(images)
+    assert np.array_equal(seen.codes, alone.codes)
+    wanted = model(SPEC(images)).softmax(1).detach().numpy()
+    assert np.allclose(seen.probabilities, wanted[:, 2], atol=1e-6)
+    assert seen.called.tolist() == (wanted.argmax(1) == 2).tolist()
+    assert len(seen[2:]) == 4
+    after = fingerprint(model)
+    assert [key for key in before if not same(before[key], after[key])] == []
+
+
+def test_a_verdict_on_members_is_that_on_real_images_and_on_starts_alone_its_control(facets, planted):
+    judge = Judge(small_cnn(), Unit("fc", 1), input_spec=SPEC)
+    members = [planted[0][facet.members[0]] for facet in facets]
+    grey = [torch.full((3, 32, 32), 0.5)] * 3
+    found = verdict(
+        judge(members), judge(grey), judge(planted[0]), facets.labels, held_out=(judge(planted[0]), facets.labels)
+    )
+    assert (found.retention.value, found.centered.value, found.chance) == (1, 1, pytest.approx(1 / 3))
+    assert found.controls["start"].value == pytest.approx(1 / 3)
+    assert found.controls["shuffled clusters"].low < 0.6
+    assert found.held_out == found.predicts
+    assert found.predicts.value > 0.95
+    assert found.naturalness.precision == 1
+    assert found.separation > 1.5

@@ -1,5 +1,8 @@
 """A network built by hand, whose unit is the OR of known detectors: what is found must be what was planted."""
 
+from itertools import permutations
+
+import captum.attr
 import pytest
 import torch
 from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
@@ -7,7 +10,14 @@ from conftest import fingerprint, same
 from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder, Unit, find_facets
-from captum_mfv.attr import AttributionCode, pure_code, unit_forward
+from captum_mfv.attr import (
+    AttributionCode,
+    FacetAttribution,
+    FacetModel,
+    LayerFacetAttribution,
+    pure_code,
+    unit_forward,
+)
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.optvis.render import render_facets
 
@@ -84,6 +94,39 @@ def test_each_detector_is_driven_by_its_own_facets_image_and_by_no_other(network
     own = [int(scene[1][facet.members[0]]) for facet in facets]
     assert driven.argmax(1).tolist() == own
     assert (driven.max(1).values > 3 * (driven.sum(1) - driven.max(1).values)).all()
+
+
+MOSAIC = {
+    "InputXGradient": {},
+    "IntegratedGradients": {"n_steps": 20},
+    "DeepLift": {},
+    "FeatureAblation": {"feature_mask": (torch.arange(32)[:, None] // 4 * 16 + torch.arange(64) // 4)[None, None]},
+    "Occlusion": {"sliding_window_shapes": (3, 8, 8), "strides": 4},
+    "LayerGradCam": {},
+    "LayerIntegratedGradients": {},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum, of DeepLift
+@pytest.mark.parametrize(("output", "contrast"), [("logits", True), ("gated", False), ("gated", True)])
+@pytest.mark.parametrize("name", MOSAIC)
+def test_of_two_facets_side_by_side_each_is_attributed_to_its_own_side(name, output, contrast, network, scene):
+    images = planted_images(distractor=8)[0]
+    finder = FacetFinder(4, embedding=None, random_state=0)
+    facets = find_facets(network, UNIT, images, finder=finder, input_spec=PLANTED_SPEC)
+    model = FacetModel(network, facets, output)
+    if name == "DeepLift" and output == "gated":
+        pytest.skip("its rules don't see a softmax and a product")
+    method = getattr(captum.attr, name)
+    if issubclass(method, captum.attr.LayerAttribution):
+        explain = LayerFacetAttribution(method, model, network.rectified, contrast=contrast)
+    else:
+        explain = FacetAttribution(method, model, contrast=contrast)
+    for left, right in permutations(range(4), 2):
+        mosaic = torch.cat([images[facets[k].members[0]] for k in (left, right)], -1)[None]
+        for k, half in ((left, slice(0, 32)), (right, slice(32, 64))):
+            mass = explain.attribute(mosaic, target=k, **MOSAIC[name]).sum(1).clamp_min(0)
+            assert mass[..., half].sum() > 0.9 * mass.sum()
 
 
 @pytest.mark.parametrize("embedding", ["tsne", None])

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_mfv.activations import capture, code_layer, guard, trace
+from captum_mfv.activations import capture, guard, layer_name, trace
 from captum_mfv.collect import collect
 from captum_mfv.errors import FacetError
 from captum_mfv.images import Images, InputSpec
@@ -91,15 +91,15 @@ class Judge:
     def _classes(self, images: Tensor) -> Tensor:
         """Probabilities, (N, classes), of the unit's layer."""
         assert self.unit is not None
-        spec = self.input_spec or InputSpec()
-        with guard(self.model), torch.no_grad(), capture(self.model, [self.unit.layer_name]) as run:
-            outputs = run(spec.feed(self.model)(images))[self.unit.layer_name]
+        spec, name = self.input_spec or InputSpec(), layer_name(self.model, self.unit.layer)
+        with guard(self.model), torch.no_grad(), capture(self.model, [name]) as run:
+            outputs = run(spec.feed(self.model)(images))[name]
         return self.unit.read_channels(outputs).softmax(1)
 
     def _any_unit(self, spec: InputSpec) -> Unit:
+        """A unit of the last layer, before which codes are taken."""
         calls = trace(self.model, spec.feed(self.model)(spec.grey()))
-        last = next(call for call in reversed(calls) if call.runs == 1)
-        return Unit(code_layer(calls, last.name), 0)
+        return Unit(next(call.name for call in reversed(calls) if call.runs == 1), 0)
 
 
 @dataclass(frozen=True)
