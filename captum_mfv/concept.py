@@ -118,11 +118,11 @@ class CentroidClassifier(Classifier):  # type: ignore[misc]
         Returns:
             ``accs``: share of the examples left out that are nearest to their own concept's mean.
         """
-        rows, labels = zip(*((x.detach().cpu().double(), y.cpu()) for x, y in dataloader), strict=True)
+        rows, labels = zip(*((x.detach().cpu(), y.cpu()) for x, y in dataloader), strict=True)
         x, y = torch.cat(rows), torch.cat(labels)
         self._classes = sorted(set(y.tolist()))
         groups = [x[y == label] for label in self._classes]
-        means = torch.stack([group.mean(0) for group in groups])
+        means = torch.stack([group.mean(0, dtype=torch.float64) for group in groups])
         self._weights = (means - means.mean(0)).float()
         return {"accs": _accuracy(groups, test_split_ratio)}
 
