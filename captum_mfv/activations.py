@@ -26,9 +26,9 @@ class _Stop(Exception):
     A new one each time: an exception keeps the frames it came through, and so their tensors, as long as it lives.
     """
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, run: object) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.run = run
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
@@ -78,45 +78,55 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
     Raises:
         UnitError: if a layer isn't in the model, didn't run, or returned something else than a tensor.
     """
-    names = [layer_name(model, layer) for layer in dict.fromkeys(layers)]
-    outputs: Outputs = {}
+    run = _Run(model, [layer_name(model, layer) for layer in dict.fromkeys(layers)], stop)
+    hooks = [model.get_submodule(name).register_forward_hook(run.keep(name)) for name in run.names]
+    try:
+        yield run
+    finally:
+        run.outputs.clear()
+        for hook in hooks:
+            hook.remove()
 
-    def keep(name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
-        wanted = model.get_submodule(name)
+
+class _Run:
+    """A model's run that gives some layers' outputs; the hooks that `keep` makes fill them in."""
+
+    def __init__(self, model: nn.Module, names: list[str], stop: bool) -> None:
+        self.model = model
+        self.names = names
+        self.stop = stop
+        self.outputs: Outputs = {}
+
+    def __call__(self, *inputs: object) -> Outputs:
+        """The outputs by name; nothing of them is kept."""
+        self.outputs.clear()
+        try:
+            self.model(*inputs)
+        except _Stop as stop:
+            if stop.run is not self:
+                raise
+        missing = [name for name in self.names if name not in self.outputs]
+        if missing:
+            raise UnitError(f"layer {missing[0]} doesn't run in the model's forward pass")
+        found = dict(self.outputs)
+        self.outputs.clear()
+        return found
+
+    def keep(self, name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+        """A forward hook that keeps a layer's output, and hands on a copy."""
+        wanted = self.model.get_submodule(name)
 
         def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
             if module is not wanted:  # DataParallel's replicas share their hooks
                 return None
             if not isinstance(output, Tensor):
                 raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
-            outputs.setdefault(name, output)
-            if stop and len(outputs) == len(names):
-                raise _Stop(outputs)
+            self.outputs.setdefault(name, output)
+            if self.stop and len(self.outputs) == len(self.names):
+                raise _Stop(self)
             return output.clone()
 
         return hook
-
-    def run(*inputs: object) -> Outputs:
-        outputs.clear()
-        try:
-            model(*inputs)
-        except _Stop as stop:
-            if stop.outputs is not outputs:
-                raise
-        missing = [name for name in names if name not in outputs]
-        if missing:
-            raise UnitError(f"layer {missing[0]} doesn't run in the model's forward pass")
-        found = dict(outputs)
-        outputs.clear()
-        return found
-
-    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield run
-    finally:
-        outputs.clear()
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -13,35 +12,16 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_mfv.attr.integrated import integrate
+from captum_mfv.attr.methods import Method, make, name_of, shares_passes
 from captum_mfv.attr.model import FacetModel
 from captum_mfv.attr.sharing import Shared, repeat_rows
 from captum_mfv.errors import FacetError
 
 __all__ = ["FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
 
-Method: TypeAlias = Callable[..., Attribution]
 Layer: TypeAlias = nn.Module | list[nn.Module]
 
-# These see the forward function from outside and treat every row alike, so that facets can share its passes.
-_SHARING = (
-    captum_attr.Saliency,
-    captum_attr.InputXGradient,
-    captum_attr.IntegratedGradients,
-    captum_attr.FeatureAblation,
-    captum_attr.ShapleyValueSampling,
-)
 _INTEGRATED = {"baselines", "n_steps", "internal_batch_size"}  # of IntegratedGradients, what `integrate` takes too
-_NOT_SHARING = (captum_attr.FeaturePermutation,)  # an ablation that mixes rows
-
-_REFUSED = {
-    "LayerActivation": "activations have no target: they are the same for every facet",
-    "LayerFeaturePermutation": "Captum 0.9 fails on every model with a target",
-    "DataLoaderAttribution": "it takes a method rather than a forward function; give it a FacetAttribution",
-    "LLMAttribution": "it explains text, not images",
-    "LLMGradientAttribution": "it explains text, not images",
-    "RemoteLLMAttribution": "it explains text, not images",
-}
-_RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
 
 
 class _Wrapper(Attribution):  # type: ignore[misc]
@@ -92,11 +72,10 @@ class FacetAttribution(_Wrapper):
         explained = _Against(forward_func) if contrast else forward_func
         Attribution.__init__(self, explained)
         self.n_facets = model.n_facets
-        self.attribution_method = _make(method, (explained,), options, model)
+        self.attribution_method = make(method, (explained,), options, model)
         if isinstance(self.attribution_method, (LayerAttribution, NeuronAttribution)):
-            raise TypeError(f"{_name(method)} doesn't attribute to inputs; use Layer- or NeuronFacetAttribution")
-        shares = inspect.isclass(method) and issubclass(method, _SHARING) and not issubclass(method, _NOT_SHARING)
-        self._shared = method(Shared(explained, self.n_facets), **options) if shares else None
+            raise TypeError(f"{name_of(method)} doesn't attribute to inputs; use Layer- or NeuronFacetAttribution")
+        self._shared = method(Shared(explained, self.n_facets), **options) if shares_passes(method) else None
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
@@ -182,9 +161,9 @@ class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
     ) -> None:
         model = _facet_model(forward_func)
         explained = _Against(forward_func) if contrast else forward_func
-        self.attribution_method = _make(method, (explained, layer), options, model)
+        self.attribution_method = make(method, (explained, layer), options, model)
         if not isinstance(self.attribution_method, LayerAttribution):
-            raise TypeError(f"{_name(method)} doesn't attribute to a layer; use FacetAttribution")
+            raise TypeError(f"{name_of(method)} doesn't attribute to a layer; use FacetAttribution")
         LayerAttribution.__init__(self, explained, layer)
         self.n_facets = model.n_facets
 
@@ -254,15 +233,15 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
     ) -> None:
         model = _facet_model(forward_func)
         explained = (_Against if contrast else _Scores)(forward_func)
-        self.attribution_method = _make(method, (explained, layer or explained.scores), options, model)
+        self.attribution_method = make(method, (explained, layer or explained.scores), options, model)
         if not isinstance(self.attribution_method, NeuronAttribution):
-            raise TypeError(f"{_name(method)} doesn't attribute to a neuron; use FacetAttribution")
+            raise TypeError(f"{name_of(method)} doesn't attribute to a neuron; use FacetAttribution")
         self._through = isinstance(self.attribution_method, NeuronConductance)
         if self._through != (layer is not None):
             raise FacetError(
-                f"{_name(method)} needs the layer of the neuron"
+                f"{name_of(method)} needs the layer of the neuron"
                 if self._through
-                else f"{_name(method)} has no target beside its neuron, so the neurons are the facets; leave layer out"
+                else f"{name_of(method)} has no target beside its neuron: the neurons are the facets; leave layer out"
             )
         NeuronAttribution.__init__(self, explained, self.attribution_method.layer)
         self.n_facets = model.n_facets
@@ -330,35 +309,6 @@ def _facet_model(forward_func: nn.Module) -> FacetModel:
 
 def _parallel(module: nn.Module) -> bool:
     return any(isinstance(part, nn.DataParallel) for part in module.modules())
-
-
-def _make(method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel) -> Attribution:
-    if not callable(method):
-        raise TypeError(f"method must be a class of captum.attr, or a function that makes one, not {method!r}")
-    if inspect.isclass(method):
-        _refuse(method, model)
-    made = method(*arguments, **options)
-    if not isinstance(made, Attribution):
-        raise TypeError(f"{_name(method)} made a {type(made).__name__}, not an attribution of captum.attr")
-    inner = made
-    while hasattr(inner, "attribution_method"):
-        inner = inner.attribution_method
-    _refuse(type(inner), model)
-    return made
-
-
-def _refuse(method: type, model: FacetModel) -> None:
-    name = method.__name__
-    if name in _REFUSED:
-        raise FacetError(f"{name} can't explain facets: {_REFUSED[name]}")
-    if model.output == "gated" and any(rules in name for rules in _RULES):
-        raise FacetError(
-            f"{name} can't explain output='gated': its rules don't see a softmax and a product; explain 'logits'"
-        )
-
-
-def _name(method: Method) -> str:
-    return getattr(method, "__name__", type(method).__name__)
 
 
 def _leaves(inputs: Any) -> Any:

@@ -7,17 +7,18 @@ from typing import Any
 
 import captum.attr
 import torch
-from captum.attr import Attribution, LayerAttribution, NeuronAttribution
+from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 
 from captum_mfv.activations import guard, spatial_layers, trace
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
+from captum_mfv.attr.methods import check_method
 from captum_mfv.attr.model import FacetModel
 from captum_mfv.errors import FacetError
 from captum_mfv.facets import FacetSet
 from captum_mfv.images import InputSpec
 
-__all__ = ["check_method", "facet_maps"]
+__all__ = ["facet_maps"]
 
 _BATCH = 16  # images explained together
 
@@ -72,20 +73,6 @@ def _default(model: nn.Module, facets: FacetSet, x: Tensor) -> str:
     found = next(call for call in calls if call.name == facets.code.layer)
     in_positions = len(found.shape) == 4 and found.name in spatial_layers(calls, facets.unit.layer_name)
     return "LayerGradientXActivation" if in_positions and facets.code.channels != "last" else "IntegratedGradients"
-
-
-def check_method(name: str | None) -> None:
-    """Refuse the name of a method that `facet_maps` can't take.
-
-    Raises:
-        FacetError: if `captum.attr` has no attribution to inputs or to a layer of that name.
-    """
-    method = None if name is None else getattr(captum.attr, name, None)
-    known = isinstance(method, type) and issubclass(method, Attribution) and not issubclass(method, NeuronAttribution)
-    if name is not None and not known:
-        raise FacetError(
-            f"captum.attr has no attribution {name!r} to inputs or to a layer, such as IntegratedGradients"
-        )
 
 
 def _explainer(name: str, model: FacetModel, contrast: bool) -> Attribution:
