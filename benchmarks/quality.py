@@ -179,13 +179,14 @@ def main() -> None:
     for seed in range(args.seeds):
         found = find_facets(model, args.unit, images, n_facets=args.facets, input_spec=spec, seed=seed)
         scene = Scene(model, spec, found.unit, images, found, args.steps, seed)
+        starts = judge(list(scene.means()))
         for name in args.methods:
             its, labels = variant(scene, name)
             began = time.perf_counter()
             made = METHODS[name](its)
             seconds = time.perf_counter() - began
             save(args.out / f"{slug(name)}_{seed}", its, made)
-            its_verdict = verdict(judge(made), judge(list(scene.means())), real, labels, seed=seed)
+            its_verdict = verdict(judge(made), starts, real, labels, seed=seed)
             rows.setdefault(name, []).append((its_verdict, seconds))
             print(name, seed, "; ".join(f"{key} {show([its_verdict], key)}" for key in COLUMNS), flush=True)
     table(rows)

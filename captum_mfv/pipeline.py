@@ -21,6 +21,7 @@ from captum_mfv.attr import check_method, facet_maps
 from captum_mfv.collect import TopImages, resolve, top_images
 from captum_mfv.errors import FacetError, ImageError, ModelError
 from captum_mfv.facets import FacetSet, find_facets
+from captum_mfv.figures import overlay_png
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.metrics import multifacetedness, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
@@ -279,15 +280,16 @@ def _attribute(folder: RunFolder, facets: FacetSet, parts: _Parts, method: str |
     """Where each facet's image and its nearest members show it, as overlays."""
     if folder.done("attributions"):
         return
-    from captum_mfv.figures import overlay_png  # here, so that matplotlib takes no memory while images are synthesised
-
     with folder.stage("attributions"):
+        shown, targets = [], []
         for facet, image in zip(facets, folder.read_images(facets), strict=True):
-            shown = [parts.spec.resize(image[None])[0], *stack(parts.images, facet.members[:NEAREST])]
-            maps = facet_maps(
-                parts.model, facets, shown, [facet.index] * len(shown), method=method, input_spec=parts.spec
-            )
-            folder.write_overlays(facet.index, [overlay_png(*pair) for pair in zip(shown, maps, strict=True)])
+            its = [parts.spec.resize(image[None])[0], *stack(parts.images, facet.members[:NEAREST])]
+            shown += its
+            targets += [facet.index] * len(its)
+        maps = facet_maps(parts.model, facets, shown, targets, method=method, input_spec=parts.spec)
+        overlays = [overlay_png(*pair) for pair in zip(shown, maps, strict=True)]
+        for facet in facets:
+            folder.write_overlays(facet.index, [overlays[i] for i, k in enumerate(targets) if k == facet.index])
 
 
 def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[str, int] | None, seed: int) -> None:
