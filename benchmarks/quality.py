@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Are the images of facets recognised by another network, and what makes them so?
+"""Are the images of facets recognised by another network, and what makes them so? Ours against peers, with controls.
 
     python benchmarks/quality.py IMAGES --model squeezenet1_0 --weights W --unit classifier.1:945 \
         --judge mobilenet_v1.py:mobilenet_v1_075 --judge-unit classifier:945 --out out/quality
 
-Finds the facets of a unit, draws them by every method at the same number of steps, shows the images to a network
-that took no part, and prints a table, with controls:
+Finds the facets of a unit, draws them by every method at the same number of steps, each in a process of its own, shows
+the images to a network that took no part, and prints a table (`captum_mfv.metrics.Scores`), with controls:
 
 retention  share of images whose nearest facet center, in the judge's codes by cosine, is their own; chance is 1 / k
 centered   the same with the mean code of the images, and of the real images, removed
@@ -13,12 +13,16 @@ top-1      share of images that the judge calls the class, and probability, the 
 predicts   share of the real images whose nearest facet image (both centered) is their facet's: do the images tell
            what the facets are? For "all real images" the mean of the facet's other images stands for its image
 distance   mean distance to the nearest real image, where 1 is as near as real images are to each other
+precision  share of images among the real ones' neighbours, and recall, share of the real ones among theirs
+seconds    of drawing all images; memory is the peak of the process, model and images included
 
-Clusters that mean nothing have centers too, and an image made from a cluster's members is near them. So the control
-with shuffled clusters is held out: half of each facet's images make the image and the other half judges it; the
-row above it says what true facets keep under the same terms.
+Peers that know nothing of facets (Lucent) draw as many images of the unit; their retention is their best match to
+facets in any order. Peers of one image a call (Horama: `pip install horama einops`) are called once for each facet,
+MACO under the spectrum of the facet's images, accentuation from the real image nearest to the facet's center; with two
+crops a step, each of as many pixels as by its defaults, where ours sees an image once.
 
 Each method's images go to OUT, one folder a method and seed, with the facets as JSON, and OUT/sheet.jpg shows all.
+What is there already isn't drawn again.
 """
 
 from __future__ import annotations
@@ -26,23 +30,45 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
+import os
 import re
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from contact_sheet import sheet
-from numpy.typing import NDArray
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models
-from captum_mfv.images import to_pil
-from captum_mfv.metrics import Judge, Naturalness, Verdict, halved, shuffled, verdict
+from captum_mfv.images import from_pil, to_pil
+from captum_mfv.metrics import CONTROLS, Estimate, Judge, Judged, draw_control, judge_scores, verdict
+from captum_mfv.metrics.judged import confusion
 from captum_mfv.optvis import initializer
+from captum_mfv.optvis.param import mean_magnitudes
+from captum_mfv.optvis.recipes import RECIPES, Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
+
+HORAMA = {"image_size": 448, "box_size": (0.57, 0.71), "crops_per_iteration": 2, "device": "cpu"}
+
+COLUMNS = {
+    "retention": "retention",
+    "centered": "centered",
+    "top1": "top-1",
+    "probability": "probability",
+    "predicts": "predicts",
+    "distance": "distance",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 @dataclass(frozen=True)
@@ -51,29 +77,30 @@ class Scene:
 
     model: nn.Module
     spec: InputSpec
-    unit: Unit
     images: ImageFolder
     facets: FacetSet
     steps: int
     seed: int
 
-    def render(self, recipe: str, start: Tensor | None = None) -> list[Tensor]:
-        """One image per facet by our loop."""
-        made = render_facets(
-            self.model,
-            self.facets,
-            self.images,
-            recipe=recipe,
-            steps=self.steps,
-            input_spec=self.spec,
-            seed=self.seed,
-            start=start,
-        )
-        return [rendering.image for rendering in made]
+    @property
+    def unit(self) -> Unit:
+        """The unit."""
+        return self.facets.unit
 
-    def means(self) -> Tensor:
-        """The mean images, where most methods start."""
-        return initializer.mean_images(self.facets.facets, self.images)
+    def recipe(self, name: str) -> Recipe:
+        """A recipe in as many steps as every other."""
+        return get_recipe(name).with_steps(self.steps)
+
+    def render(self, recipe: str) -> list[Tensor]:
+        """One image per facet by our loop."""
+        options = {"recipe": self.recipe(recipe), "input_spec": self.spec, "seed": self.seed}
+        return [one.image for one in render_facets(self.model, self.facets, self.images, **options)]
+
+    def control(self, name: str) -> list[Tensor]:
+        """The same with one thing taken away."""
+        options = {"input_spec": self.spec, "seed": self.seed}
+        drawn = draw_control(name, self.model, self.facets, self.images, self.recipe("facet"), **options)
+        return [one.image for one in drawn]
 
     def lucent(self, diversity: bool) -> list[Tensor]:
         """As many images of the unit as there are facets, as Lucent draws them by default."""
@@ -95,55 +122,116 @@ class Scene:
         )
         return list(torch.from_numpy(made).permute(0, 3, 1, 2))
 
+    def horama_maco(self) -> list[Tensor]:
+        """Horama's MACO, the spectrum that of each facet's images."""
+        import horama
 
-COLUMNS = {
-    "retention": "retention",
-    "centered": "centered",
-    "top1": "top-1",
-    "probability": "probability",
-    "predicts": "predicts",
-    "naturalness": "distance",
-}
+        torch.manual_seed(self.seed)
+        made = []
+        with TemporaryDirectory() as folder, chdir(folder):  # where Horama looks for its spectrum
+            for facet in self.facets:
+                members = torch.stack([self.images[int(i)] for i in facet.members[:30]])
+                np.save("spectrum_decorrelated.npy", mean_magnitudes(members).numpy())
+                made.append(horama.maco(self.drive, total_steps=self.steps, **HORAMA)[0])
+        return [self.shown(image) for image in made]
+
+    def horama_accentuation(self) -> list[Tensor]:
+        """Horama's feature accentuation of each facet's medoid."""
+        import horama
+
+        torch.manual_seed(self.seed)
+        made = []
+        for medoid in initializer.medoid_images(self.facets.facets, self.images):
+            start = self.spec(medoid[None])[0]
+            low_high = (float(start.min()), float(start.max()))
+            made.append(
+                horama.accentuation(self.drive, start, total_steps=self.steps, values_range=low_high, **HORAMA)[0]
+            )
+        return [self.shown(image) for image in made]
+
+    def drive(self, inputs: Tensor) -> Tensor:
+        """The unit's mean activation on normalised images."""
+        return self.unit.read(self.model(inputs)).mean()
+
+    def shown(self, normalised: Tensor) -> Tensor:
+        """A normalised image of any size in [0, 1] at the model's."""
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.spec.mean, self.spec.std))
+        return self.spec.resize((normalised.detach() * std + mean).clamp(0, 1)[None])[0]
+
+
 METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
-    "real images": lambda scene: initializer.medoid_images(scene.facets.facets, scene.images),
-    "start alone": lambda scene: scene.means(),
     "facet": lambda scene: scene.render("facet"),
-    "facet, another facet's start": lambda scene: scene.render("facet", start=scene.means().roll(1, 0)),
-    "facet, from noise": lambda scene: scene.render("facet-from-noise"),
-    "facet, half of the images": lambda scene: scene.render("facet"),
-    "facet, half of shuffled clusters": lambda scene: scene.render("facet"),
-    "logit only": lambda scene: scene.render("logit"),
-    "paper-mean": lambda scene: scene.render("paper-mean"),
-    "paper-center-biased": lambda scene: scene.render("paper-center-biased"),
-    "maco": lambda scene: scene.render("maco"),
-    "faceted": lambda scene: scene.render("faceted"),
+    "start alone": lambda scene: list(initializer.mean_images(scene.facets.facets, scene.images)),
+    **{name: lambda scene, name=name: scene.control(name) for name in CONTROLS},
+    **{name: lambda scene, name=name: scene.render(name) for name in RECIPES if name not in ("facet", "plain")},
     "Lucent, defaults": lambda scene: scene.lucent(False),
     "Lucent, diversity": lambda scene: scene.lucent(True),
+    "Horama, MACO": lambda scene: scene.horama_maco(),
+    "Horama, accentuation": lambda scene: scene.horama_accentuation(),
 }
 
 
-def variant(scene: Scene, name: str) -> tuple[Scene, NDArray[np.int64]]:
-    """What a method works on, and the labels of the images that judge it."""
-    facets = shuffled(scene.facets, seed=scene.seed) if "shuffled" in name else scene.facets
-    facets, labels = halved(facets) if "half" in name else (facets, facets.labels)
-    return replace(scene, facets=facets), labels
+@dataclass(frozen=True)
+class Task:
+    """One method on one seed's facets, in a process of its own."""
+
+    args: argparse.Namespace
+    method: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its images go."""
+        return self.args.out / f"{'-'.join(re.findall('[a-z]+', self.method.lower()))}_{self.seed}"
+
+    def scene(self) -> Scene:
+        """What the method works on; facets that were found before are read."""
+        model, spec = models.load(self.args.model, self.args.weights)
+        images = ImageFolder(self.args.images, spec)
+        known = self.args.out / f"facets_{self.seed}.safetensors"
+        if not known.exists():
+            options = {"n_facets": self.args.facets, "input_spec": spec, "seed": self.seed}
+            find_facets(model, self.args.unit, images, **options).save(known)
+        return Scene(model, spec, images, FacetSet.load(known), self.args.steps, self.seed)
+
+    def draw(self) -> None:
+        """Draw the images and write them, with what it cost."""
+        torch.set_num_threads(self.args.threads)
+        scene = self.scene()
+        began = time.perf_counter()
+        made = METHODS[self.method](scene)
+        cost = {"seconds": time.perf_counter() - began, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+        (self.folder / "images").mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"index": item.index, "members": [{"path": scene.images.name(int(i))} for i in item.members]}
+            for item in scene.facets
+        ]
+        (self.folder / "facets.json").write_text(json.dumps(rows))
+        for k, image in enumerate(made):
+            to_pil(image).save(self.folder / f"images/facet_{k:02d}.png")
+        (self.folder / "cost.json").write_text(json.dumps(cost))
+
+    def images(self) -> list[Tensor]:
+        """The images as written, drawn if they aren't there."""
+        if not (self.folder / "cost.json").exists():
+            child = multiprocessing.get_context("spawn").Process(target=self.draw)
+            child.start()
+            child.join()
+            if child.exitcode:
+                raise SystemExit(f"{self.method} failed")
+        paths = sorted((self.folder / "images").glob("facet_??.png"))
+        return [from_pil(Image.open(path).convert("RGB")) for path in paths]
+
+    def cost(self) -> dict[str, float]:
+        """Seconds, and memory in KiB."""
+        return dict(json.loads((self.folder / "cost.json").read_text()))
 
 
-def slug(name: str) -> str:
-    return "-".join(re.findall("[a-z]+", name.lower()))
-
-
-def save(out: Path, scene: Scene, made: Sequence[Tensor]) -> None:
-    """A method's images and facets, in the layout of a run's folder."""
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"index": item.index, "members": [{"path": scene.images.name(int(i))} for i in item.members]}
-        for item in scene.facets
-    ]
-    (out / "facets.json").write_text(json.dumps(rows))
-    for k, (image, start) in enumerate(zip(made, scene.means(), strict=True)):
-        to_pil(image).save(out / f"images/facet_{k:02d}.png")
-        to_pil(start).save(out / f"images/facet_{k:02d}_start.png")
+def matched(made: Sequence[Tensor], judge: Judge, real: Judged) -> list[Tensor]:
+    """Images of the unit alone in the order that matches them best to facets."""
+    similar = confusion(judge(made).codes, real.kept().images.codes, real.kept().labels, centered=True)
+    rows, facets = linear_sum_assignment(-similar)
+    return [made[rows[k]] for k in np.argsort(facets)]
 
 
 def arguments() -> argparse.Namespace:
@@ -156,71 +244,85 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--judge-unit", required=True, type=Unit.parse)
     parser.add_argument("--judge-input", nargs=2, type=float, metavar=("MEAN", "STD"), help="of each channel")
     parser.add_argument("--facets", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=get_recipe("facet").n_steps)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     return parser.parse_args()
 
 
+def load_judge(args: argparse.Namespace) -> Judge:
+    model, spec = models.load(args.judge)
+    if args.judge_input:
+        mean, std = args.judge_input
+        spec = replace(spec, mean=(mean,) * 3, std=(std,) * 3)
+    return Judge(model, args.judge_unit, input_spec=spec)
+
+
 def main() -> None:
     """Find, draw, judge, print."""
     args = arguments()
-    torch.set_num_threads(2)
-    model, spec = models.load(args.model, args.weights)
-    images = ImageFolder(args.images, spec)
-    judge_model, judge_spec = models.load(args.judge)
-    if args.judge_input:
-        mean, std = args.judge_input
-        judge_spec = replace(judge_spec, mean=(mean,) * 3, std=(std,) * 3)
-    judge = Judge(judge_model, args.judge_unit, input_spec=judge_spec)
-    real = judge(images)
-    rows: dict[str, list[tuple[Verdict, float]]] = {}
-    for seed in range(args.seeds):
-        found = find_facets(model, args.unit, images, n_facets=args.facets, input_spec=spec, seed=seed)
-        scene = Scene(model, spec, found.unit, images, found, args.steps, seed)
-        starts = judge(list(scene.means()))
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    judge = load_judge(args)
+    table: dict[str, list[Mapping[str, Estimate | None]]] = {}
+    costs: dict[str, list[Mapping[str, float]]] = {}
+    for seed in args.seeds:
+        scene = Task(args, "facet", seed).scene()
+        real = Judged(judge(scene.images), scene.facets.labels)
         for name in args.methods:
-            its, labels = variant(scene, name)
-            began = time.perf_counter()
-            made = METHODS[name](its)
-            seconds = time.perf_counter() - began
-            save(args.out / f"{slug(name)}_{seed}", its, made)
-            its_verdict = verdict(judge(made), starts, real, labels, seed=seed)
-            rows.setdefault(name, []).append((its_verdict, seconds))
-            print(name, seed, "; ".join(f"{key} {show([its_verdict], key)}" for key in COLUMNS), flush=True)
-    table(rows)
-    shown = [args.out / f"{slug(name)}_0" for name in args.methods]
-    contact(shown, args.facets, args.out / "sheet.jpg")
+            task = Task(args, name, seed)
+            made = task.images()
+            made = matched(made, judge, real) if name.startswith("Lucent") else made
+            labels = CONTROLS[name].facets(scene.facets, seed)[1] if name in CONTROLS else real.labels
+            scores = judge_scores(judge(made), Judged(real.images, labels), seed=seed)
+            table.setdefault(name, []).append(vars(scores))
+            costs.setdefault(name, []).append(task.cost())
+            print(name, seed, "; ".join(f"{column} {show([vars(scores)], column)}" for column in COLUMNS), flush=True)
+        add_ceilings(table, judge, real, Task(args, "facet", seed), seed)
+    print_table(table, costs)
+    contact([Task(args, name, args.seeds[0]).folder for name in args.methods], args.facets, args.out / "sheet.jpg")
 
 
-def show(verdicts: Sequence[Verdict], column: str) -> str:
+def add_ceilings(
+    table: dict[str, list[Mapping[str, Estimate | None]]], judge: Judge, real: Judged, task: Task, seed: int
+) -> None:
+    """Rows of the real images, and a line on the same facets from another seed."""
+    again = Task(task.args, "another seed", seed)
+    both = again.folder.exists() and "another seed" in task.args.methods
+    found = verdict(judge(task.images()), real, again=judge(again.images()) if both else None, seed=seed)
+    every = {"top1": found.real_top1, "probability": found.real_probability, "predicts": found.real_predicts}
+    table.setdefault("all real images", []).append(every)
+    table.setdefault("one real image of each facet", []).append(vars(found.controls["real image"]))
+    over_seeds = "" if found.over_seeds is None else f"; images of the same facet from another seed {found.over_seeds}"
+    print(f"seed {seed}: retention against shuffled labels {found.shuffled}{over_seeds}", flush=True)
+
+
+def show(rows: Sequence[Mapping[str, Estimate | None]], column: str) -> str:
     """A figure's mean over seeds, and of its interval's ends."""
-    found = [getattr(one, column) for one in verdicts]
-    if isinstance(found[0], Naturalness):
-        return f"{np.mean([one.distance for one in found]):.2f}"
+    found = [one for row in rows if (one := row.get(column)) is not None]
+    if not found:
+        return ""
     value, low, high = (np.mean([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def table(rows: Mapping[str, Sequence[tuple[Verdict, float]]]) -> None:
+def print_table(
+    table: Mapping[str, Sequence[Mapping[str, Estimate | None]]], costs: Mapping[str, Sequence[Mapping[str, float]]]
+) -> None:
     """Means over seeds, as Markdown."""
-    print(f"\n| images | {' | '.join(COLUMNS.values())} | seconds |\n|---|{'---|' * (len(COLUMNS) + 1)}")
-    whole = next((seeds for name, seeds in rows.items() if "half" not in name), [])
-    if whole:
-        verdicts = [one for one, _ in whole]
-        real = {"top1": "real_top1", "probability": "real_probability", "predicts": "real_predicts"}
-        cells = [show(verdicts, real[column]) if column in real else "" for column in COLUMNS]
-        print(f"| all real images | {' | '.join(cells)} | |")
-    for name, seeds in rows.items():
-        cells = [show([one for one, _ in seeds], column) for column in COLUMNS]
-        print(f"| {name} | {' | '.join(cells)} | {np.mean([time_ for _, time_ in seeds]):.0f} |", flush=True)
+    print(f"\n| images | {' | '.join(COLUMNS.values())} | seconds | MiB |\n|---|{'---|' * (len(COLUMNS) + 2)}")
+    for name, rows in table.items():
+        cells = [show(rows, column) for column in COLUMNS]
+        its = costs.get(name, [])
+        cells += [f"{np.mean([one['seconds'] for one in its]):.0f}" if its else ""]
+        cells += [f"{np.mean([one['memory'] for one in its]) / 1024:.0f}" if its else ""]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def contact(folders: Sequence[Path], n_facets: int, path: Path) -> None:
     """All images, a row for each method."""
-    from PIL import Image
-
     pictures = [Image.open(folder / f"images/facet_{k:02d}.png") for folder in folders for k in range(n_facets)]
     sheet([picture.resize((160, 160)) for picture in pictures], n_facets).save(path, quality=88)
 

@@ -138,6 +138,15 @@ def recipes(name: str | None) -> None:
         click.echo(f"{recipe.name:20} {recipe.n_steps:4} steps  {recipe.summary}")
 
 
+@list_.command()
+def controls() -> None:
+    """The controls that `evaluate --control` draws, a line each."""
+    from captum_mfv.metrics import CONTROLS
+
+    for name, control in CONTROLS.items():
+        click.echo(f"{name:22} {control.summary}")
+
+
 @app.command()
 @click.argument("folder")
 def report(folder: str) -> None:
@@ -158,23 +167,50 @@ def report(folder: str) -> None:
 )
 @click.option("--judge-input", nargs=2, type=float, metavar="MEAN STD", help="Of each channel.  [default: the model's]")
 @click.option("--held-out", metavar="FOLDER", help="Images of the class that the run didn't have; needs --model.")
-@click.option("--model", help="The run's model, to tell the facets of images held out.")
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    metavar="NAME",
+    help="A control to draw and judge too, or `all`; needs --model, and takes as long as the run's images did.",
+)
+@click.option("--model", help="The run's model, to draw controls and to tell the facets of images held out.")
 @click.option("--weights", help="Its weights file.")
 @click.option("--seed", default=0, help="Seed of bootstrap samples.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def evaluate(folder: str, **options: Any) -> None:
     """Show the images of a finished run's FOLDER to a network that took no part.
 
     Writes retention, prediction, transfer, naturalness and their controls, with bootstrap intervals, to
-    metrics.json, and makes the page anew.
+    metrics.json, and makes the page anew. `captum-mfv list controls` has the controls.
 
     \b
     captum-mfv evaluate out/pepper --judge resnet50 --judge-unit fc:945
+    captum-mfv evaluate out/pepper --judge resnet50 --judge-unit fc:945 \\
+        --control "shuffled clusters" --control "half of the images" --model squeezenet1_0
     """
-    found = _evaluate(folder, **options)
-    for name in ("retention", "centered", "predicts", "real_predicts", "held_out", "top1", "probability"):
-        if (estimate := getattr(found, name)) is not None:
-            click.echo(f"{name:14}{estimate.value:.2f}  ({estimate.low:.2f} to {estimate.high:.2f}, n = {estimate.n})")
-    click.echo(f"chance        {found.chance:.2f}")
+    click.echo(_table(_evaluate(folder, **options)))
+
+
+def _table(found: Any) -> str:
+    """A verdict as lines of text: a row for the images, for each control, and for the real images."""
+    shown = ("retention", "centered", "predicts", "top1", "probability", "distance", "diversity")
+    columns = [column for column in shown if getattr(found.scores, column) is not None]
+    real = {"predicts": found.real_predicts, "top1": found.real_top1, "probability": found.real_probability}
+    rows = {"images": vars(found.scores), **{name: vars(scores) for name, scores in found.controls.items()}}
+    rows["all real images"] = real
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{column:>17}" for column in columns)]
+    for name, row in rows.items():
+        cells = ("" if (one := row.get(column)) is None else _interval(one) for column in columns)
+        lines.append(f"{name:{width}}" + "".join(f"{cell:>17}" for cell in cells))
+    more = {"held-out images told": found.held_out, "same facet, another seed": found.over_seeds}
+    lines += [f"{name}: {_interval(one)}, n = {one.n}" for name, one in more.items() if one is not None]
+    return "\n".join([*lines, f"chance of retention and predicts: {found.chance:.2f}"])
+
+
+def _interval(estimate: Any) -> str:
+    return f"{estimate.value:.2f} ({estimate.low:.2f}-{estimate.high:.2f})"
 
 
 def _evaluate(
@@ -185,14 +221,16 @@ def _evaluate(
     judge_code: str | None,
     judge_input: tuple[float, float] | None,
     held_out: str | None,
+    controls: tuple[str, ...],
     model: str | None,
     weights: str | None,
     seed: int,
+    quiet: bool,
 ) -> Any:
     from captum_mfv import models
     from captum_mfv.evaluate import evaluate
     from captum_mfv.images import ImageFolder, InputSpec
-    from captum_mfv.metrics import Judge
+    from captum_mfv.metrics import CONTROLS, Judge
     from captum_mfv.result import RunFolder
     from captum_mfv.units import Code, Unit
 
@@ -211,9 +249,11 @@ def _evaluate(
             spec,
         ),
         judge_name=judge,
+        controls=tuple(CONTROLS) if controls == ("all",) else controls,
         held_out=None if held_out is None else ImageFolder(held_out, own),
         model=None if model is None else models.load(model, weights)[0],
         seed=seed,
+        progress=not quiet,
     )
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from captum_mfv import report
 from captum_mfv.collect import collect
 from captum_mfv.errors import RunError
-from captum_mfv.facets import nearest
-from captum_mfv.images import ImageFolder, InputSpec
-from captum_mfv.metrics import Judge, Judgement, Verdict, verdict
-from captum_mfv.result import RunFolder
+from captum_mfv.facets import FacetSet, nearest
+from captum_mfv.images import ImageFolder
+from captum_mfv.metrics import Judge, Judged, Verdict, draw_control, verdict
+from captum_mfv.metrics.controls import get_control
+from captum_mfv.models import autocast_dtype
+from captum_mfv.optvis.recipes import Recipe
+from captum_mfv.result import MemberImages, RunFolder
 
 __all__ = ["evaluate"]
+
+_AGAIN = "another seed"
 
 
 def evaluate(
@@ -24,9 +30,11 @@ def evaluate(
     judge: Judge,
     *,
     judge_name: str,
+    controls: Sequence[str] = (),
     held_out: ImageFolder | None = None,
     model: nn.Module | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Verdict:
     """Judge a run's images, write the figures to ``metrics.json`` under ``judge``, and make the page anew.
 
@@ -34,27 +42,34 @@ def evaluate(
         folder: a finished run.
         judge: the network that took no part.
         judge_name: what to call it on the page.
+        controls: names of `metrics.CONTROLS` to draw and judge too, by the run's recipe; each takes as long as
+            the run's images did, and is kept in the run's folder. Drawing them needs the model.
         held_out: other images that activate the unit; needs the model.
-        model: the run's model, which tells the facets of images held out.
+        model: the run's model, which draws controls and tells the facets of images held out.
         seed: of bootstrap samples and shuffles.
+        progress: show progress bars.
 
     Raises:
-        RunError: if the run isn't finished, or images are held out without the model, or of a run on crops.
+        RunError: if the run isn't finished, or controls or images held out lack the model, or images are held
+            out of a run on crops.
+        FacetError: if there is no control of a name.
         ImageError: if the run's images are gone.
     """
     if not folder.finished:
         raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
-    if held_out is not None and model is None:
-        raise RunError("images held out need the run's model, to tell their facets")
-    facets, members = folder.read_facets(), folder.member_images()
-    if held_out is not None and any("crop" in member for member in members.members):
-        raise RunError("a run on crops of peaks has no images held out: theirs would need crops too")
+    run = _Run(folder, folder.member_images(), model, progress)
+    drawn = {name: run.control(name) for name in dict.fromkeys(controls)}
+    told = None if held_out is None else run.tell(held_out)
+    real = Judged(judge(run.members), run.members.labels)
+    made = judge(folder.read_images(run.facets))
+    judged = {"start": (judge(folder.read_images(run.facets, "_start")), real.labels)}
+    judged |= {name: (judge(images), labels) for name, (images, labels) in drawn.items()}
     found = verdict(
-        judge(folder.read_images(facets)),
-        judge(folder.read_images(facets, "_start")),
-        judge(members),
-        members.labels,
-        held_out=None if held_out is None or model is None else _judged(folder, judge, model, held_out),
+        made,
+        real,
+        controls=judged,
+        again=judged[_AGAIN][0] if _AGAIN in judged else None,
+        held_out=None if held_out is None or told is None else Judged(judge(held_out), told),
         seed=seed,
     )
     folder.write_metrics({**folder.read_metrics(), "judge": {"name": judge_name, **asdict(found)}})
@@ -62,12 +77,60 @@ def evaluate(
     return found
 
 
-def _judged(
-    folder: RunFolder, judge: Judge, model: nn.Module, images: ImageFolder
-) -> tuple[Judgement, NDArray[np.int64]]:
-    """What the judge sees in images held out, and the facet of each in the run's own codes."""
-    facets, spec = folder.read_facets(), InputSpec(**folder.settings["input_spec"])
-    seen = collect(model, facets.unit, images, code=facets.code, input_spec=spec)
-    labels = np.full(len(images), -1, np.int64)
-    labels[seen.indices] = nearest(seen.codes[seen.indices], facets.centers)
-    return judge(images)[seen.indices], labels[seen.indices]
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A finished run, its images, and its model if it is at hand."""
+
+    folder: RunFolder
+    members: MemberImages
+    model: nn.Module | None
+    progress: bool
+
+    @property
+    def facets(self) -> FacetSet:
+        """The run's facets, over its dataset."""
+        return self.folder.read_facets()
+
+    def control(self, name: str) -> tuple[list[Tensor], NDArray[np.int64]]:
+        """A control's images, drawn if the folder hasn't got them, and the labels of the members that judge them."""
+        settings, facets = self.folder.settings, self.member_facets()
+        _, labels = get_control(name).facets(facets, settings["seed"])
+        if not self.folder.has_control(name, len(facets)):
+            renderings = draw_control(
+                name,
+                self._model(f"control {name!r} must be drawn"),
+                facets,
+                self.members,
+                Recipe.from_dict(settings["recipe_data"]),
+                size=settings["size"],
+                input_spec=self.members.item_spec,
+                seed=settings["seed"],
+                dtype=autocast_dtype(settings["dtype"]),
+                progress=self.progress,
+            )
+            if not all(rendering.complete for rendering in renderings):
+                raise KeyboardInterrupt
+            self.folder.write_control(name, [rendering.image for rendering in renderings])
+        return self.folder.read_control(name, len(facets)), labels
+
+    def member_facets(self) -> FacetSet:
+        """The run's facets over its members, in their order."""
+        facets = self.facets
+        order = np.concatenate([facet.members for facet in facets])
+        parts = ("labels", "embedding", "codes", "activations")
+        return replace(facets, **{part: getattr(facets, part)[order] for part in parts})
+
+    def tell(self, images: ImageFolder) -> NDArray[np.int64]:
+        """The facet of images held out, in the run's own codes; -1 where one can't be read."""
+        if any("crop" in member for member in self.members.members):
+            raise RunError("a run on crops of peaks has no images held out: theirs would need crops too")
+        facets, model = self.facets, self._model("facets of images held out must be told")
+        seen = collect(model, facets.unit, images, code=facets.code, input_spec=self.members.input_spec)
+        labels = np.full(len(images), -1, np.int64)
+        labels[seen.indices] = nearest(seen.codes[seen.indices], facets.centers)
+        return labels
+
+    def _model(self, why: str) -> nn.Module:
+        if self.model is None:
+            raise RunError(f"{why} by the run's model; name it")
+        return self.model

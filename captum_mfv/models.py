@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from captum_mfv.errors import ModelError
 from captum_mfv.images import InputSpec
 
-__all__ = ["digest", "load"]
+__all__ = ["autocast_dtype", "digest", "load"]
+
+_DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(name: str, weights: str | Path | None = None) -> tuple[nn.Module, InputSpec]:
@@ -42,6 +44,19 @@ def load(name: str, weights: str | Path | None = None) -> tuple[nn.Module, Input
     if state is not None:
         _fill(model, state, f"{name} and {path}")
     return model.eval(), spec
+
+
+def autocast_dtype(name: str | None) -> torch.dtype | None:
+    """The floating-point type of a name, for `torch.autocast`; None for None, a model's own.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if name is None:
+        return None
+    if name not in _DTYPES:
+        raise ModelError(f"--dtype must be one of {', '.join(_DTYPES)}, not {name!r}")
+    return _DTYPES[name]
 
 
 def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputSpec]:

@@ -31,8 +31,6 @@ from captum_mfv.units import Code, Unit
 
 __all__ = ["Job", "run"]
 
-_DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Job:
@@ -173,7 +171,7 @@ def _load(job: Job) -> _Parts:
         raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
     if job.facets != "auto" and not 1 <= job.facets <= len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
-    return _Parts(model, spec, unit, code, images, images, recipe, _dtype(job.dtype))
+    return _Parts(model, spec, unit, code, images, images, recipe, models.autocast_dtype(job.dtype))
 
 
 def _device(name: str | None) -> torch.device:
@@ -189,19 +187,6 @@ def _device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ModelError(f"--device {name} can't be used: {reason}") from error
     return device
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    """The floating-point type of a name.
-
-    Raises:
-        ModelError: if there is none.
-    """
-    if name is None:
-        return None
-    if name not in _DTYPES:
-        raise ModelError(f"--dtype must be one of {', '.join(_DTYPES)}, not {name!r}")
-    return _DTYPES[name]
 
 
 def _unit(job: Job) -> Unit:
@@ -297,7 +282,7 @@ def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[st
         return
     with folder.stage("metrics"):
         images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
-        scores, retained = score_images(parts.model, facets, images, starts, input_spec=parts.spec)
+        scores, retained = score_images(parts.model, facets, images, starts, parts.images, input_spec=parts.spec)
         metrics: dict[str, Any] = {
             "facets": [asdict(score) for score in scores],
             "retention": retained,

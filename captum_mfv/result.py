@@ -6,10 +6,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from time import perf_counter
@@ -45,8 +46,8 @@ class RunFolder:
 
     The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
     ``images/facet_NN.png`` and ``facet_NN_start.png``, ``attributions/facet_NN.png`` and
-    ``facet_NN_member_M.png`` (the M-th nearest), ``tensors.safetensors``, ``metrics.json`` and
-    ``report.html``. Nothing is written before the first stage is done.
+    ``facet_NN_member_M.png`` (the M-th nearest), ``controls/NAME/facet_NN.png`` where controls were drawn,
+    ``tensors.safetensors``, ``metrics.json`` and ``report.html``. Nothing is written before the first stage is done.
 
     Args:
         path: the folder.
@@ -201,6 +202,23 @@ class RunFolder:
         paths = [self.path / f"images/facet_{facet.index:02d}{suffix}.png" for facet in facets]
         return [_read_png(path) for path in paths]
 
+    def has_control(self, name: str, n_facets: int) -> bool:
+        """Whether every image of a control (`metrics.CONTROLS`) is there."""
+        return all(path.exists() for path in self._control(name, n_facets))
+
+    def write_control(self, name: str, images: Sequence[Tensor]) -> None:
+        """Write a control's images, one a facet, as ``controls/NAME/facet_NN.png``."""
+        for path, image in zip(self._control(name, len(images)), images, strict=True):
+            write_whole(path, _png(image))
+
+    def read_control(self, name: str, n_facets: int) -> list[Tensor]:
+        """A control's images as they were saved, one a facet."""
+        return [_read_png(path) for path in self._control(name, n_facets)]
+
+    def _control(self, name: str, n_facets: int) -> list[Path]:
+        slug = "-".join(re.findall("[a-z]+", name))
+        return [self.path / f"controls/{slug}/facet_{k:02d}.png" for k in range(n_facets)]
+
     def read_histories(self) -> dict[str, NDArray[np.float32]]:
         """Term → (n_facets, n_steps)."""
         try:
@@ -274,6 +292,12 @@ class MemberImages:
 
     def __getitem__(self, index: int) -> Tensor:
         return from_pil(self.picture(self.members[index]))
+
+    @property
+    def item_spec(self) -> InputSpec:
+        """What turns items into the model's input: of crops, at the size of a crop."""
+        left, _, right, _ = self.members[0].get("crop", (0, 0, self.input_spec.size, 0))
+        return replace(self.input_spec, size=right - left)
 
     def picture(self, member: Mapping[str, Any]) -> Image.Image:
         """A member as the model sees it.

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from captum_mfv.cli import main
 from captum_mfv.images import to_pil
+from captum_mfv.metrics import CONTROLS
 from captum_mfv.optvis.recipes import RECIPES
 
 MODEL = """
@@ -114,17 +115,55 @@ def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs
     ]
     status, said, _ = judged(inputs, out, capsys, "--judge-unit", "6:1", *held)
     assert status == 0
-    assert re.search(r"retention +1\.00 +\(1\.00 to 1\.00, n = 3\)", said)
-    assert re.search(r"held_out +\d\.\d\d +\(.*n = 60\)", said)
+    assert re.search(r"images +1\.00 \(1\.00-1\.00\)", said)
+    assert re.search(r"held-out images told: \d\.\d\d \(.*n = 60", said)
     after = json.loads((out / "metrics.json").read_text())
     judge = after.pop("judge")
     assert after == before
-    assert judge["controls"]["shuffled clusters"]["value"] == pytest.approx(1 / 3, abs=0.15)
+    assert judge["shuffled"]["value"] == pytest.approx(1 / 3, abs=0.15)
+    assert list(judge["controls"]) == ["real image", "start"]
     assert judge["name"] == f"{inputs}/model.py:make"
-    assert 0 <= judge["probability"]["low"] <= judge["probability"]["value"] <= judge["probability"]["high"] <= 1
+    probability = judge["scores"]["probability"]
+    assert 0 <= probability["low"] <= probability["value"] <= probability["high"] <= 1
     page = (out / "report.html").read_text()
     assert "Judged by another network" in page
     assert "images held out" in page
+
+
+def test_controls_are_drawn_once_with_the_runs_recipe_and_stand_on_the_page(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, steps=3), capsys)[0] == 0
+    model = ["--model", f"{inputs}/model.py:make", "--weights", inputs / "w.safetensors", "--quiet"]
+    asked = ["--control", "shuffled clusters", "--control", "another seed"]
+    status, said, _ = judged(inputs, out, capsys, *asked, *model)
+    assert status == 0
+    assert re.search(r"shuffled clusters +\d\.\d\d", said)
+    assert "same facet, another seed: " in said
+    drawn = sorted(path.relative_to(out).as_posix() for path in out.glob("controls/*/*.png"))
+    assert drawn == [
+        f"controls/{name}/facet_0{k}.png" for name in ("another-seed", "shuffled-clusters") for k in range(3)
+    ]
+    controls = json.loads((out / "metrics.json").read_text())["judge"]["controls"]
+    assert list(controls) == ["real image", "start", "shuffled clusters", "another seed"]
+    assert "shuffled clusters" in (out / "report.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("controls/*/*.png")}
+    assert judged(inputs, out, capsys, *asked)[1] == said  # they are there: no model is needed
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("controls/*/*.png")}
+
+
+def test_a_run_on_crops_has_controls_too(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = arguments(inputs, out, unit="2:3", facets=2, steps=2)
+    assert call([*words, "--top-k", "30"], capsys)[0] == 0
+    model = ["--model", f"{inputs}/model.py:make", "--weights", inputs / "w.safetensors", "--quiet"]
+    status, said, errors = judged(inputs, out, capsys, "--control", "noise start", *model)
+    assert (status, "noise start" in said) == (0, True), errors
+
+
+def test_controls_are_listed(capsys):
+    status, said, _ = call(["list", "controls"], capsys)
+    assert status == 0
+    assert [line[:22].strip() for line in said.splitlines()] == list(CONTROLS)
 
 
 def test_a_judge_without_a_unit_gives_codes_alone(inputs, tmp_path, capsys):
@@ -132,7 +171,7 @@ def test_a_judge_without_a_unit_gives_codes_alone(inputs, tmp_path, capsys):
     assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
     status, said, _ = judged(inputs, out, capsys, "--judge-code", "2:max", "--judge-input", "0.5", "0.5")
     assert (status, "top1" in said, "retention" in said) == (0, False, True)
-    assert json.loads((out / "metrics.json").read_text())["judge"]["top1"] is None
+    assert json.loads((out / "metrics.json").read_text())["judge"]["scores"]["top1"] is None
 
 
 def test_what_cannot_be_judged_is_refused_in_a_line_and_loses_nothing(inputs, tmp_path, capsys):
@@ -141,7 +180,9 @@ def test_what_cannot_be_judged_is_refused_in_a_line_and_loses_nothing(inputs, tm
     kept = (out / "metrics.json").read_bytes()
     manifest = (out / "manifest.json").read_text()
     for more, words in (
-        (["--held-out", inputs / "images"], "need the run's model"),
+        (["--held-out", inputs / "images"], "by the run's model; name it"),
+        (["--control", "noise start"], "must be drawn by the run's model; name it"),
+        (["--control", "start"], "no control 'start'; there are"),
         (["--judge-unit", "6:99"], "units 0 to 4"),
         (["--judge-code", "nine"], "no layer 'nine'"),
     ):

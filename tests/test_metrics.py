@@ -21,11 +21,12 @@ def test_retention_counts_the_images_nearest_to_their_own_center(facets):
 
 def test_real_members_score_as_members(facets, planted):
     images = [planted[0][facet.members[0]] for facet in facets]
-    scores, retained = score_images(small_cnn(), facets, images, images, input_spec=SPEC)
+    scores, retained = score_images(small_cnn(), facets, images, images, planted[0], input_spec=SPEC)
     assert retained == 1
     for score, facet in zip(scores, facets, strict=True):
         assert score.activation == pytest.approx(facet.activations[0], rel=1e-4)
         assert score.start_distance == 0
+        assert 0 <= score.off_facet < 2 * score.real_off_facet < 1
 
 
 def as_facets(codes, labels, activations=None, stability=None):

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "estimate_ratio"]
+
+_N_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,19 @@ class Estimate:
     n: int
 
 
-def estimate(values: NDArray[Any], *, n_samples: int = 2000, seed: int = 0) -> Estimate:
+def estimate(values: NDArray[Any], *, n_samples: int = _N_SAMPLES, seed: int = 0) -> Estimate:
     """The mean of values, (n,), and the 2.5th and 97.5th percentile of the means of bootstrap samples.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
-    numbers = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).integers(len(numbers), size=(n_samples, len(numbers)))
-    low, high = np.percentile(numbers[draws].mean(1), [2.5, 97.5])
-    return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))
+    return estimate_ratio(values, np.ones(len(values)), n_samples=n_samples, seed=seed)
+
+
+def estimate_ratio(
+    numerators: NDArray[Any], denominators: NDArray[Any], *, n_samples: int = _N_SAMPLES, seed: int = 0
+) -> Estimate:
+    """The ratio of two means over the same n, (n,) each, with its interval as in `estimate`."""
+    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    draws = np.random.default_rng(seed).integers(len(top), size=(n_samples, len(top)))
+    low, high = np.percentile(top[draws].sum(1) / bottom[draws].sum(1), [2.5, 97.5])
+    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high), len(top))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_mfv.collect import collect
+from captum_mfv.attr import pure_code
+from captum_mfv.collect import Collection, collect
 from captum_mfv.facets import FacetSet, nearest
-from captum_mfv.images import InputSpec
+from captum_mfv.images import Images, InputSpec
+from captum_mfv.metrics.judged import off_facet, real_off_facet
 
 __all__ = ["ImageScores", "percentile", "retention", "score_images"]
 
@@ -27,6 +30,8 @@ class ImageScores:
         percentile: share of the dataset's images that activate the unit less, in [0, 1].
         nearest_facet: the facet whose center, in the network's own codes, is nearest.
         start_distance: root mean square difference from the start image, in [0, 1].
+        off_facet: share of the unit's activation that the facet's real images don't account for (`off_facet`).
+        real_off_facet: the same of one of its real images by its others, a mean; None if there is only one.
     """
 
     index: int
@@ -34,6 +39,8 @@ class ImageScores:
     percentile: float
     nearest_facet: int
     start_distance: float
+    off_facet: float
+    real_off_facet: float | None
 
 
 def percentile(activation: float, real: NDArray[Any]) -> float:
@@ -52,6 +59,7 @@ def score_images(
     facets: FacetSet,
     images: Sequence[Tensor],
     starts: Sequence[Tensor],
+    real: Images,
     *,
     input_spec: InputSpec | None = None,
 ) -> tuple[list[ImageScores], float]:
@@ -64,10 +72,14 @@ def score_images(
         facets: the facets.
         images: (C, H, W) in [0, 1], one a facet, in order.
         starts: where they started.
+        real: the dataset in which the facets were found.
         input_spec: what turns images in [0, 1] into the model's input.
     """
-    seen = collect(model, facets.unit, images, code=facets.code, input_spec=input_spec)
+    drives = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
+    look = partial(collect, model, facets.unit, code=facets.code, view=drives, input_spec=input_spec)
+    seen, members = look(images), look(real)
     own = nearest(seen.codes, facets.centers)
+    off, off_real = _off_facets(seen, members, facets)
     scores = [
         ImageScores(
             index=k,
@@ -75,7 +87,19 @@ def score_images(
             percentile=percentile(float(seen.activations[k]), facets.activations),
             nearest_facet=int(own[k]),
             start_distance=float((images[k] - starts[k]).square().mean().sqrt()),
+            off_facet=off[k],
+            real_off_facet=off_real[k],
         )
         for k in range(len(facets))
     ]
     return scores, retention(seen.codes, facets)
+
+
+def _off_facets(seen: Collection, real: Collection, facets: FacetSet) -> tuple[list[float], list[float | None]]:
+    """`off_facet` of each facet's image, and the mean one of its real images."""
+    assert seen.views is not None and real.views is not None
+    rows = real.indices
+    by_image = real_off_facet(real.views[rows], facets.labels[rows])
+    labels = [k for k in facets.labels[rows] if k >= 0 and len(facets[k]) > 1]
+    means = [float(np.mean(its)) if len(its := by_image[np.equal(labels, k)]) else None for k in range(len(facets))]
+    return off_facet(seen.views, real.views[rows], facets.labels[rows]).tolist(), means

@@ -19,10 +19,13 @@ __all__ = [
     "confusion",
     "diversity",
     "naturalness",
+    "off_facet",
     "predicts",
+    "real_off_facet",
     "real_predicts",
     "retained",
-    "separation_ratio",
+    "same_over_seeds",
+    "spread",
 ]
 
 Floats = NDArray[np.floating[Any]]
@@ -94,20 +97,20 @@ def real_predicts(real: Floats, labels: Labels) -> NDArray[np.bool_]:
     return np.array(right)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Naturalness:
-    """How near images are to real ones.
+    """How near images are to real ones, image by image; take means.
 
     Args:
-        distance: mean Euclidean distance to the nearest real image, over the mean distance of a real image
-            to its nearest other: 1 is as near as real images are.
-        precision: share of images within a real image's neighbourhood, its k-th nearest real image.
-        recall: share of real images within an image's neighbourhood, its k-th nearest image.
+        distance: (m,) Euclidean distance of each image to the nearest real one, over the mean distance of a
+            real image to its nearest other: 1 is as near as real images are.
+        precision: (m,) whether each image lies within a real image's neighbourhood, its k-th nearest real image.
+        recall: (n,) whether each real image lies within an image's neighbourhood, its k-th nearest image.
     """
 
-    distance: float
-    precision: float
-    recall: float
+    distance: NDArray[np.float64]
+    precision: NDArray[np.bool_]
+    recall: NDArray[np.bool_]
 
 
 def naturalness(made: Floats, real: Floats, k: int = 3) -> Naturalness:
@@ -128,28 +131,91 @@ def naturalness(made: Floats, real: Floats, k: int = 3) -> Naturalness:
     between = _distances(made, real)
     among_real, among_made = np.sort(_distances(real, real)), np.sort(_distances(made, made))
     return Naturalness(
-        distance=float(between.min(1).mean() / among_real[:, 1].mean()),
-        precision=float((between <= among_real[None, :, k]).any(1).mean()),
-        recall=float((between <= among_made[:, None, k]).any(0).mean()),
+        distance=between.min(1) / among_real[:, 1].mean(),
+        precision=np.asarray((between <= among_real[None, :, k]).any(1)),
+        recall=np.asarray((between <= among_made[:, None, k]).any(0)),
     )
 
 
-def diversity(made: Floats) -> float:
-    """Mean of 1 - cosine over all pairs of images, in [0, 2]: 0 if all are the same to the encoder."""
+def diversity(made: Floats) -> NDArray[np.float64]:
+    """Mean of 1 - cosine of each image to the others, (m,) in [0, 2]: 0 if all are the same to the encoder."""
+    if len(made) == 1:
+        return np.zeros(1)
     similar = _unit(made) @ _unit(made).T
-    return float(1 - similar[~np.eye(len(made), dtype=bool)].mean())
+    others = (similar.sum(1) - np.diag(similar)) / (len(made) - 1)
+    return np.asarray(1 - others, np.float64)
 
 
-def separation_ratio(real: Floats, labels: Labels) -> float:
-    """Mean Euclidean distance of images of different facets over that of images of the same; 1: no facets.
+def spread(real: Floats, labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean Euclidean distance of each image to those of other facets, and to the others of its own.
+
+    Their means' ratio, `estimate_ratio`, is 1 where there are no facets, and the larger the further they are apart.
+    Images that are alone in their facet are left out.
 
     Source: Dreyer et al. 2024, "PURE", arXiv 2404.06453, who report the two apart.
     """
     codes, own = real[labels >= 0], labels[labels >= 0]
     apart = _distances(codes, codes)
     same = own[:, None] == own[None]
-    pairs = ~np.eye(len(codes), dtype=bool)
-    return float(apart[~same].mean() / apart[same & pairs].mean())
+    n_same = same.sum(1)
+    counted = (n_same > 1) & (n_same < len(own))
+    within = (apart * same).sum(1)[counted] / (n_same[counted] - 1)
+    across = (apart * ~same).sum(1)[counted] / (len(own) - n_same[counted])
+    return np.asarray(across), np.asarray(within)
+
+
+def same_over_seeds(made: Floats) -> NDArray[np.bool_]:
+    """Whether an image drawn again with another seed is nearest to its own facet's: chance is 1 / n_facets.
+
+    Args:
+        made: (n_seeds, n_facets, D) codes of the facets' images.
+
+    Returns:
+        (n_seeds, n_seeds - 1, n_facets): of each image and other seed, whether the nearest image there, each
+        seed's mean code removed, is the same facet's.
+    """
+    codes = np.stack([_unit(one - one.mean(0)) for one in made])
+    nearest = np.einsum("skd,tld->stkl", codes, codes).argmax(3)
+    right = nearest == np.arange(made.shape[1])
+    return np.stack([np.delete(rows, i, axis=0) for i, rows in enumerate(right)])
+
+
+def off_facet(made: Floats, real: Floats, labels: Labels) -> NDArray[np.float64]:
+    """Share of the unit's activation on each image that its facet's real images don't account for, (n_facets,).
+
+    What drives the unit is divided among channels; what a channel has beyond its share on the facet's images is
+    off the facet. 0: the same channels drive the unit in the same proportions; 1: all others. Half means that half
+    of the activation comes from elsewhere, such as another facet. Real images have figures of their own to read it
+    against (`real_off_facet`).
+
+    Args:
+        made: (n_facets, D) how much each channel drives the unit on the facets' images, as `attr.pure_code` tells.
+        real: (n, D) the same of real images.
+        labels: (n,) the facet of each, -1 for none.
+    """
+    profiles = centers_of(_shares(real), labels)
+    return np.asarray(_beyond(_shares(made), profiles))
+
+
+def real_off_facet(real: Floats, labels: Labels) -> NDArray[np.float64]:
+    """`off_facet` of each real image, by its facet's *other* images, (n with more of its facet,)."""
+    shares, own = _shares(real[labels >= 0]), labels[labels >= 0]
+    counts = np.bincount(own)
+    sums = np.stack([shares[own == k].sum(0) for k in range(len(counts))])
+    several = counts[own] > 1
+    shares, own = shares[several], own[several]
+    return np.asarray(_beyond(shares, (sums[own] - shares) / (counts[own] - 1)[:, None]))
+
+
+def _shares(drives: Floats) -> NDArray[np.float64]:
+    """Rows of what is above 0 as shares that sum to 1; evenly where nothing is."""
+    above = np.maximum(drives.astype(np.float64), 0)
+    totals = above.sum(1, keepdims=True)
+    return np.where(totals > 0, above / np.where(totals > 0, totals, 1), 1 / above.shape[1])
+
+
+def _beyond(shares: Floats, profiles: Floats) -> NDArray[np.float64]:
+    return np.asarray(np.maximum(shares - profiles, 0).sum(1), np.float64)
 
 
 def _unit(codes: Floats) -> Floats:
