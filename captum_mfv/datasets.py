@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "planted_codes",
     "planted_images",
     "planted_network",
+    "ten_digits",
     "write_even_digits",
 ]
 
@@ -52,11 +54,28 @@ def even_or_odd(seed: int = 0, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
     Returns:
         The model in evaluation mode, and its `InputSpec`.
     """
+    return _trained(lambda labels: labels % 2, 2, seed, epochs)
+
+
+def ten_digits(seed: int = 1, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
+    """A small network trained on the spot to tell the ten digits apart: a judge of images made by `even_or_odd`.
+
+    Its logits are its layer ``logits``.
+
+    Returns:
+        The model in evaluation mode, and its `InputSpec`.
+    """
+    return _trained(lambda labels: labels, 10, seed, epochs)
+
+
+def _trained(
+    targets: Callable[[Tensor], Tensor], n_classes: int, seed: int, epochs: int
+) -> tuple[nn.Module, InputSpec]:
     images, labels = digits()
-    x, y = DIGITS_SPEC(images), labels % 2
+    x, y = DIGITS_SPEC(images), targets(labels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _small_cnn()
+        model = _small_cnn(n_classes)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         for _ in range(epochs):
             for batch in torch.split(torch.randperm(len(x)), 64):
@@ -67,14 +86,14 @@ def even_or_odd(seed: int = 0, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
     return model.eval(), DIGITS_SPEC
 
 
-def _small_cnn() -> nn.Sequential:
+def _small_cnn(n_classes: int) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (inputs, outputs, stride) in enumerate([(1, 16, 2), (16, 32, 2), (32, 64, 1), (64, 96, 2)], start=1):
         layers[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, stride, 1)
         layers[f"relu{i}"] = nn.ReLU()
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
-    layers["logits"] = nn.Linear(96, 2)
+    layers["logits"] = nn.Linear(96, n_classes)
     return nn.Sequential(layers)
 
 

@@ -70,6 +70,7 @@ def test_one_image_for_all_facets_is_at_chance(seen):
     assert diversity(same) == pytest.approx(np.zeros(K), abs=1e-9)
     assert (diversity(made) > 0.8).all()
     assert diversity(np.eye(K)) == pytest.approx(np.ones(K))
+    assert diversity(np.zeros((K, D))).tolist() == [0] * K
     assert diversity(made[:1]).tolist() == [0]
 
 

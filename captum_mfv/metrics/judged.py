@@ -142,6 +142,8 @@ def diversity(made: Floats) -> NDArray[np.float64]:
     if len(made) == 1:
         return np.zeros(1)
     similar = _unit(made) @ _unit(made).T
+    silent = ~made.any(1)
+    similar[np.ix_(silent, silent)] = 1  # codes without a direction are the same
     others = (similar.sum(1) - np.diag(similar)) / (len(made) - 1)
     return np.asarray(1 - others, np.float64)
 
