@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -201,14 +202,38 @@ class RunFolder:
         paths = [self.path / f"images/facet_{facet.index:02d}{suffix}.png" for facet in facets]
         return [_read_png(path) for path in paths]
 
+    def read_renderings(self, facets: FacetSet) -> list[Rendering]:
+        """What `write_renderings` wrote, images and transparencies rounded to 255 levels, one a facet."""
+        histories, (transparency,) = self.read_histories(), self._read_tensors("transparency").values()
+        images, starts = self.read_images(facets), self.read_images(facets, "_start")
+        return [
+            Rendering(
+                facet=facet,
+                image=images[k],
+                start=starts[k],
+                history={term: values[k] for term, values in histories.items()},
+                seed=self.manifest["seed"],
+                recipe=self.manifest["recipe"],
+                transparency=torch.from_numpy(transparency[k]) / 255,
+            )
+            for k, facet in enumerate(facets)
+        ]
+
     def read_histories(self) -> dict[str, NDArray[np.float32]]:
         """Term → (n_facets, n_steps)."""
+        return self._read_tensors("history.")
+
+    def _read_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """The tensors whose names begin so, by the rest of the name."""
         try:
             with safe_open(self.path / "tensors.safetensors", framework="numpy") as file:
-                names = [name for name in file.keys() if name.startswith("history.")]  # noqa: SIM118
-                return {name.removeprefix("history."): file.get_tensor(name) for name in names}
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+                found = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise RunError(f"{self.path}: tensors.safetensors can't be read: {error}") from error
+        if not found:
+            raise RunError(f"{self.path}: tensors.safetensors holds no {prefix.rstrip('.')}; is the run finished?")
+        return found
 
     def write_overlays(self, index: int, overlays: Sequence[bytes]) -> None:
         """Write the overlays of a facet as PNG files: of its image, then of its nearest members."""
