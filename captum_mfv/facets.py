@@ -27,6 +27,8 @@ from captum_mfv.collect import Collection, View, collect
 from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.files import write_whole
 from captum_mfv.images import Images, InputSpec
+from captum_mfv.notebook import swatch, table
+from captum_mfv.palette import facet_color
 from captum_mfv.separation import separate
 from captum_mfv.stability import stability
 from captum_mfv.units import Code, Unit
@@ -297,6 +299,22 @@ class FacetSet(Sequence[Facet]):
 
     def __getitem__(self, index: int | slice) -> Facet | tuple[Facet, ...]:
         return self.facets[index]
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: each facet's size, activation and stability."""
+        n_images = int(np.isfinite(self.activations).sum())
+        rows = [
+            [
+                swatch(facet_color(facet.index), str(facet.index)),
+                str(len(facet)),
+                f"{facet.activations.mean():.3g}",
+                "" if facet.stability is None else f"{facet.stability:.2f}",
+            ]
+            for facet in self
+        ]
+        p_value = "" if self.p_value is None else f"; of one facet, p = {self.p_value:.2g}"
+        caption = f"{len(self)} facets of {self.unit} in {n_images} images, told apart by {self.code.layer}{p_value}"
+        return table(caption, ["facet", "images", "activation", "stability"], rows)
 
     @property
     def centers(self) -> Floats:

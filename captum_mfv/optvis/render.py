@@ -17,6 +17,7 @@ from tqdm import tqdm
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, batches
+from captum_mfv.notebook import picture, png, table
 from captum_mfv.optvis.initializer import as_facets, own_generator
 from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
@@ -60,6 +61,17 @@ class Rendering:
     def rgba(self) -> Tensor:
         """(4, H, W) float32 in [0, 1], transparent where the image doesn't matter; grey images in three channels."""
         return torch.cat([self.image.expand(3, -1, -1), self.transparency[None]])
+
+    def _repr_png_(self) -> bytes | None:
+        """The image, for notebooks."""
+        return png(self.image)
+
+    def _repr_html_(self) -> str:
+        """The image beside its start, and where the unit and each term began and ended, for notebooks."""
+        name, done = f"facet {self.facet.index}", "" if self.complete else ", interrupted"
+        caption = f"{name} of {self.facet.unit}: recipe {self.recipe}, seed {self.seed}{done}"
+        pictures = [picture(self.image, name), picture(self.start, f"{name}, start")]
+        return table(caption, ["image", "start", *self.history], [[*pictures, *map(_went, self.history.values())]])
 
 
 def render_facets(
@@ -189,6 +201,11 @@ def _split(jobs: list[Job], size: int) -> list[list[Job]]:
     if size < 1:
         raise RecipeError(f"max_batch must be at least 1 image, not {size}")
     return [jobs[i : i + size] for i in range(0, len(jobs), size)]
+
+
+def _went(values: NDArray[np.float32]) -> str:
+    known = values[np.isfinite(values)]
+    return f"{known[0]:.3g} → {known[-1]:.3g}" if len(known) else ""
 
 
 def _title(jobs: list[Job], facets: Sequence[Facet]) -> str:
