@@ -29,6 +29,7 @@ from captum_mfv.files import write_whole
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.notebook import swatch, table
 from captum_mfv.palette import facet_color
+from captum_mfv.progress import waiting
 from captum_mfv.separation import separate
 from captum_mfv.stability import stability
 from captum_mfv.units import Code, Unit
@@ -447,7 +448,8 @@ def find_facets(
         store=store,
         progress=progress,
     )
-    return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
+    with waiting("facets", progress):
+        return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
 
 
 def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
@@ -30,6 +31,8 @@ from captum_mfv.files import write_whole
 from captum_mfv.images import InputSpec, from_pil, open_image, to_pil, to_tensor
 from captum_mfv.optvis.render import Rendering
 
+_log = logging.getLogger(__name__)
+
 __all__ = ["FORMAT", "NEAREST", "MemberImages", "RunFolder"]
 
 FORMAT = 1
@@ -46,8 +49,8 @@ class RunFolder:
 
     The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
     ``images/facet_NN.png`` and ``facet_NN_start.png``, ``attributions/facet_NN.png`` and
-    ``facet_NN_member_M.png`` (the M-th nearest), ``tensors.safetensors``, ``metrics.json`` and
-    ``report.html``. Nothing is written before the first stage is done.
+    ``facet_NN_member_M.png`` (the M-th nearest), ``tensors.safetensors``, ``metrics.json``,
+    ``report.html`` and ``run.toml``, which repeats the run. Nothing is written before the first stage is done.
 
     Args:
         path: the folder.
@@ -128,7 +131,9 @@ class RunFolder:
         began = perf_counter()
         yield
         self.manifest["stages"].append(name)
-        self.manifest["timings"][name] = round(perf_counter() - began, 3)
+        seconds = perf_counter() - began
+        self.manifest["timings"][name] = round(seconds, 3)
+        _log.debug("%s took %.1f s", name, seconds)
         self.manifest.update(facts)
         self._write_manifest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.terms import measure_terms
+from captum_mfv.progress import waiting
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Rendering", "render_facets"]
 
@@ -131,7 +135,10 @@ def render_facets(
     if size is not None and size < 1:
         raise ImageError(f"size must be at least 1 pixel, not {size}")
     names = {name: None for phase in plan.phases for name in phase.weights}
-    terms = measure_terms(names, model, chosen, images, spec)
+    with waiting("what the objective needs to know of real images", progress):
+        terms = measure_terms(names, model, chosen, images, spec)
+    for name, term in terms.items():
+        _log.debug("objective %s reads %s", name, ", ".join(term.layers))
     colors = _colors(images) if plan.colors == "images" else None
     jobs = [(row, one) for one in ([seed] if isinstance(seed, int) else seed) for row in range(len(chosen))]
     left = _split(jobs, max_batch or len(jobs))
