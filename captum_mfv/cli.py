@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from captum_mfv._version import __version__
 from captum_mfv.errors import MFVError, MFVWarning
+from captum_mfv.progress import waiting
 
 __all__ = ["main"]
 
@@ -318,9 +319,7 @@ def run(out: str, quiet: bool, verbose: bool, **options: Any) -> None:
     A run again, larger:
       captum-mfv run --config out/pepper/run.toml --size 512 --out out/large
     """
-    from captum_mfv.pipeline import Job  # here, so that --help is quick
-
-    _run(Job(**options), out, quiet, verbose)
+    _run(options, out, quiet, verbose)
 
 
 @app.command()
@@ -334,12 +333,11 @@ def demo(out: str, quiet: bool, verbose: bool) -> None:
     """
     from captum_mfv.datasets import write_even_digits
     from captum_mfv.files import write_whole
-    from captum_mfv.pipeline import Job
 
     digits = f"{out.rstrip('/')}-digits"
     write_whole(Path(labels := f"{digits}.json"), json.dumps(write_even_digits(digits)).encode())
-    job = Job("captum_mfv.datasets:even_or_odd", "logits:0", digits, facets=5, code="relu4:flatten", labels=labels)
-    _run(job, out, quiet, verbose)
+    job = {"unit": "logits:0", "images": digits, "labels": labels, "facets": 5, "code": "relu4:flatten"}
+    _run({"model": "captum_mfv.datasets:even_or_odd", **job}, out, quiet, verbose)
 
 
 @app.group(name="list")
@@ -491,12 +489,13 @@ def _evaluate(
     )
 
 
-def _run(job: Any, out: str, quiet: bool, verbose: bool) -> None:
+def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool) -> None:
     """Do a job, or go on with it, and say what came of it."""
-    from captum_mfv import pipeline
-
+    progress = not quiet and sys.stderr.isatty()
     with _told(quiet, verbose):
-        folder = pipeline.run(job, out, progress=not quiet and sys.stderr.isatty())
+        with waiting("starting", progress):
+            from captum_mfv import pipeline  # here, so that --help is quick
+        folder = pipeline.run(pipeline.Job(**job), out, progress=progress)
     if not quiet:
         _sum_up(folder)
 

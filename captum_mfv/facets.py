@@ -25,7 +25,7 @@ from torch import nn
 
 from captum_mfv.collect import Collection, View, collect
 from captum_mfv.errors import FacetError, MFVWarning
-from captum_mfv.files import write_whole
+from captum_mfv.files import tensor_file, write_whole
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.notebook import swatch, table
 from captum_mfv.palette import facet_color
@@ -364,13 +364,11 @@ class FacetSet(Sequence[Facet]):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that, with unit and code, are all there is to it."""
-        return {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the facet set as one safetensors file, whole or not at all."""
-        from safetensors.numpy import save
-
-        write_whole(Path(path), save(self.arrays(), metadata=self.header()))
+        write_whole(Path(path), tensor_file(self.arrays(), self.header()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FacetSet:

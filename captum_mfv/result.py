@@ -21,13 +21,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from captum_mfv._version import __version__
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet
-from captum_mfv.files import write_whole
+from captum_mfv.files import tensor_file, write_whole
 from captum_mfv.images import InputSpec, from_pil, open_image, to_pil, to_tensor
 from captum_mfv.optvis.render import Rendering
 
@@ -271,8 +270,7 @@ class RunFolder:
 
     def _write_tensors(self, facets: FacetSet, more: Mapping[str, NDArray[Any]]) -> None:
         arrays = {**facets.arrays(), "centers": facets.centers, **more}
-        content = save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, metadata=facets.header())
-        write_whole(self.path / "tensors.safetensors", content)
+        write_whole(self.path / "tensors.safetensors", tensor_file(arrays, facets.header()))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         new = json.loads(json.dumps(settings))

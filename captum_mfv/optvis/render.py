@@ -24,7 +24,6 @@ from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.terms import measure_terms
-from captum_mfv.progress import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -135,8 +134,7 @@ def render_facets(
     if size is not None and size < 1:
         raise ImageError(f"size must be at least 1 pixel, not {size}")
     names = {name: None for phase in plan.phases for name in phase.weights}
-    with waiting("what the objective needs to know of real images", progress):
-        terms = measure_terms(names, model, chosen, images, spec)
+    terms = measure_terms(names, model, chosen, images, spec, progress)
     for name, term in terms.items():
         _log.debug("objective %s reads %s", name, ", ".join(term.layers))
     colors = _colors(images) if plan.colors == "images" else None
