@@ -380,7 +380,8 @@ def layers(model: str, unit: str | None) -> None:
     """The layers of a model, in the order in which they run, and how many units each has; no download.
 
     A unit is LAYER:INDEX, its index below the layer's number of units. The layer with a * is the default code of
-    units of the last layer, or of the one that --unit names.
+    units of the last layer, or of the one that --unit names. A layer that runs several times has no units of its
+    own; one with channels last needs `run --channels last`; = names a layer with the very same output.
 
     \b
     captum-mfv list layers --model resnet50 --unit fc
@@ -404,10 +405,16 @@ def layers(model: str, unit: str | None) -> None:
 
 def _layer(call: Any, code: str) -> tuple[str, str, str]:
     """Output shape, number of units and what else is to know of a layer's run."""
-    shape, units = " x ".join(map(str, call.shape[1:])), str(call.n_units or "")
-    if call.runs > 1:
-        return shape, "", f"runs {call.runs} times: take another"
-    return shape, units, "*" if call.name == code else f"= {call.copies}" if call.copies else ""
+    from captum_mfv.units import is_channels_last
+
+    notes = {
+        "*": call.name == code,
+        f"= {call.copies}": call.copies is not None,
+        f"runs {call.runs} times": call.runs > 1,
+        "channels last": is_channels_last(call.shape),
+    }
+    units = "" if call.runs > 1 or call.n_units is None else str(call.n_units)
+    return " x ".join(map(str, call.shape[1:])), units, ", ".join(note for note, holds in notes.items() if holds)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from captum_mfv.attr import check_method
 from captum_mfv.cli import main
+from captum_mfv.datasets import digits
 from captum_mfv.images import to_pil
 from captum_mfv.optvis.recipes import RECIPES
 
@@ -371,6 +372,8 @@ def test_a_run_is_repeated_from_its_own_config_wherever_one_stands(inputs, tmp_p
 def test_the_demo_is_repeated_from_its_config_too(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("captum_mfv.pipeline.get_recipe", lambda name: RECIPES[name].with_steps(2))
+    few = [values[::6] for values in digits()]
+    monkeypatch.setattr("captum_mfv.datasets.digits", lambda: few)
     assert call(["demo", "--out", "demo", "--quiet"], capsys)[1] == ""
     assert call(["run", "--config", "demo/run.toml", "--out", "again"], capsys)[0] == 0
     same_files(tmp_path / "demo", tmp_path / "again", RESULT)
