@@ -409,7 +409,7 @@ def _layer(call: Any, code: str) -> tuple[str, str, str]:
 
     notes = {
         "*": call.name == code,
-        f"= {call.copies}": call.copies is not None,
+        f"= {call.copies}": call.copies is not None and call.runs == 1,
         f"runs {call.runs} times": call.runs > 1,
         "channels last": is_channels_last(call.shape),
     }
