@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
-from captum_mfv.units import is_channels_last
+from captum_mfv.units import channels_second, is_channels_last
 
 __all__ = ["LayerCall", "capture", "code_layer", "guard", "layer_name", "place", "spatial_layers", "trace"]
 
@@ -144,6 +144,13 @@ class LayerCall:
     shape: tuple[int, ...]
     runs: int = 1
     copies: str | None = None
+
+    @property
+    def n_units(self) -> int | None:
+        """How many channels the output has, or None if it isn't of a form that has channels."""
+        if len(self.shape) not in (2, 3, 4):
+            return None
+        return channels_second(torch.empty(self.shape, device="meta")).shape[1]
 
     @property
     def spatial(self) -> bool:

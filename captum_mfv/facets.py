@@ -25,8 +25,11 @@ from torch import nn
 
 from captum_mfv.collect import Collection, View, collect
 from captum_mfv.errors import FacetError, MFVWarning
-from captum_mfv.files import write_whole
+from captum_mfv.files import tensor_file, write_whole
 from captum_mfv.images import Images, InputSpec
+from captum_mfv.notebook import swatch, table
+from captum_mfv.palette import facet_color
+from captum_mfv.progress import waiting
 from captum_mfv.separation import separate
 from captum_mfv.stability import stability
 from captum_mfv.units import Code, Unit
@@ -298,6 +301,22 @@ class FacetSet(Sequence[Facet]):
     def __getitem__(self, index: int | slice) -> Facet | tuple[Facet, ...]:
         return self.facets[index]
 
+    def _repr_html_(self) -> str:
+        """A table for notebooks: each facet's size, activation and stability."""
+        n_images = int(np.isfinite(self.activations).sum())
+        rows = [
+            [
+                swatch(facet_color(facet.index), str(facet.index)),
+                str(len(facet)),
+                f"{facet.activations.mean():.3g}",
+                "" if facet.stability is None else f"{facet.stability:.2f}",
+            ]
+            for facet in self
+        ]
+        p_value = "" if self.p_value is None else f"; of one facet, p = {self.p_value:.2g}"
+        caption = f"{len(self)} facets of {self.unit} in {n_images} images, told apart by {self.code.layer}{p_value}"
+        return table(caption, ["facet", "images", "activation", "stability"], rows)
+
     @property
     def centers(self) -> Floats:
         """(n_facets, D) mean code of each facet."""
@@ -345,13 +364,11 @@ class FacetSet(Sequence[Facet]):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that, with unit and code, are all there is to it."""
-        return {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the facet set as one safetensors file, whole or not at all."""
-        from safetensors.numpy import save
-
-        write_whole(Path(path), save(self.arrays(), metadata=self.header()))
+        write_whole(Path(path), tensor_file(self.arrays(), self.header()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FacetSet:
@@ -429,7 +446,8 @@ def find_facets(
         store=store,
         progress=progress,
     )
-    return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
+    with waiting("facets", progress):
+        return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
 
 
 def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:

@@ -19,12 +19,22 @@ from torch import Tensor, nn
 from captum_mfv.errors import ModelError
 from captum_mfv.images import InputSpec
 
-__all__ = ["autocast_dtype", "digest", "load"]
+__all__ = ["autocast_dtype", "digest", "load", "names"]
 
 _DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(name: str, weights: str | Path | None = None) -> tuple[nn.Module, InputSpec]:
+def names() -> list[str]:
+    """The names of torchvision's image classifiers."""
+    import torchvision.models  # here, since it takes a second to import
+
+    found: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return found
+
+
+def load(
+    name: str, weights: str | Path | None = None, *, pretrained: bool = True, progress: bool = True
+) -> tuple[nn.Module, InputSpec]:
     """A model in evaluation mode, and what its input looks like.
 
     Args:
@@ -33,14 +43,17 @@ def load(name: str, weights: str | Path | None = None) -> tuple[nn.Module, Input
             ``"package.module:function"``. Such a file is *run*: name only files that you trust.
         weights: a ``.safetensors`` file, or a ``.pt``/``.pth`` file of tensors alone. Without it a
             torchvision model comes with its default pretrained weights, which torchvision downloads.
+        pretrained: whether it does; False: fresh weights, enough to see its layers.
+        progress: show torchvision's progress bar while it downloads.
 
     Raises:
         ModelError: if there is no such model or function, or the weights can't be read or don't fit.
     """
     path = None if weights is None else Path(weights)
     state = None if path is None else _read_weights(path)
+    preset = {"pretrained": pretrained and state is None, "progress": progress}
     with torch.random.fork_rng():  # fresh weights are drawn from torch's global generators
-        model, spec = _from_function(name) if ":" in name else _from_torchvision(name, pretrained=state is None)
+        model, spec = _from_function(name) if ":" in name else _from_torchvision(name, **preset)
     if state is not None:
         _fill(model, state, f"{name} and {path}")
     return model.eval(), spec
@@ -59,16 +72,16 @@ def autocast_dtype(name: str | None) -> torch.dtype | None:
     return _DTYPES[name]
 
 
-def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputSpec]:
-    import torchvision.models  # here, since it takes a second to import
+def _from_torchvision(name: str, pretrained: bool, progress: bool) -> tuple[nn.Module, InputSpec]:
+    import torchvision.models  # here, as in names
 
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
+    if name not in (known := names()):
+        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
         raise ModelError(f"no torchvision model {name!r} (the nearest are {near}), and no file.py:function either")
     preset = torchvision.models.get_model_weights(name).DEFAULT
+    options = {"weights": preset if pretrained else None, "progress": progress, **_quiet(name, pretrained)}
     try:
-        model = torchvision.models.get_model(name, weights=preset if pretrained else None, **_quiet(name, pretrained))
+        model = torchvision.models.get_model(name, **options)
     except OSError as error:
         raise ModelError(f"the weights of {name} can't be downloaded ({error}); give a weights file") from error
     transforms = preset.transforms()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,21 +17,27 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
+from tqdm import tqdm
 
-from captum_mfv import models, report
+from captum_mfv import config, models, report
+from captum_mfv._version import __version__
 from captum_mfv.attr import check_method, facet_maps
 from captum_mfv.collect import TopImages, resolve, top_images
 from captum_mfv.errors import FacetError, ImageError, ModelError
 from captum_mfv.facets import FacetSet, find_facets
 from captum_mfv.figures import overlay_png
+from captum_mfv.files import write_whole
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.metrics import multifacetedness, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
+from captum_mfv.progress import waiting
 from captum_mfv.result import NEAREST, RunFolder
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Job", "run"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Job:
             takes it; None: its default.
         dtype: precision of the model under autocast while images are synthesised, such as ``bfloat16``, or
             None for its own.
+        labels: JSON table of image path in the folder → known group: adds the adjusted Rand index of the facets
+            against them to the metrics.
         seed: seed of everything random.
     """
 
@@ -76,12 +86,16 @@ class Job:
     attribution: str | None = None
     device: str | None = None
     dtype: str | None = None
+    labels: str | None = None
     seed: int = 0
+
+    def given(self) -> dict[str, str | int]:
+        """The options that have a value, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def command(self, out: str) -> str:
         """The command that does this."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items()]
+        options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in self.given().items()]
         return " ".join(["captum-mfv run", *options, f"--out {shlex.quote(out)}"])
 
 
@@ -100,6 +114,7 @@ class _Parts:
     images: ImageFolder | TopImages
     recipe: Recipe
     dtype: torch.dtype | None
+    known: Mapping[str, int] | None
 
     def sources(self) -> list[dict[str, Any]]:
         """Where each image comes from: its path and, of a crop, its box in the image as the model sees it."""
@@ -112,55 +127,44 @@ class _Parts:
         return [{**row, "crop": box} for row, box in zip(rows, boxes, strict=True)]
 
 
-def run(
-    job: Job,
-    out: str | os.PathLike[str],
-    *,
-    known: Mapping[str, int] | None = None,
-    progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> RunFolder:
+def run(job: Job, out: str | os.PathLike[str], *, progress: bool = False) -> RunFolder:
     """Do a job, or go on with it, and leave its result in a folder.
 
     All input is checked before anything is written. Stages that the folder already has are not done
-    again; a finished run is returned as it is.
+    again; a finished run is returned as it is. What happens is logged.
 
     Args:
         job: what to do.
         out: the run's folder.
-        known: group of each image by its path in the folder, if groups are known: adds the adjusted
-            Rand index of the facets against them to the metrics.
         progress: show progress bars.
-        say: is told what happens, a line each.
 
     Raises:
         MFVError: if the input can't be used, naming what and why.
     """
-    parts = _load(job)
-    folder = RunFolder.open(out, _settings(job, os.fspath(out), parts, known))
+    parts = _load(job, progress)
+    folder = RunFolder.open(out, _settings(job, os.fspath(out), parts))
     if folder.finished:
-        say(f"{folder.path} is finished; nothing to do")
+        _log.info("%s is finished; nothing to do", folder.path)
         return folder
     parts = parts if job.top_k is None else _narrowed(folder, job.top_k, parts, progress)
     _find(folder, job, parts, progress)
     facets = folder.read_facets()
-    say(f"{len(facets)} facets of {facets.unit}, of {', '.join(str(len(facet)) for facet in facets)} images")
     _render(folder, facets, job, parts, progress)
-    _attribute(folder, facets, parts, job.attribution)
-    _score(folder, facets, parts, known, job.seed)
-    with folder.stage("report"):
+    _attribute(folder, facets, parts, job.attribution, progress)
+    _score(folder, facets, parts, job.seed, progress)
+    with folder.stage("report"), waiting("page", progress):
         report.build(folder)
     folder.finish()
     return folder
 
 
-def _load(job: Job) -> _Parts:
+def _load(job: Job, progress: bool) -> _Parts:
     check_method(job.attribution)
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
     unit = _unit(job)
-    model, spec = models.load(job.model, job.weights)
-    model = model.to(_device(job.device))
+    known = None if job.labels is None else _read_labels(job.labels)
+    model, spec = _model(job, progress)
     spec = spec if job.input_size is None else replace(spec, size=job.input_size)
     layer, _, reduce = (job.code or "").partition(":")
     unit, code = resolve(model, unit, Code(layer, reduce or "mean") if layer else None, spec)
@@ -171,7 +175,25 @@ def _load(job: Job) -> _Parts:
         raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
     if job.facets != "auto" and not 1 <= job.facets <= len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
-    return _Parts(model, spec, unit, code, images, images, recipe, models.autocast_dtype(job.dtype))
+    _log.debug("unit %s, read by %s; code: %s of %s", unit, unit.reduce, code.reduce, code.layer)
+    return _Parts(model, spec, unit, code, images, images, recipe, models.autocast_dtype(job.dtype), known)
+
+
+def _model(job: Job, progress: bool) -> tuple[nn.Module, InputSpec]:
+    _log.info("loading %s", job.model)
+    with waiting(f"loading {job.model}", progress):
+        model, spec = models.load(job.model, job.weights, progress=progress)
+    device = _device(job.device)
+    _log.debug("%s: %s, %d parameters, on %s", job.model, spec, sum(p.numel() for p in model.parameters()), device)
+    return model.to(device), spec
+
+
+def _read_labels(path: str) -> dict[str, int]:
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {str(name): int(group) for name, group in table.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise FacetError(f"{path} isn't a JSON table of image path and group number: {error}") from error
 
 
 def _device(name: str | None) -> torch.device:
@@ -197,6 +219,7 @@ def _unit(job: Job) -> Unit:
 
 def _narrowed(folder: RunFolder, top_k: int, parts: _Parts, progress: bool) -> _Parts:
     """The same job on the images that activate the unit most, at the size of what they show."""
+    _log.info("finding the %d of %d images that activate %s most", top_k, len(parts.folder), parts.unit)
     with nullcontext() if folder.done("top images") else folder.stage("top images"):
         top = top_images(
             parts.model,
@@ -210,7 +233,7 @@ def _narrowed(folder: RunFolder, top_k: int, parts: _Parts, progress: bool) -> _
     return replace(parts, images=top, spec=top.input_spec)
 
 
-def _settings(job: Job, out: str, parts: _Parts, known: Mapping[str, int] | None) -> dict[str, Any]:
+def _settings(job: Job, out: str, parts: _Parts) -> dict[str, Any]:
     """All that the result depends on, and the command that repeats it."""
     return {
         **asdict(job),
@@ -218,7 +241,7 @@ def _settings(job: Job, out: str, parts: _Parts, known: Mapping[str, int] | None
         "input_spec": asdict(parts.spec),
         "images_hash": parts.folder.digest(),
         "weights_hash": None if job.weights is None else _hash_file(Path(job.weights)),
-        "known_groups": None if known is None else len(set(known.values())),
+        "known_groups": None if parts.known is None else len(set(parts.known.values())),
         "command": job.command(out),
     }
 
@@ -226,6 +249,7 @@ def _settings(job: Job, out: str, parts: _Parts, known: Mapping[str, int] | None
 def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
     if folder.done("facets"):
         return
+    _log.info("finding the facets of %s in %d images", parts.unit, len(parts.images))
     with folder.stage("facets", unit=asdict(parts.unit), code=asdict(parts.code), seed=job.seed, recipe=job.recipe):
         facets = find_facets(
             parts.model,
@@ -239,11 +263,25 @@ def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
             progress=progress,
         )
         folder.write_facets(facets, parts.sources())
+        _write_config(folder, job, parts.recipe)
+
+
+def _write_config(folder: RunFolder, job: Job, recipe: Recipe) -> None:
+    """``run.toml``, with which the run can be repeated; a recipe of the user's is copied, as it was."""
+    given = job.given()
+    if job.recipe.endswith(".json"):
+        own = folder.path / "recipe.json"
+        write_whole(own, recipe.to_json().encode())
+        given["recipe"] = os.path.relpath(own)
+    head = f"# captum-mfv {__version__}, repeated by: captum-mfv run --config run.toml --out FOLDER\n"
+    text = head + config.dumps(given, folder.path)
+    write_whole(folder.path / "run.toml", text.encode("utf-8", "surrogateescape"))
 
 
 def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progress: bool) -> None:
     if folder.done("images"):
         return
+    _log.info("synthesising %d images in %d steps", len(facets), parts.recipe.n_steps)
     with folder.stage("images"):
         renderings = render_facets(
             parts.model,
@@ -261,26 +299,29 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
         folder.write_renderings(facets, renderings)
 
 
-def _attribute(folder: RunFolder, facets: FacetSet, parts: _Parts, method: str | None) -> None:
+def _attribute(folder: RunFolder, facets: FacetSet, parts: _Parts, method: str | None, progress: bool) -> None:
     """Where each facet's image and its nearest members show it, as overlays."""
     if folder.done("attributions"):
         return
+    _log.info("finding where the images show their facets")
     with folder.stage("attributions"):
         shown, targets = [], []
         for facet, image in zip(facets, folder.read_images(facets), strict=True):
             its = [parts.spec.resize(image[None])[0], *stack(parts.images, facet.members[:NEAREST])]
             shown += its
             targets += [facet.index] * len(its)
-        maps = facet_maps(parts.model, facets, shown, targets, method=method, input_spec=parts.spec)
-        overlays = [overlay_png(*pair) for pair in zip(shown, maps, strict=True)]
+        maps = facet_maps(parts.model, facets, shown, targets, method=method, input_spec=parts.spec, progress=progress)
+        pairs = tqdm(zip(shown, maps, strict=True), "overlays", len(shown), unit="image", disable=not progress)
+        overlays = [overlay_png(*pair) for pair in pairs]
         for facet in facets:
             folder.write_overlays(facet.index, [overlays[i] for i, k in enumerate(targets) if k == facet.index])
 
 
-def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[str, int] | None, seed: int) -> None:
+def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, seed: int, progress: bool) -> None:
     if folder.done("metrics"):
         return
-    with folder.stage("metrics"):
+    _log.info("measuring how well the images show their facets")
+    with folder.stage("metrics"), waiting("metrics", progress):
         images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
         scores, retained = score_images(parts.model, facets, images, starts, parts.images, input_spec=parts.spec)
         metrics: dict[str, Any] = {
@@ -290,8 +331,8 @@ def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, known: Mapping[st
             "p_value": facets.p_value,
             "multifacetedness": asdict(multifacetedness(facets, seed=seed)),
         }
-        if known is not None:
-            metrics["adjusted_rand_index"] = _rand_index(facets, parts.sources(), known)
+        if parts.known is not None:
+            metrics["adjusted_rand_index"] = _rand_index(facets, parts.sources(), parts.known)
         folder.write_metrics(metrics)
 
 

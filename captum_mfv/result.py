@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -17,18 +18,20 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from captum_mfv._version import __version__
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet
-from captum_mfv.files import write_whole
+from captum_mfv.files import tensor_file, write_whole
 from captum_mfv.images import InputSpec, from_pil, open_image, to_pil, to_tensor
 from captum_mfv.optvis.render import Rendering
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["FORMAT", "NEAREST", "MemberImages", "RunFolder"]
 
@@ -47,7 +50,8 @@ class RunFolder:
     The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
     ``images/facet_NN.png`` and ``facet_NN_start.png``, ``attributions/facet_NN.png`` and
     ``facet_NN_member_M.png`` (the M-th nearest), ``controls/NAME/facet_NN.png`` where controls were drawn,
-    ``tensors.safetensors``, ``metrics.json`` and ``report.html``. Nothing is written before the first stage is done.
+    ``tensors.safetensors``, ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Nothing
+    is written before the first stage is done.
 
     Args:
         path: the folder.
@@ -128,7 +132,9 @@ class RunFolder:
         began = perf_counter()
         yield
         self.manifest["stages"].append(name)
-        self.manifest["timings"][name] = round(perf_counter() - began, 3)
+        seconds = perf_counter() - began
+        self.manifest["timings"][name] = round(seconds, 3)
+        _log.debug("%s took %.1f s", name, seconds)
         self.manifest.update(facts)
         self._write_manifest()
 
@@ -219,14 +225,38 @@ class RunFolder:
         slug = "-".join(re.findall("[a-z]+", name))
         return [self.path / f"controls/{slug}/facet_{k:02d}.png" for k in range(n_facets)]
 
+    def read_renderings(self, facets: FacetSet) -> list[Rendering]:
+        """What `write_renderings` wrote, images and transparencies rounded to 255 levels, one a facet."""
+        histories, (transparency,) = self.read_histories(), self._read_tensors("transparency").values()
+        images, starts = self.read_images(facets), self.read_images(facets, "_start")
+        return [
+            Rendering(
+                facet=facet,
+                image=images[k],
+                start=starts[k],
+                history={term: values[k] for term, values in histories.items()},
+                seed=self.manifest["seed"],
+                recipe=self.manifest["recipe"],
+                transparency=torch.from_numpy(transparency[k]) / 255,
+            )
+            for k, facet in enumerate(facets)
+        ]
+
     def read_histories(self) -> dict[str, NDArray[np.float32]]:
         """Term → (n_facets, n_steps)."""
+        return self._read_tensors("history.")
+
+    def _read_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """The tensors whose names begin so, by the rest of the name."""
         try:
             with safe_open(self.path / "tensors.safetensors", framework="numpy") as file:
-                names = [name for name in file.keys() if name.startswith("history.")]  # noqa: SIM118
-                return {name.removeprefix("history."): file.get_tensor(name) for name in names}
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+                found = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise RunError(f"{self.path}: tensors.safetensors can't be read: {error}") from error
+        if not found:
+            raise RunError(f"{self.path}: tensors.safetensors holds no {prefix.rstrip('.')}; is the run finished?")
+        return found
 
     def write_overlays(self, index: int, overlays: Sequence[bytes]) -> None:
         """Write the overlays of a facet as PNG files: of its image, then of its nearest members."""
@@ -259,8 +289,7 @@ class RunFolder:
 
     def _write_tensors(self, facets: FacetSet, more: Mapping[str, NDArray[Any]]) -> None:
         arrays = {**facets.arrays(), "centers": facets.centers, **more}
-        content = save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, metadata=facets.header())
-        write_whole(self.path / "tensors.safetensors", content)
+        write_whole(self.path / "tensors.safetensors", tensor_file(arrays, facets.header()))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         new = json.loads(json.dumps(settings))

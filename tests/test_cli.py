@@ -1,8 +1,12 @@
 """The command, as a user types it."""
 
 import json
+import logging
 import re
+import subprocess
+import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -11,7 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from captum_mfv.attr import check_method
 from captum_mfv.cli import main
+from captum_mfv.datasets import digits
 from captum_mfv.images import to_pil
 from captum_mfv.metrics import CONTROLS
 from captum_mfv.optvis.recipes import RECIPES
@@ -75,7 +81,7 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
     images = [f"images/facet_0{k}{suffix}.png" for k in range(3) for suffix in ("", "_start")]
     members = ["", *(f"_member_{n}" for n in range(6))]
     overlays = [f"attributions/facet_0{k}{member}.png" for k in range(3) for member in members]
-    rest = ["facets.json", "manifest.json", "metrics.json", "report.html", "tensors.safetensors"]
+    rest = ["facets.json", "manifest.json", "metrics.json", "report.html", "run.toml", "tensors.safetensors"]
     assert files == sorted([*rest, *images, *overlays])
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -266,8 +272,8 @@ def test_a_finished_run_is_not_done_again_and_a_stopped_one_goes_on(inputs, tmp_
     assert call(words, capsys)[0] == 0
     assert (tmp_path / "run" / "facets.json").stat().st_mtime_ns == facets
     image = (tmp_path / "run" / "images" / "facet_00.png").stat().st_mtime_ns
-    status, said, _ = call(words, capsys)
-    assert (status, "nothing to do" in said) == (0, True)
+    status, said, told = call(words, capsys)
+    assert (status, "nothing to do" in told, "page: " in said) == (0, True, True)
     assert (tmp_path / "run" / "images" / "facet_00.png").stat().st_mtime_ns == image
 
 
@@ -365,11 +371,163 @@ def test_the_page_is_rebuilt_self_contained_and_escapes_names(inputs, tmp_path, 
     assert "&lt;script&gt;" in (out / "report.html").read_text()
 
 
-def test_help_teaches_with_an_example(capsys):
+def test_help_teaches_with_examples_in_groups_and_says_what_exit_codes_mean(capsys):
     status, said, _ = call(["run", "--help"], capsys)
     assert status == 0
-    assert "captum-mfv run --model squeezenet1_0" in said
+    for example in re.findall(r"captum-mfv run .*(?:\\\\\n.*)?", said):
+        assert set(re.findall(r"--[\w-]+", example)) <= set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", said, re.MULTILINE))
+    headings = re.findall(r"^(\S.*):$", said, re.MULTILINE)
+    assert headings == ["What is looked at", "Facets", "Synthesised images", "The run", "Other"]
+    assert "[default: 10]" in said
+    _, said, _ = call(["--help"], capsys)
+    assert re.findall(r"^ +(\d+) ", said, re.MULTILINE) == ["0", "2", "130", "1"]
     assert call(["--version"], capsys)[1].startswith("captum-mfv, version ")
+
+
+def same_files(one, two, names):
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+RESULT = ["facets.json", "tensors.safetensors", "metrics.json", "images/facet_02.png", "attributions/facet_01.png"]
+
+
+def test_a_run_is_repeated_from_its_own_config_wherever_one_stands(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(inputs)
+    names = {"model": "model.py:make", "weights": "w.safetensors", "images": "images", "labels": "labels.json"}
+    recipe = {**json.loads(RECIPES["facet"].to_json()), "name": "mine"}
+    (inputs / "mine.json").write_text(json.dumps(recipe))
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, **names, recipe="mine.json", seed=3), capsys)[0] == 0
+    (inputs / "mine.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert call(["run", "--config", "run/run.toml", "--out", "again"], capsys)[0] == 0
+    same_files(out, tmp_path / "again", RESULT)
+    monkeypatch.chdir(out)
+    assert call(["run", "--config", "run.toml", "--out", "../other", "--seed", 4], capsys)[0] == 0
+    assert (tmp_path / "other/images/facet_00.png").read_bytes() != (out / "images/facet_00.png").read_bytes()
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("run", "other")]
+    assert [manifest["seed"] for manifest in manifests] == [3, 4]
+
+
+def test_the_demo_is_repeated_from_its_config_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("captum_mfv.pipeline.get_recipe", lambda name: RECIPES[name].with_steps(2))
+    few = [values[::6] for values in digits()]
+    monkeypatch.setattr("captum_mfv.datasets.digits", lambda: few)
+    assert call(["demo", "--out", "demo", "--quiet"], capsys)[1] == ""
+    assert call(["run", "--config", "demo/run.toml", "--out", "again"], capsys)[0] == 0
+    same_files(tmp_path / "demo", tmp_path / "again", RESULT)
+    assert "adjusted_rand_index" in (tmp_path / "again/metrics.json").read_text()
+
+
+CONFIGS = {
+    "no TOML": ("steps = ", r"run.toml can't be read as TOML"),
+    "an unknown option": ("step = 3", r"run.toml has no option 'step' to give; did you mean steps\?"),
+    "itself": ('config = "run.toml"', r"no option 'config'"),
+    "text for a number": ('top-k = "many"', r"top-k must be a whole number, not 'many'"),
+    "a fraction": ("steps = 1.5", r"steps must be a whole number, not 1.5"),
+    "a truth": ("seed = true", r"seed must be a whole number, not True"),
+    "a list": ('unit = ["6:1"]', r"unit must be text, not \['6:1'\]"),
+    "a number for a flag": ("quiet = 1", r"quiet must be true or false, not 1"),
+    "a wrong value": ('facets = "many"', r"'many' is neither a number nor auto"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_that_does_not_fit_is_refused_in_a_line(case, tmp_path, capsys):
+    text, message = CONFIGS[case]
+    (tmp_path / "run.toml").write_text(text)
+    words = ["run", "--config", tmp_path / "run.toml", "--model", "x", "--unit", "a:1", "--images", "y", "--out", "z"]
+    status, said, error = call(words, capsys)
+    assert (status, said, error.count("\n")) == (2, "", 1)
+    assert re.search(message, error)
+    assert "can't be read" in call(["run", "--config", tmp_path / "none.toml"], capsys)[2]
+
+
+def test_what_is_said_goes_to_standard_error_and_results_to_standard_output(inputs, tmp_path, capsys):
+    status, said, told = call(arguments(inputs, tmp_path / "run", steps=2), capsys)
+    assert (status, len(said.splitlines())) == (0, 4)
+    assert "synthesising 3 images in 2 steps" in told
+    assert not set(told) & {"\r", "█", "%"}
+    assert call([*arguments(inputs, tmp_path / "still", steps=2), "--quiet"], capsys) == (0, "", "")
+    logger = logging.getLogger("captum_mfv")
+    assert (logger.level, logger.handlers) == (logging.NOTSET, [])
+
+
+def test_verbose_says_layers_code_and_what_took_how_long(inputs, tmp_path, capsys, monkeypatch):
+    def warn(*arguments, **options):
+        warnings.warn("old <thing>", DeprecationWarning, stacklevel=2)
+        return check_method(*arguments, **options)
+
+    monkeypatch.setattr("captum_mfv.pipeline.check_method", warn)
+    _, said, told = call([*arguments(inputs, tmp_path / "run", steps=2), "--verbose"], capsys)
+    assert len(said.splitlines()) == 4
+    for words in ("unit 6:1, read by mean; code: mean of 3", "distribution reads 1, 2, 3", "DeprecationWarning: old"):
+        assert words in told
+    assert re.findall(r"(\w+) took \d+\.\d s", told) == ["facets", "images", "attributions", "metrics", "report"]
+    assert "old <thing>" not in call(arguments(inputs, tmp_path / "calm", steps=2), capsys)[2]
+    status, _, told = call([*arguments(inputs, tmp_path / "no"), "-q", "-v"], capsys)
+    assert (status, "can't both be meant" in told) == (2, True)
+
+
+def test_models_and_layers_are_listed_without_a_download(inputs, capsys, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    _, said, _ = call(["list", "models"], capsys)
+    assert {"squeezenet1_0", "resnet50", "vit_b_16"} <= set(said.split())
+    status, said, told = call(["list", "layers", "--model", "squeezenet1_0", "--unit", "classifier.1:945"], capsys)
+    lines = [re.split(r"  +", line) for line in said.splitlines()]
+    assert status == 0
+    assert ["classifier.1", "Conv2d", "1000 x 13 x 13", "1000"] in lines
+    assert [line[0] for line in lines if line[-1] == "*"] == ["features.12"]
+    assert told == "* code of classifier.1 by default\n"
+    _, said, _ = call(["list", "layers", "--model", f"{inputs}/model.py:make"], capsys)
+    assert [line.split()[0] for line in said.splitlines()] == ["layer", *"0123456"]
+    for more, words in ((["--model", "resnet51"], "resnet50"), (["--model", "alexnet", "--unit", "x"], "no layer 'x'")):
+        status, said, told = call(["list", "layers", *more], capsys)
+        assert (status, said, words in told) == (2, "", True)
+
+
+COMPLETED = {
+    "commands": ("captum-mfv ", "run", "plain"),
+    "options": ("captum-mfv run --top", "--top-k", "plain"),
+    "models": ("captum-mfv run --model squeeze", "squeezenet1_1", "plain"),
+    "a model of one's own": ("captum-mfv run --model ./", "./", "file"),
+    "recipes": ("captum-mfv run --recipe paper", "paper-mean", "plain"),
+    "recipes to look at": ("captum-mfv list recipes ma", "maco", "plain"),
+    "folders": ("captum-mfv run --images pe", "pe", "dir"),
+    "files": ("captum-mfv run --config r", "r", "file"),
+}
+
+
+@pytest.mark.parametrize("case", COMPLETED)
+def test_shells_complete(case, capsys, monkeypatch):
+    line, found, kind = COMPLETED[case]
+    words = line.split(" ")
+    for name, value in {"": "zsh_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}.items():
+        monkeypatch.setenv(name or "_CAPTUM_MFV_COMPLETE", value)
+    status, said, _ = call([], capsys)
+    rows = said.splitlines()
+    assert status == 0
+    assert (kind, found) in list(zip(rows[::3], rows[1::3], strict=True))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_documented_line_gives_each_shell_its_script(shell, capsys, monkeypatch):
+    monkeypatch.setenv("_CAPTUM_MFV_COMPLETE", f"{shell}_source")
+    status, said, _ = call([], capsys)
+    assert (status, f"_CAPTUM_MFV_COMPLETE={shell}_complete" in said) == (0, True)
+    monkeypatch.delenv("_CAPTUM_MFV_COMPLETE")
+    assert f"_CAPTUM_MFV_COMPLETE={shell}_source" in call(["--help"], capsys)[1]
+
+
+def test_the_module_is_the_command_and_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -W error -m captum_mfv list models | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alexnet\n", "")
 
 
 def test_recipes_are_listed_and_one_can_be_changed_and_given_back(inputs, tmp_path, capsys):

@@ -1,18 +1,22 @@
 import io
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from conftest import SPEC, fingerprint, same, small_cnn
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_mfv import FacetFinder, Unit, find_facets
+from captum_mfv import FacetFinder, RunFolder, Unit, find_facets
 from captum_mfv.attr import facet_maps
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
-from captum_mfv.errors import FacetError
-from captum_mfv.figures import overlay_png, plot_attributions
+from captum_mfv.errors import FacetError, RunError
+from captum_mfv.figures import _marker, overlay_png, plot_attributions, plot_embedding, plot_facets, plot_history
+from captum_mfv.optvis.render import Rendering
+from captum_mfv.palette import facet_color
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +107,152 @@ def test_as_many_of_each_as_images(wrong):
     images, maps = image_and_map()
     with pytest.raises(ValueError, match="2 images need"):
         plot_attributions(images, maps, **wrong)
+
+
+def rendered(facets, n_steps=20, seed=0):
+    """Renderings as the loop makes them, without the loop: two phases, of which the second has a term more."""
+    draw = torch.Generator().manual_seed(seed)
+    late = np.where(np.arange(n_steps) < n_steps // 2, np.nan, 1).astype(np.float32)
+    return [
+        Rendering(
+            facet=facet,
+            image=torch.rand(3, 32, 32, generator=draw),
+            start=torch.zeros(3, 32, 32),
+            history={
+                "code": np.ones(n_steps, np.float32),
+                "total_variation": late,
+                "activation": np.arange(n_steps, dtype=np.float32),
+            },
+            seed=seed,
+            recipe="facet",
+            transparency=torch.full((32, 32), 0.5),
+        )
+        for facet in facets
+    ]
+
+
+def test_facets_are_drawn_with_their_starts_and_nearest_images_beneath(facets, planted):
+    axes = plot_facets(rendered(facets), starts=True, images=planted[0], n_nearest=2)
+    assert axes.shape == (3, 4)
+    for facet, column in zip(facets, axes, strict=True):
+        shown = [axis.images[0].get_array() for axis in column]
+        nearest = planted[0][facet.members[0]].permute(1, 2, 0).numpy()
+        assert np.allclose(shown[2], nearest)
+        assert not shown[1].any()
+        assert column[0].get_title() == f"facet {facet.index}"
+    assert [axis.get_ylabel() for axis in axes[0]] == ["", "start", "nearest", ""]
+
+
+def test_facets_are_a_grid_in_which_each_has_its_place_and_its_colour(facets):
+    axes = plot_facets([*rendered(facets), *rendered(facets, seed=1)], columns=4)
+    assert axes.shape == (6,)
+    assert len(axes[0].figure.axes) == 6
+    assert [axis.get_title() for axis in axes[2:4]] == ["facet 2, seed 0", "facet 0, seed 1"]
+    assert to_hex(axes[1].spines["left"].get_edgecolor()) == facet_color(1)
+    faded = plot_facets(rendered(facets)[0], transparency=True)[0].images[0].get_array()
+    assert (faded.shape, float(faded[..., 3].max())) == ((32, 32, 4), 0.5)
+
+
+def test_a_facet_with_fewer_members_than_are_shown_leaves_places_empty(facets, planted):
+    few = replace(facets[0], members=facets[0].members[:1])
+    (column,) = plot_facets(replace(rendered(facets)[0], facet=few), images=planted[0], n_nearest=3)
+    assert [len(axis.images) for axis in column] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("n_dimensions", [1, 2, 5])
+def test_the_map_has_a_point_for_each_image_that_could_be_read(facets, n_dimensions):
+    labels, embedding = facets.labels.copy(), np.random.default_rng(0).normal(size=(60, n_dimensions))
+    labels[:4], embedding[0] = -1, np.nan
+    axis = plot_embedding(replace(facets, labels=labels, embedding=embedding.astype(np.float32)), legend=True)
+    points = [collection.get_offsets() for collection in axis.collections]
+    assert [len(some) for some in points] == [3, *np.bincount(labels[labels >= 0])]
+    assert [text.get_text() for text in axis.texts] == ["0", "1", "2"]
+    assert axis.get_legend().get_texts()[0].get_text() == "no facet, 3 images"
+
+
+def test_colour_is_never_the_only_sign_of_a_facet():
+    signs = [(facet_color(index), _marker(index)) for index in range(-1, 70)]
+    assert len(set(signs)) == 71
+    assert len({color for color, _ in signs}) == 11
+
+
+def test_a_history_has_a_panel_for_each_term_and_a_line_for_each_facet(facets):
+    axes = plot_history(rendered(facets), window=1)
+    assert [axis.get_title() for axis in axes] == ["activation", "code", "total variation"]
+    assert [len(axis.lines) for axis in axes] == [3, 3, 3]
+    assert np.array_equal(axes[0].lines[1].get_ydata(), np.arange(20))
+    names = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
+    assert names == ["facet 0", "facet 1", "facet 2"]
+
+
+def test_the_running_mean_is_of_what_there_is(facets):
+    (axis,) = plot_history(rendered(facets)[0], terms=["total_variation"], window=7)
+    values = axis.lines[0].get_ydata()
+    assert np.isnan(values[:10]).all()
+    assert np.allclose(values[10:], 1)
+    (axis,) = plot_history(rendered(facets)[0], terms=["activation"], window=7)
+    assert np.allclose(axis.lines[0].get_ydata()[3:-3], np.arange(3, 17))
+
+
+def drawn_on(facets, planted, axes):
+    flat = axes.reshape(-1)
+    return [
+        list(plot_facets(rendered(facets), flat[:3])),
+        list(plot_facets(rendered(facets), axes[:2, :3], images=planted[0], n_nearest=1).reshape(-1)),
+        [plot_embedding(facets, flat[0], legend=True)],
+        list(plot_history(rendered(facets), flat[:2], terms=["activation", "code"])),
+    ]
+
+
+def test_the_callers_axes_come_back_and_pyplot_is_left_alone(facets, planted):
+    axes = Figure().subplots(2, 3)
+    flat = list(axes.reshape(-1))
+    backend, settings = matplotlib.get_backend(), dict(matplotlib.rcParams)
+    assert drawn_on(facets, planted, axes) == [flat[:3], flat, flat[:1], flat[:2]]
+    axes[0, 0].figure.savefig(io.BytesIO())
+    assert (matplotlib.get_backend(), dict(matplotlib.rcParams)) == (backend, settings)
+    assert matplotlib._pylab_helpers.Gcf.figs == {}
+
+
+WRONG = {
+    "no renderings": (lambda f: plot_facets([]), FacetError, "no renderings"),
+    "facets in their place": (lambda f: plot_facets(f), TypeError, "what render_facets returns, not Facet"),
+    "too few axes": (
+        lambda f: plot_facets(rendered(f), Figure().subplots(1, 2)),
+        FacetError,
+        "3 pictures need as many",
+    ),
+    "too few titles": (lambda f: plot_facets(rendered(f), titles=["one"]), FacetError, "3 renderings need as many"),
+    "no facet set": (lambda f: plot_embedding(f[0]), TypeError, "must be a FacetSet, not Facet"),
+    "too many titles": (lambda f: plot_embedding(f, titles="abcd"), FacetError, "3 facets need as many titles, not 4"),
+    "an unknown term": (lambda f: plot_history(rendered(f), terms=["loss"]), FacetError, "'loss'.*activation, code"),
+    "an axis for two terms": (
+        lambda f: plot_history(rendered(f), Figure().subplots(), terms=["code", "activation"]),
+        FacetError,
+        "2 terms need as many axes, not 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_drawn_is_named(case, facets):
+    call, error, message = WRONG[case]
+    with pytest.raises(error, match=message):
+        call(facets)
+
+
+def test_a_runs_folder_gives_its_renderings_back(facets, tmp_path):
+    folder = RunFolder(tmp_path, {"stages": [], "timings": {}, "seed": 0, "recipe": "facet"})
+    with pytest.raises(RunError, match="can't be read"):
+        folder.read_renderings(facets)
+    folder.write_facets(facets, [{"path": f"{i}.png"} for i in range(60)])
+    with pytest.raises(RunError, match="is the run finished"):
+        folder.read_renderings(facets)
+    made = rendered(facets)
+    folder.write_renderings(facets, made)
+    for one, again in zip(made, folder.read_renderings(facets), strict=True):
+        assert again.facet.index == one.facet.index
+        assert torch.allclose(again.image, one.image, atol=0.5 / 255)
+        assert torch.allclose(again.transparency, one.transparency, atol=0.5 / 255)
+        for term, values in one.history.items():
+            assert np.array_equal(again.history[term], values, equal_nan=True)

@@ -9,6 +9,7 @@ import captum.attr
 import torch
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from captum_mfv.activations import guard, spatial_layers, trace
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
@@ -31,6 +32,7 @@ def facet_maps(
     *,
     method: str | None = None,
     input_spec: InputSpec | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> Tensor:
     """Where each image shows its facet: attributions of the facet against the others.
@@ -44,6 +46,7 @@ def facet_maps(
             gradient times activation of the code's layer where that has positions: of a pooled code it
             is exact, each position's own share of the facet's score. Elsewhere integrated gradients.
         input_spec: what turns images into the model's input.
+        progress: show a progress bar.
         **options: what the method's ``attribute`` takes, such as ``n_steps``.
 
     Returns:
@@ -57,10 +60,11 @@ def facet_maps(
     method = method or _default(model, facets, feed(images[:1]))
     with guard(model):
         explain = _explainer(method, FacetModel(model, facets), contrast=len(facets) > 1)
-        found = [
-            _summed(explain.attribute(feed(rows), target=list(goals), **options))
-            for rows, goals in _batches(images, targets)
-        ]
+        found = []
+        with tqdm(total=len(images), desc="attributions", unit="image", disable=not progress) as bar:
+            for rows, goals in _batches(images, targets):
+                found.append(_summed(explain.attribute(feed(rows), target=list(goals), **options)))
+                bar.update(len(rows))
     maps = torch.cat(found)[:, None]
     shape = tuple(images.shape[-2:])
     if maps.shape[-2:] != shape:

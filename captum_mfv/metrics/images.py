@@ -19,6 +19,8 @@ from captum_mfv.metrics.judged import off_facet, real_off_facet
 
 __all__ = ["ImageScores", "percentile", "retention", "score_images"]
 
+_ROWS = 16  # images in one pass, of which gradients are kept
+
 
 @dataclass(frozen=True)
 class ImageScores:
@@ -76,7 +78,8 @@ def score_images(
         input_spec: what turns images in [0, 1] into the model's input.
     """
     drives = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
-    look = partial(collect, model, facets.unit, code=facets.code, view=drives, input_spec=input_spec)
+    options = {"code": facets.code, "view": drives, "input_spec": input_spec, "batch_size": _ROWS}
+    look = partial(collect, model, facets.unit, **options)
     seen, members = look(images), look(real)
     own = nearest(seen.codes, facets.centers)
     off, off_real = _off_facets(seen, members, facets)

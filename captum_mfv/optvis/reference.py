@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.utils.data import Subset
+from tqdm import tqdm
 
 from captum_mfv.activations import capture, guard, layer_name, spatial_layers, trace
 from captum_mfv.collect import collect
@@ -50,6 +51,7 @@ def measure_reference(
     layers: Sequence[str] | None = None,
     n_images: int = 30,
     input_spec: InputSpec | None = None,
+    progress: bool = False,
 ) -> Reference:
     """How activations are distributed on the images of facets, for `distribution` and `facet`.
 
@@ -61,6 +63,7 @@ def measure_reference(
             of the network up to the code.
         n_images: how many of a facet's nearest images are used.
         input_spec: what turns images in [0, 1] into the model's input.
+        progress: show a progress bar.
     """
     facets = as_facets(facet)
     spec = input_spec or InputSpec()
@@ -68,7 +71,7 @@ def measure_reference(
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     variances: dict[str, list[Tensor]] = {name: [] for name in names}
     weights: dict[str, list[Tensor]] = {name: [] for name in names}
-    for outputs, gradients in _responses(model, facets, images, names, n_images, spec):
+    for outputs, gradients in _responses(model, facets, images, names, n_images, spec, progress):
         for name, output, gradient in zip(names, outputs, gradients, strict=True):
             found = sorted_activations(output)
             values[name].append(found.mean(0))
@@ -118,6 +121,7 @@ def measure_probe(
     n_images: int = 30,
     n_others: int = 300,
     input_spec: InputSpec | None = None,
+    progress: bool = False,
 ) -> Probe:
     """Probes of a layer's channels, averaged over positions: a facet's images against the dataset's others.
 
@@ -129,6 +133,7 @@ def measure_probe(
         n_images: how many of a facet's nearest images are used.
         n_others: how many images of the dataset, evenly spread, they are told from.
         input_spec: what turns images in [0, 1] into the model's input.
+        progress: show progress bars.
 
     Raises:
         FacetError: if the dataset has no images but a facet's.
@@ -138,9 +143,9 @@ def measure_probe(
     name = layer_name(model, layer or default_layers(model, facets[0], spec)[0])
     spread = np.unique(np.linspace(0, len(images) - 1, n_others).astype(int))
     sample = Subset(images, spread.tolist())  # type: ignore[arg-type,var-annotated]
-    seen = collect(model, facets[0].unit, sample, code=Code(name), input_spec=spec)
+    seen = collect(model, facets[0].unit, sample, code=Code(name), input_spec=spec, progress=progress)
     rows, scales = [], []
-    responses = _responses(model, facets, images, [name], n_images, spec)
+    responses = _responses(model, facets, images, [name], n_images, spec, progress)
     for item, ([output], [gradient]) in zip(facets, responses, strict=True):
         others = seen.codes[np.setdiff1d(seen.indices, np.flatnonzero(np.isin(spread, item.members)))]
         if not len(others):
@@ -153,12 +158,18 @@ def measure_probe(
 
 
 def _responses(
-    model: nn.Module, facets: Sequence[Facet], images: Images, names: Sequence[str], n_images: int, spec: InputSpec
+    model: nn.Module,
+    facets: Sequence[Facet],
+    images: Images,
+    names: Sequence[str],
+    n_images: int,
+    spec: InputSpec,
+    progress: bool,
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Of each facet's nearest images, float32: layers' outputs, and the unit's gradients with respect to them."""
     unit, feed = facets[0].unit, spec.feed(model)
     with guard(model), torch.enable_grad(), capture(model, [*names, unit.layer_name]) as run:
-        for item in facets:
+        for item in tqdm(facets, "nearest images", unit="facet", disable=not progress):
             outputs = run(feed(stack(images, item.members[:n_images]).requires_grad_()))
             wanted = [outputs[name] for name in names]
             found = torch.autograd.grad(unit.read(outputs[unit.layer_name]).sum(), wanted, allow_unused=True)

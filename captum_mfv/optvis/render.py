@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from tqdm import tqdm
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, batches
+from captum_mfv.notebook import picture, png, table
 from captum_mfv.optvis.initializer import as_facets, own_generator
 from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.terms import measure_terms
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Rendering", "render_facets"]
 
@@ -60,6 +64,17 @@ class Rendering:
     def rgba(self) -> Tensor:
         """(4, H, W) float32 in [0, 1], transparent where the image doesn't matter; grey images in three channels."""
         return torch.cat([self.image.expand(3, -1, -1), self.transparency[None]])
+
+    def _repr_png_(self) -> bytes | None:
+        """The image, for notebooks."""
+        return png(self.image)
+
+    def _repr_html_(self) -> str:
+        """The image beside its start, and where the unit and each term began and ended, for notebooks."""
+        name, done = f"facet {self.facet.index}", "" if self.complete else ", interrupted"
+        caption = f"{name} of {self.facet.unit}: recipe {self.recipe}, seed {self.seed}{done}"
+        pictures = [picture(self.image, name), picture(self.start, f"{name}, start")]
+        return table(caption, ["image", "start", *self.history], [[*pictures, *map(_went, self.history.values())]])
 
 
 def render_facets(
@@ -119,7 +134,9 @@ def render_facets(
     if size is not None and size < 1:
         raise ImageError(f"size must be at least 1 pixel, not {size}")
     names = {name: None for phase in plan.phases for name in phase.weights}
-    terms = measure_terms(names, model, chosen, images, spec)
+    terms = measure_terms(names, model, chosen, images, spec, progress)
+    for name, term in terms.items():
+        _log.debug("objective %s reads %s", name, ", ".join(term.layers))
     colors = _colors(images) if plan.colors == "images" else None
     jobs = [(row, one) for one in ([seed] if isinstance(seed, int) else seed) for row in range(len(chosen))]
     left = _split(jobs, max_batch or len(jobs))
@@ -189,6 +206,11 @@ def _split(jobs: list[Job], size: int) -> list[list[Job]]:
     if size < 1:
         raise RecipeError(f"max_batch must be at least 1 image, not {size}")
     return [jobs[i : i + size] for i in range(0, len(jobs), size)]
+
+
+def _went(values: NDArray[np.float32]) -> str:
+    known = values[np.isfinite(values)]
+    return f"{known[0]:.3g} → {known[-1]:.3g}" if len(known) else ""
 
 
 def _title(jobs: list[Job], facets: Sequence[Facet]) -> str:

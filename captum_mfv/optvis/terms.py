@@ -213,12 +213,12 @@ _TERMS: Mapping[str, Callable[[Sequence[Facet]], Term]] = {
     "grey": lambda facets: grey_term(),
 }
 
-_MEASURED: Mapping[str, Callable[[nn.Module, Sequence[Facet], Images, InputSpec], Term]] = {
-    "distribution": lambda model, facets, images, spec: distribution_term(
-        measure_reference(model, facets, images, input_spec=spec)
+_MEASURED: Mapping[str, Callable[[nn.Module, Sequence[Facet], Images, InputSpec, bool], Term]] = {
+    "distribution": lambda model, facets, images, spec, progress: distribution_term(
+        measure_reference(model, facets, images, input_spec=spec, progress=progress)
     ),
-    "probe": lambda model, facets, images, spec: probe_term(
-        facets, measure_probe(model, facets, images, input_spec=spec)
+    "probe": lambda model, facets, images, spec, progress: probe_term(
+        facets, measure_probe(model, facets, images, input_spec=spec, progress=progress)
     ),
 }
 
@@ -242,10 +242,17 @@ def make_term(name: str, facets: Sequence[Facet]) -> Term:
 
 
 def measure_terms(
-    names: Iterable[str], model: nn.Module, facets: Sequence[Facet], images: Images, input_spec: InputSpec
+    names: Iterable[str],
+    model: nn.Module,
+    facets: Sequence[Facet],
+    images: Images,
+    input_spec: InputSpec,
+    progress: bool = False,
 ) -> dict[str, Term]:
     """Terms by name, measured on the facets' images where they need it; raises as `make_term` does."""
     return {
-        name: _MEASURED[name](model, facets, images, input_spec) if name in _MEASURED else make_term(name, facets)
+        name: _MEASURED[name](model, facets, images, input_spec, progress)
+        if name in _MEASURED
+        else make_term(name, facets)
         for name in names
     }

@@ -18,12 +18,11 @@ from captum_mfv.errors import ImageError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
 from captum_mfv.images import to_pil
+from captum_mfv.palette import facet_color
 from captum_mfv.result import NEAREST, MemberImages, RunFolder
 
 __all__ = ["build"]
 
-# Paul Tol's "muted" scheme, distinct to colour-blind readers; orange in the place of its pale grey.
-_COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#ee7733")
 _THUMBNAIL = 96  # pixels
 
 
@@ -106,7 +105,7 @@ def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) ->
     return [
         Card(
             index=row["index"],
-            color=_color(row["index"]),
+            color=facet_color(row["index"]),
             size=row["size"],
             share=row["size"] / total,
             activation=row["activation"],
@@ -119,10 +118,6 @@ def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) ->
         )
         for i, row in enumerate(rows)
     ]
-
-
-def _color(index: int) -> str:
-    return _COLORS[index % len(_COLORS)]
 
 
 def _member(pictures: MemberImages, member: dict[str, Any]) -> Member:
@@ -158,7 +153,7 @@ def _points(embedding: NDArray[np.float32], labels: Sequence[int] | NDArray[np.i
         Point(
             round(float(x), 2),
             round(float(y), 2),
-            _color(int(label)) if label >= 0 else "#999999",
+            facet_color(int(label)),
             f"facet {label}" if label >= 0 else "no facet",
         )
         for (x, y), label in zip(places, labels, strict=True)
