@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from captum_mfv.attr import pure_code
 from captum_mfv.collect import Collection, collect
@@ -78,11 +79,11 @@ def score_images(
         input_spec: what turns images in [0, 1] into the model's input.
     """
     drives = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
-    options = {"code": facets.code, "view": drives, "input_spec": input_spec, "batch_size": _ROWS}
-    look = partial(collect, model, facets.unit, **options)
-    seen, members = look(images), look(real)
+    look = partial(collect, model, facets.unit, code=facets.code, view=drives, input_spec=input_spec, batch_size=_ROWS)
+    members = np.flatnonzero(facets.labels >= 0)
+    seen, found = look(images=images), look(images=Subset(real, members.tolist()))  # type: ignore[arg-type,var-annotated]
     own = nearest(seen.codes, facets.centers)
-    off, off_real = _off_facets(seen, members, facets)
+    off, off_real = _off_facets(seen, found, facets.labels[members])
     scores = [
         ImageScores(
             index=k,
@@ -98,11 +99,12 @@ def score_images(
     return scores, retention(seen.codes, facets)
 
 
-def _off_facets(seen: Collection, real: Collection, facets: FacetSet) -> tuple[list[float], list[float | None]]:
+def _off_facets(
+    seen: Collection, real: Collection, labels: NDArray[np.int64]
+) -> tuple[list[float], list[float | None]]:
     """`off_facet` of each facet's image, and the mean one of its real images."""
     assert seen.views is not None and real.views is not None
-    rows = real.indices
-    by_image = real_off_facet(real.views[rows], facets.labels[rows])
-    labels = [k for k in facets.labels[rows] if k >= 0 and len(facets[k]) > 1]
-    means = [float(np.mean(its)) if len(its := by_image[np.equal(labels, k)]) else None for k in range(len(facets))]
-    return off_facet(seen.views, real.views[rows], facets.labels[rows]).tolist(), means
+    counts = np.bincount(labels)
+    by_image, own = real_off_facet(real.views, labels), labels[counts[labels] > 1]
+    means = [float(by_image[own == k].mean()) if n > 1 else None for k, n in enumerate(counts)]
+    return off_facet(seen.views, real.views, labels).tolist(), means
