@@ -81,7 +81,7 @@ def score_images(
     drives = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
     look = partial(collect, model, facets.unit, code=facets.code, view=drives, input_spec=input_spec, batch_size=_ROWS)
     members = np.flatnonzero(facets.labels >= 0)
-    seen, found = look(images=images), look(images=Subset(real, members.tolist()))  # type: ignore[arg-type,var-annotated]
+    seen, found = look(images=images), look(images=Subset(real, members.tolist()))  # type: ignore[arg-type]
     own = nearest(seen.codes, facets.centers)
     off, off_real = _off_facets(seen, found, facets.labels[members])
     scores = [
