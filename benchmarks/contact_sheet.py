@@ -1,5 +1,9 @@
 #!/usr/bin/env python
-"""One picture of a run's images: python benchmarks/contact_sheet.py RUN_FOLDER PICTURE [--columns 5] [--starts]."""
+"""Runs' images in one picture: python benchmarks/contact_sheet.py PICTURE RUN [RUN …] [--columns 5] [--starts].
+
+Several runs stand side by side. A run is a folder with images/facet_NN.png, as `captum-mfv run` and
+benchmarks/quality.py leave them.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,6 @@ import argparse
 from pathlib import Path
 
 from PIL import Image
-
-from captum_mfv import RunFolder
-from captum_mfv.images import to_pil
 
 
 def sheet(pictures: list[Image.Image], columns: int, gap: int = 3) -> Image.Image:
@@ -22,17 +23,31 @@ def sheet(pictures: list[Image.Image], columns: int, gap: int = 3) -> Image.Imag
     return page
 
 
+def side_by_side(sheets: list[Image.Image], gap: int = 28) -> Image.Image:
+    """Sheets in a row."""
+    page = Image.new("RGB", (sum(one.width + gap for one in sheets) - gap, max(one.height for one in sheets)), "white")
+    left = 0
+    for one in sheets:
+        page.paste(one, (left, 0))
+        left += one.width + gap
+    return page
+
+
 def main() -> None:
-    """Read the run, write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    """Read the runs, write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--columns", type=int, default=5)
+    parser.add_argument("--side", type=int, default=128, help="of each image, in pixels")
     parser.add_argument("--starts", action="store_true", help="the start images instead")
     args = parser.parse_args()
-    folder = RunFolder.read(args.run)
-    images = folder.read_images(folder.read_facets(), "_start" if args.starts else "")
-    sheet([to_pil(image) for image in images], args.columns).save(args.picture, quality=88)
+    names = "facet_??_start.png" if args.starts else "facet_??.png"
+    sheets = []
+    for run in args.runs:
+        pictures = [Image.open(path).convert("RGB") for path in sorted((run / "images").glob(names))]
+        sheets.append(sheet([one.resize((args.side,) * 2, Image.Resampling.LANCZOS) for one in pictures], args.columns))
+    side_by_side(sheets).save(args.picture, quality=88)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from contact_sheet import sheet
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -282,7 +282,7 @@ def main() -> None:
             print(name, seed, "; ".join(f"{column} {show([vars(scores)], column)}" for column in COLUMNS), flush=True)
         add_ceilings(table, judge, real, Task(args, "facet", seed), seed)
     print_table(table, costs)
-    contact([Task(args, name, args.seeds[0]).folder for name in args.methods], args.facets, args.out / "sheet.jpg")
+    contact([Task(args, name, args.seeds[0]) for name in args.methods], args.out / "sheet.jpg")
 
 
 def add_ceilings(
@@ -321,10 +321,16 @@ def print_table(
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def contact(folders: Sequence[Path], n_facets: int, path: Path) -> None:
-    """All images, a row for each method."""
-    pictures = [Image.open(folder / f"images/facet_{k:02d}.png") for folder in folders for k in range(n_facets)]
-    sheet([picture.resize((160, 160)) for picture in pictures], n_facets).save(path, quality=88)
+def contact(tasks: Sequence[Task], path: Path, side: int = 128, margin: int = 190) -> None:
+    """All images, a row for each method, its name before it."""
+    pages = []
+    for task in tasks:
+        row = sheet([to_pil(image).resize((side, side)) for image in task.images()], task.args.facets)
+        page = Image.new("RGB", (margin + row.width, side + 3), "white")
+        page.paste(row, (margin, 0))
+        ImageDraw.Draw(page).text((4, side // 2 - 8), task.method, "black", ImageFont.load_default(15))
+        pages.append(page)
+    sheet(pages, 1, gap=0).save(path, quality=85)
 
 
 if __name__ == "__main__":
