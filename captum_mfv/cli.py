@@ -437,6 +437,23 @@ def report(folder: str) -> None:
 
 
 @app.command()
+@click.argument("folders", metavar="RUN RUN …", nargs=-1, required=True)
+@click.option("--out", default="compare.html", metavar="FILE", help="The page to write.")
+def compare(folders: tuple[str, ...], out: str) -> None:
+    """Show finished runs side by side on one page.
+
+    What differs in their settings, their facets, paired where they share images, and their figures.
+
+    \b
+    captum-mfv compare out/pepper out/pepper-plain --out compare.html
+    """
+    from captum_mfv.report import compare as write
+    from captum_mfv.result import RunFolder
+
+    click.echo(write([RunFolder.read(folder) for folder in folders], out))
+
+
+@app.command()
 @click.argument("folder")
 @click.option("--judge", required=True, metavar="MODEL", help="torchvision name, or file.py:function (which is run).")
 @click.option("--judge-weights", help="Its weights file.  [default: the model's own]")

@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -31,7 +31,7 @@ from captum_mfv.notebook import swatch, table
 from captum_mfv.palette import facet_color
 from captum_mfv.progress import waiting
 from captum_mfv.separation import separate
-from captum_mfv.stability import stability
+from captum_mfv.stability import bounds, recoveries, stability
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "nearest"]
@@ -70,6 +70,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         n_facets_: number of facets found.
         stability_: (n_facets_,) in [0, 1], how well each facet is found again in bootstrap samples of the
             reduced codes (`captum_mfv.stability`); below .6 a facet is doubtful. NaN without samples.
+        stability_interval_: (n_facets_, 2) between which values it lies in 95 % of these samples.
         p_value_: of the codes being one cluster; with ``n_facets="auto"`` alone.
     """
 
@@ -112,7 +113,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.n_facets_ = int(self.labels_.max()) + 1
         if self.n_facets_ < 1:
             raise FacetError("the clusterer called every image noise; there is no facet")
-        self.stability_ = self._stability(reduced, seed)
+        self.stability_, self.stability_interval_ = self._stability(reduced, seed)
         self.centers_ = np.stack([codes[self.labels_ == k].mean(0) for k in range(self.n_facets_)])
         return self
 
@@ -167,10 +168,11 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return found.labels
         return np.asarray(self._clusterer(found.n_clusters, seed).fit_predict(self.embedding_))
 
-    def _stability(self, reduced: NDArray[Any], seed: int) -> NDArray[np.float64]:
+    def _stability(self, reduced: NDArray[Any], seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if not self.n_bootstraps:
-            return np.full(self.n_facets_, np.nan)
-        return stability(reduced, self.labels_, self.n_bootstraps, seed)
+            return np.full(self.n_facets_, np.nan), np.full((self.n_facets_, 2), np.nan)
+        found = recoveries(reduced, self.labels_, self.n_bootstraps, seed)
+        return stability(found), bounds(found)
 
     def _clusterer(self, n_facets: int, seed: int) -> Any:
         if self.clusterer is None:
@@ -211,6 +213,7 @@ class Facet:
         unit: the unit.
         code: the code.
         stability: how well it is found again in bootstrap samples, in [0, 1]; None if that wasn't tried.
+        stability_interval: between which values that lies in 95 % of the samples; None if that isn't known.
     """
 
     index: int
@@ -224,6 +227,7 @@ class Facet:
     unit: Unit
     code: Code
     stability: float | None = None
+    stability_interval: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -242,6 +246,7 @@ class FacetSet(Sequence[Facet]):
         activations: (n_images,) the unit's activation; NaN for images that can't be read.
         p_value: of the images being one cluster, where the number of facets was chosen; else None.
         stability: of each facet, in [0, 1], where it was tried; else None.
+        stability_interval: of each facet, between which values it lies in 95 % of bootstrap samples; or None.
 
     Raises:
         FacetError: if a facet has no members.
@@ -255,6 +260,7 @@ class FacetSet(Sequence[Facet]):
     activations: Floats
     p_value: float | None = None
     stability: tuple[float, ...] | None = None
+    stability_interval: tuple[tuple[float, float], ...] | None = None
     facets: tuple[Facet, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -271,7 +277,6 @@ class FacetSet(Sequence[Facet]):
         distances = np.linalg.norm(self.codes[members] - center, axis=1)
         order = np.argsort(distances, kind="stable")
         members = members[order]
-        stability = None if self.stability is None else self.stability[index]
         return Facet(
             index=index,
             members=members,
@@ -283,7 +288,8 @@ class FacetSet(Sequence[Facet]):
             peak=peak,
             unit=self.unit,
             code=self.code,
-            stability=stability,
+            stability=None if self.stability is None else self.stability[index],
+            stability_interval=None if self.stability_interval is None else self.stability_interval[index],
         )
 
     def __len__(self) -> int:
@@ -330,6 +336,11 @@ class FacetSet(Sequence[Facet]):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
+    def whole(self) -> FacetSet:
+        """The unit as one facet, of every image that could be read."""
+        labels = np.where(np.isfinite(self.activations), 0, -1)
+        return replace(self, labels=labels, p_value=None, stability=None, stability_interval=None)
+
     def head(self) -> nn.Linear:
         """The facets as a linear layer from code to facet logits, frozen.
 
@@ -360,6 +371,7 @@ class FacetSet(Sequence[Facet]):
             "code": json.dumps(asdict(self.code)),
             "p_value": json.dumps(self.p_value),
             "stability": json.dumps(self.stability),
+            "stability_interval": json.dumps(self.stability_interval),
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -384,9 +396,14 @@ class FacetSet(Sequence[Facet]):
             with safe_open(file_path, framework="numpy") as file:
                 header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            stability = None if (found := header.get("stability")) is None else tuple(found)
+            stability, interval = header.get("stability"), header.get("stability_interval")
             return cls(
-                Unit(**header["unit"]), Code(**header["code"]), **arrays, p_value=header["p_value"], stability=stability
+                Unit(**header["unit"]),
+                Code(**header["code"]),
+                **arrays,
+                p_value=header["p_value"],
+                stability=None if stability is None else tuple(stability),
+                stability_interval=None if interval is None else tuple(map(tuple, interval)),
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
@@ -476,4 +493,5 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
         collection.activations,
         getattr(finder, "p_value_", None),
         tuple(finder.stability_.tolist()) if finder.n_bootstraps else None,
+        tuple(map(tuple, finder.stability_interval_.tolist())) if finder.n_bootstraps else None,
     )

@@ -16,19 +16,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_mfv import config, models, report
 from captum_mfv._version import __version__
 from captum_mfv.attr import check_method, facet_maps
-from captum_mfv.collect import TopImages, resolve, top_images
+from captum_mfv.collect import TopImages, collect, resolve, top_images
 from captum_mfv.errors import FacetError, ImageError, ModelError
-from captum_mfv.facets import FacetSet, find_facets
+from captum_mfv.facets import FacetSet, find_facets, nearest
 from captum_mfv.figures import overlay_png
 from captum_mfv.files import write_whole
 from captum_mfv.images import ImageFolder, InputSpec, stack
-from captum_mfv.metrics import multifacetedness, score_images
+from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.progress import waiting
@@ -150,6 +150,7 @@ def run(job: Job, out: str | os.PathLike[str], *, progress: bool = False) -> Run
     _find(folder, job, parts, progress)
     facets = folder.read_facets()
     _render(folder, facets, job, parts, progress)
+    _draw_plain(folder, facets, job, parts, progress)
     _attribute(folder, facets, parts, job.attribution, progress)
     _score(folder, facets, parts, job.seed, progress)
     with folder.stage("report"), waiting("page", progress):
@@ -299,6 +300,28 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
         folder.write_renderings(facets, renderings)
 
 
+def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progress: bool) -> None:
+    """What the unit's image is without facets, to compare with."""
+    if folder.done("plain image"):
+        return
+    with folder.stage("plain image"):
+        (rendering,) = render_facets(
+            parts.model,
+            facets.whole(),
+            parts.images,
+            recipe="plain",
+            steps=job.steps,
+            size=job.size,
+            dtype=parts.dtype,
+            input_spec=parts.spec,
+            seed=job.seed,
+            progress=progress,
+        )
+        if not rendering.complete:
+            raise KeyboardInterrupt
+        folder.write_plain(rendering)
+
+
 def _attribute(folder: RunFolder, facets: FacetSet, parts: _Parts, method: str | None, progress: bool) -> None:
     """Where each facet's image and its nearest members show it, as overlays."""
     if folder.done("attributions"):
@@ -331,9 +354,22 @@ def _score(folder: RunFolder, facets: FacetSet, parts: _Parts, seed: int, progre
             "p_value": facets.p_value,
             "multifacetedness": asdict(multifacetedness(facets, seed=seed)),
         }
+        if (plain := folder.read_plain()) is not None:
+            metrics["plain"] = _score_plain(parts, facets, plain)
         if parts.known is not None:
             metrics["adjusted_rand_index"] = _rand_index(facets, parts.sources(), parts.known)
         folder.write_metrics(metrics)
+
+
+def _score_plain(parts: _Parts, facets: FacetSet, image: Tensor) -> dict[str, Any]:
+    """What the network makes of the image of the whole unit, and which facet it is nearest to."""
+    seen = collect(parts.model, facets.unit, [image], code=facets.code, input_spec=parts.spec)
+    activation = float(seen.activations[0])
+    return {
+        "activation": activation,
+        "percentile": percentile(activation, facets.activations),
+        "nearest_facet": int(nearest(seen.codes, facets.centers)[0]),
+    }
 
 
 def _rand_index(facets: FacetSet, sources: Sequence[Mapping[str, Any]], known: Mapping[str, int]) -> float:

@@ -41,6 +41,8 @@ FORMAT = 1
 NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
 
+_PLAIN = "images/plain.png"
+
 _PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
 
 
@@ -48,7 +50,7 @@ class RunFolder:
     """The files of one run; each appears whole or not at all.
 
     The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
-    ``images/facet_NN.png`` and ``facet_NN_start.png``, ``attributions/facet_NN.png`` and
+    ``images/facet_NN.png``, ``facet_NN_start.png`` and ``plain.png``, ``attributions/facet_NN.png`` and
     ``facet_NN_member_M.png`` (the M-th nearest), ``controls/NAME/facet_NN.png`` where controls were drawn,
     ``tensors.safetensors``, ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Nothing
     is written before the first stage is done.
@@ -164,6 +166,7 @@ class RunFolder:
                 "size": len(facet),
                 "activation": float(facet.activations.mean()),
                 "stability": facet.stability,
+                "stability_interval": facet.stability_interval,
                 "members": [
                     {**sources[member], "activation": float(activation), "distance": float(distance)}
                     for member, activation, distance in zip(
@@ -241,6 +244,20 @@ class RunFolder:
             )
             for k, facet in enumerate(facets)
         ]
+
+    def write_plain(self, rendering: Rendering) -> None:
+        """Write the image that the whole unit has without facets."""
+        write_whole(self.path / _PLAIN, _png(rendering.image))
+
+    def read_plain(self) -> Tensor | None:
+        """The image that the whole unit has without facets; None in a run that has none."""
+        path = self.path / _PLAIN
+        return _read_png(path) if path.exists() else None
+
+    def read_overlay(self, index: int, member: int | None = None) -> Tensor | None:
+        """The overlay of a facet's image or of its member-th nearest member; None if there is none."""
+        path = self.path / f"attributions/facet_{index:02d}{'' if member is None else f'_member_{member}'}.png"
+        return _read_png(path) if path.exists() else None
 
     def read_histories(self) -> dict[str, NDArray[np.float32]]:
         """Term → (n_facets, n_steps)."""

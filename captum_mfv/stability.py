@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
-__all__ = ["STABLE", "stability"]
+__all__ = ["STABLE", "bounds", "recoveries", "stability"]
 
 STABLE = 0.6
 """From here on a facet counts as stable; below it is "doubtful" (Hennig 2007)."""
 
 
-def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, seed: int = 0) -> NDArray[np.float64]:
-    """How well each cluster is found again in bootstrap samples of the codes.
+def recoveries(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, seed: int = 0) -> NDArray[np.float64]:
+    """How well each cluster is found again in each of some bootstrap samples of the codes.
 
-    k-means clusters each sample anew, into as many clusters; a cluster's stability is the mean, over
-    samples, of its largest Jaccard index with one of them: 1 if it always comes back the same. Codes of
-    which an embedding has made clusters are resampled themselves, so that islands that t-SNE alone makes
-    don't pass as stable.
+    k-means clusters each sample anew, into as many clusters; a cluster is found again as well as its
+    largest Jaccard index with one of them: 1 if it comes back the same. Codes of which an embedding has
+    made clusters are resampled themselves, so that islands that t-SNE alone makes don't pass as stable.
 
     Args:
         codes: (n, d).
@@ -29,7 +29,7 @@ def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, se
         seed: of samples and k-means.
 
     Returns:
-        (n_clusters,) in [0, 1].
+        (n_samples, n_clusters) in [0, 1]; NaN where a sample has none of a cluster.
 
     Source: Hennig 2007, "Cluster-wise assessment of cluster stability", Computational Statistics & Data
     Analysis 52.
@@ -48,4 +48,19 @@ def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, se
         union = table.sum(1, keepdims=True) + table.sum(0) - table
         sample[:] = (table / np.maximum(union, 1)).max(1)
         sample[table.sum(1) == 0] = np.nan  # the sample has none of it
-    return np.asarray(np.nan_to_num(np.nanmean(found, axis=0)) if len(found) else np.ones(k))
+    return found
+
+
+def stability(found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each cluster's stability, (n_clusters,) in [0, 1]: the mean of its `recoveries`, 0 without any."""
+    return np.array([_of(column, np.mean, 0.0) for column in found.T])
+
+
+def bounds(found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Between which values 95 % of each cluster's `recoveries` lie, (n_clusters, 2); 0 to 1 without any."""
+    return np.array([_of(column, lambda seen: np.percentile(seen, [2.5, 97.5]), (0.0, 1.0)) for column in found.T])
+
+
+def _of(column: NDArray[np.float64], figure: Callable[[NDArray[np.float64]], Any], without: Any) -> Any:
+    seen = column[np.isfinite(column)]
+    return figure(seen) if len(seen) else without

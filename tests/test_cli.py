@@ -82,6 +82,7 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
     members = ["", *(f"_member_{n}" for n in range(6))]
     overlays = [f"attributions/facet_0{k}{member}.png" for k in range(3) for member in members]
     rest = ["facets.json", "manifest.json", "metrics.json", "report.html", "run.toml", "tensors.safetensors"]
+    rest.append("images/plain.png")
     assert files == sorted([*rest, *images, *overlays])
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -207,7 +208,7 @@ def test_a_folder_that_names_images_outside_its_own_is_not_followed(inputs, tmp_
     (out / "facets.json").write_text(re.sub(r'"path": "[^"]+"', '"path": "../images/000.png"', rows))
     status, _, error = call(["report", out], capsys)
     assert status == 0
-    assert "data:image/jpeg" in (out / "report.html").read_text()  # the starts
+    assert "data:image/webp" in (out / "report.html").read_text()  # the starts
     status, _, error = judged(inputs, out, capsys)
     assert (status, "can be read" in error or "leads out" in error) == (2, True)
 
@@ -239,7 +240,7 @@ def test_a_hidden_unit_is_seen_through_the_crops_of_its_peaks(inputs, tmp_path, 
     assert not (out / ".unfinished").exists()
     metrics = json.loads((out / "metrics.json").read_text())
     assert {"score", "p_value", "coverage"} == metrics["multifacetedness"].keys()
-    assert "Multifacetedness" in (out / "report.html").read_text()
+    assert "multifacetedness" in (out / "report.html").read_text()
 
 
 def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, monkeypatch):
@@ -363,12 +364,27 @@ def test_the_page_is_rebuilt_self_contained_and_escapes_names(inputs, tmp_path, 
     assert (status, said.strip()) == (0, str(out / "report.html"))
     html = (out / "report.html").read_text()
     assert html.encode() == first
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", html)
     for path in folder.iterdir():
         path.unlink()
     assert call(["report", out], capsys)[0] == 0
     assert "&lt;script&gt;" in (out / "report.html").read_text()
+
+
+def test_runs_are_compared_on_one_page_and_what_is_no_run_is_refused(inputs, tmp_path, capsys):
+    for facets in (2, 3):
+        assert call(arguments(inputs, tmp_path / f"of-{facets}", facets=facets), capsys)[0] == 0
+    words = ["compare", tmp_path / "of-2", tmp_path / "of-3", "--out", tmp_path / "compare.html"]
+    status, said, _ = call(words, capsys)
+    assert (status, said.strip()) == (0, str(tmp_path / "compare.html"))
+    html = (tmp_path / "compare.html").read_text()
+    assert html.count("of-3") >= 3
+    assert "overlap" in html
+    for wrong in (["compare", tmp_path / "of-2"], ["compare", tmp_path / "of-2", tmp_path / "none"], ["compare"]):
+        status, said, error = call([*wrong, "--out", tmp_path / "no.html"], capsys)
+        assert (status, said, error.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "no.html").exists()
 
 
 def test_help_teaches_with_examples_in_groups_and_says_what_exit_codes_mean(capsys):

@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(recipe, face
 
 
 def test_an_image_does_not_depend_on_the_others_of_its_batch(facets, planted):
-    recipe = Recipe("plain", "", "mean", "fft", (Phase(10, {"unit": 1.0, "code": 1.0}),))
+    recipe = Recipe("two terms", "", "mean", "fft", (Phase(10, {"unit": 1.0, "code": 1.0}),))
     together = render_facets(small_cnn(), facets, planted[0], recipe=recipe, input_spec=SPEC)
     alone = render_facets(small_cnn(), facets[2], planted[0], recipe=recipe, input_spec=SPEC)
     assert torch.allclose(together[2].image, alone[0].image, atol=1e-4)

@@ -5,15 +5,19 @@ import pytest
 
 from captum_mfv import FacetFinder
 from captum_mfv.datasets import planted_codes
-from captum_mfv.stability import STABLE, stability
+from captum_mfv.stability import STABLE, bounds, recoveries, stability
+
+
+def stable(codes, labels):
+    return stability(recoveries(codes, labels))
 
 
 def test_planted_facets_are_stable_and_a_split_one_is_not():
     codes, labels = planted_codes(4, 300, 64, seed=2)
-    assert (stability(codes, labels) > 0.95).all()
+    assert (stable(codes, labels) > 0.95).all()
     largest = np.bincount(labels).argmax()
     split = np.where((labels == largest) & (codes[:, 0] > np.median(codes[labels == largest, 0])), 4, labels)
-    found = stability(codes, split)
+    found = stable(codes, split)
     assert (found[[k for k in range(4) if k != largest]] > STABLE).all()
     assert (found[[largest, 4]] < STABLE).all()
 
@@ -26,19 +30,37 @@ def test_facets_of_noise_are_not_stable_even_where_an_embedding_shows_islands(em
     assert (found.stability_ < 0.5).all()
 
 
+def test_each_facet_lies_in_its_interval_and_a_sure_one_has_a_narrower_one():
+    codes, labels = planted_codes(4, 300, 64, seed=2)
+    largest = np.bincount(labels).argmax()
+    split = np.where((labels == largest) & (codes[:, 0] > np.median(codes[labels == largest, 0])), 4, labels)
+    found = recoveries(codes, split)
+    low, high = bounds(found).T
+    assert ((low >= 0) & (low <= stability(found)) & (stability(found) <= high) & (high <= 1)).all()
+    assert (high - low)[[largest, 4]].min() > 0.1
+    found = recoveries(codes, labels)
+    assert bounds(found).tolist() == [[1, 1]] * 4
+
+
+def test_of_a_facet_that_no_sample_has_nothing_is_known():
+    found = np.array([[0.5, np.nan], [0.7, np.nan]])
+    assert stability(found).tolist() == pytest.approx([0.6, 0])
+    assert bounds(found)[1].tolist() == [0, 1]
+
+
 def test_one_facet_always_comes_back():
-    assert stability(np.random.default_rng(0).normal(size=(20, 3)), np.zeros(20, int)).tolist() == [1.0]
+    assert stable(np.random.default_rng(0).normal(size=(20, 3)), np.zeros(20, int)).tolist() == [1.0]
 
 
 def test_noise_takes_no_part():
     codes, labels = planted_codes(3, 200, 64, seed=0)
     far = np.vstack([codes, np.full((5, 64), 1e3)])
-    assert np.array_equal(stability(far, np.r_[labels, [-1] * 5]), stability(codes, labels))
+    assert np.array_equal(stable(far, np.r_[labels, [-1] * 5]), stable(codes, labels))
 
 
 def test_a_facet_of_one_image_and_identical_images_are_no_error():
     codes = np.vstack([np.zeros((30, 4)), np.ones((1, 4))])
-    found = stability(codes, np.r_[np.zeros(30, int), 1])
+    found = stable(codes, np.r_[np.zeros(30, int), 1])
     assert found[0] > 0.9
     assert 0 <= found[1] <= 1
 

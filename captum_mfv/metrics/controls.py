@@ -30,7 +30,7 @@ def shuffled(facets: FacetSet, *, seed: int = 0) -> FacetSet:
     labels = facets.labels.copy()
     kept = labels >= 0
     labels[kept] = np.random.default_rng(seed).permutation(labels[kept])
-    return replace(facets, labels=labels, stability=None, p_value=None)
+    return replace(facets, labels=labels, stability=None, stability_interval=None, p_value=None)
 
 
 def halved(facets: FacetSet) -> tuple[FacetSet, Labels]:
@@ -46,7 +46,7 @@ def halved(facets: FacetSet) -> tuple[FacetSet, Labels]:
     for facet in facets:
         kept[facet.members[::2]] = facet.index
         left[facet.members[1::2]] = facet.index
-    return replace(facets, labels=kept, stability=None, p_value=None), left
+    return replace(facets, labels=kept, stability=None, stability_interval=None, p_value=None), left
 
 
 @dataclass(frozen=True)

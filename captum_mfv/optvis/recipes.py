@@ -277,9 +277,24 @@ _FACETED = Recipe(
     phases=(Phase(200, {"unit": 1.0, "probe": 1.0, "grey": 10.0}, lr=Ramp(0.02, 0.02), transforms=_AFFINE),),
 )
 
+_PLAIN = Recipe(
+    name="plain",
+    summary="from noise: the unit alone, as activation maximisation draws it without facets",
+    start="noise",
+    param="fft",
+    phases=(
+        Phase(
+            160,
+            {"unit": 1.0},
+            lr=Ramp(0.05, 0.05),
+            transforms={"jitter": {"shift": 0.05}, "affine": {"degrees": 10.0, "scale": 0.1, "shift": 0.0}},
+        ),
+    ),
+)
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (_FACET, _FACET_FROM_NOISE, _PAPER_MEAN, _PAPER_CENTER_BIASED, _LOGIT, _MACO, _FACETED)
+    for recipe in (_FACET, _FACET_FROM_NOISE, _PAPER_MEAN, _PAPER_CENTER_BIASED, _LOGIT, _MACO, _FACETED, _PLAIN)
 }
 """The recipes by name."""
 

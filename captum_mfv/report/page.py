@@ -1,38 +1,39 @@
-"""The page: what it shows, gathered from a run's folder and filled into the template."""
+"""The page of a run: what it shows, gathered from the run's folder and filled into the templates."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from captum_mfv.errors import ImageError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
 from captum_mfv.images import to_pil
-from captum_mfv.palette import facet_color
+from captum_mfv.report.charts import SPARK, Strip, plane, sparkline, strip
+from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
+from captum_mfv.report.templates import fill
 from captum_mfv.result import NEAREST, MemberImages, RunFolder
 
 __all__ = ["build"]
 
-_THUMBNAIL = 96  # pixels
+_SHOWN = 600  # real images with a thumbnail, so that the file stays small
+_LARGE = 2048  # pixels; a start or an overlay keeps its size up to here
 
 
 @dataclass(frozen=True)
 class Member:
-    """A real image on a facet's card."""
+    """A real image on a facet's card; ``row`` is its index in the dataset."""
 
-    path: str
-    thumbnail: str | None
+    row: int
+    name: str
     activation: float
+    thumbnail: str | None
+    overlay: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,122 +41,160 @@ class Card:
     """A facet's card."""
 
     index: int
-    color: str
     size: int
     share: float
     activation: float
     stability: float | None
+    stability_interval: tuple[float, float] | None
+    score: Mapping[str, Any]
+    judged: int | None
     image: str
+    small: str
     start: str
-    score: dict[str, Any]
+    overlay: str | None
+    bars: str
+    mark: float
+    beyond: bool
     sparkline: str
+    first: float
+    last: float
+    steps: int
     members: list[Member]
+    others: list[Member]
+    n_more: int
 
 
 @dataclass(frozen=True)
-class Point:
-    """An image in the embedding, in percent of the map's side."""
+class Plain:
+    """The image of the whole unit."""
 
-    x: float
-    y: float
-    color: str
-    label: str
+    image: str
+    small: str
+    scores: Mapping[str, Any] | None
 
 
 def build(folder: RunFolder) -> Path:
     """Write ``report.html`` of a run's folder and return its path.
 
-    The page opens from disk and needs no network: images are inside it. Members' thumbnails need the
+    The page opens from disk and needs no network: images are inside it. Thumbnails of real images need the
     run's image folder; without it their names stand alone.
 
     Raises:
         RunError: if the folder's files can't be read.
     """
-    environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["percent"] = lambda share: f"{share:.0%}"
-    environment.filters["interval"] = _interval
-    facets, metrics = folder.read_facets(), folder.read_metrics()
-    cards = _cards(folder, facets, metrics["facets"])
-    html = environment.get_template("page.html").render(
+    facets, metrics, rows = folder.read_facets(), folder.read_metrics(), folder.read_members()
+    scores = metrics["facets"]
+    real = facets.activations[np.isfinite(facets.activations)]
+    activations = strip(real, [score["activation"] for score in scores])
+    cards = _cards(folder, facets, rows, metrics, activations)
+    html = fill(
+        "page.html",
         manifest=folder.manifest,
         settings=folder.settings,
+        shown_settings=_shown(folder.settings),
         metrics=metrics,
+        judge=metrics.get("judge"),
         unit=facets.unit,
         code=facets.code,
-        n_images=int(np.isfinite(facets.activations).sum()),
+        n_images=len(real),
+        cropped=any("crop" in member for row in rows for member in row["members"][:1]),
         cards=cards,
-        points=_points(facets.embedding, facets.labels),
+        largest=max(card.share for card in cards),
+        plain=_plain(folder, metrics),
+        plane=plane(facets.embedding, facets.labels, _names(facets, rows), facets.activations),
+        strip=activations,
+        spark=SPARK,
+        pixels=pixel_class(folder.read_images(facets)[0]),
     )
     path = folder.path / "report.html"
-    write_whole(path, html.encode("utf-8", "replace"))
+    write_whole(path, html)
     return path
 
 
-def _interval(found: dict[str, Any]) -> str:
-    """An estimate with its interval."""
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-
-
-def _cards(folder: RunFolder, facets: FacetSet, scores: list[dict[str, Any]]) -> list[Card]:
-    rows = folder.read_members()
+def _cards(
+    folder: RunFolder,
+    facets: FacetSet,
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    activations: Strip,
+) -> list[Card]:
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
-    activations = folder.read_histories()["activation"]
-    total = sum(row["size"] for row in rows)
+    history = folder.read_histories()["activation"]
     pictures = folder.member_images()
-    return [
-        Card(
-            index=row["index"],
-            color=facet_color(row["index"]),
-            size=row["size"],
-            share=row["size"] / total,
-            activation=row["activation"],
-            image=_data_url(to_pil(images[i]), "PNG"),
-            start=_data_url(to_pil(starts[i]), "JPEG"),
-            score=scores[i],
-            sparkline=_sparkline(activations[i]),
-            stability=row["stability"],
-            members=[_member(pictures, member) for member in row["members"][:NEAREST]],
+    total = sum(row["size"] for row in rows)
+    n_shown = max(NEAREST, _SHOWN // len(rows))
+    judged = (metrics.get("judge") or {}).get("confusion")
+    cards = []
+    for k, (facet, row) in enumerate(zip(facets, rows, strict=True)):
+        score = metrics["facets"][k]
+        members = [_member(pictures, *pair) for pair in zip(facet.members[:n_shown], row["members"], strict=False)]
+        cards.append(
+            Card(
+                index=k,
+                size=row["size"],
+                share=row["size"] / total,
+                activation=row["activation"],
+                stability=row["stability"],
+                stability_interval=row.get("stability_interval"),
+                score=score,
+                judged=None if judged is None else int(np.argmax(judged[k])),
+                image=data_url(to_pil(images[k])),
+                small=small_url(to_pil(images[k]), 2 * THUMBNAIL),
+                start=small_url(to_pil(starts[k]), _LARGE),
+                overlay=_overlay(folder, k, None, _LARGE),
+                bars=activations.path(facet.activations),
+                mark=activations.mark(score["activation"]),
+                beyond=score["activation"] > activations.high,
+                sparkline=sparkline(history[k]),
+                first=float(history[k][0]),
+                last=float(history[k][-1]),
+                steps=len(history[k]),
+                members=[_with_overlay(folder, k, n, member) for n, member in enumerate(members[:NEAREST])],
+                others=members[NEAREST:],
+                n_more=row["size"] - len(members),
+            )
         )
-        for i, row in enumerate(rows)
-    ]
+    return cards
 
 
-def _member(pictures: MemberImages, member: dict[str, Any]) -> Member:
+def _member(pictures: MemberImages, index: int, row: Mapping[str, Any]) -> Member:
     try:
-        small = pictures.picture(member).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-        thumbnail = _data_url(small, "JPEG")
+        thumbnail = small_url(pictures.picture(row))
     except ImageError:
         thumbnail = None
-    return Member(member["path"], thumbnail, member["activation"])
+    return Member(int(index), row["path"], row["activation"], thumbnail)
 
 
-def _data_url(image: Image.Image, kind: str) -> str:
-    buffer = BytesIO()
-    image.save(buffer, kind)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _with_overlay(folder: RunFolder, index: int, n: int, member: Member) -> Member:
+    return Member(**{**vars(member), "overlay": _overlay(folder, index, n, THUMBNAIL)})
 
 
-def _sparkline(values: NDArray[np.float32], width: int = 120, height: int = 28) -> str:
-    """Points of an SVG polyline over the steps, at most one a pixel."""
-    values = values[np.linspace(0, len(values) - 1, min(len(values), width)).astype(int)]
-    low, high = float(values.min()), float(values.max())
-    x = np.linspace(0, width, len(values))
-    y = height - (values - low) / max(high - low, 1e-12) * height
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+def _overlay(folder: RunFolder, index: int, member: int | None, side: int) -> str | None:
+    found = folder.read_overlay(index, member)
+    return None if found is None else small_url(to_pil(found), side)
 
 
-def _points(embedding: NDArray[np.float32], labels: Sequence[int] | NDArray[np.int64]) -> list[Point]:
-    """The embedding's first two axes as a map of 4 to 96 percent of its side."""
-    plane = embedding[:, :2] if embedding.shape[1] > 1 else np.repeat(embedding, 2, axis=1)
-    low, high = np.nanmin(plane, axis=0), np.nanmax(plane, axis=0)
-    places = 4 + 92 * (plane - low) / np.maximum(high - low, 1e-12)
-    return [
-        Point(
-            round(float(x), 2),
-            round(float(y), 2),
-            facet_color(int(label)),
-            f"facet {label}" if label >= 0 else "no facet",
-        )
-        for (x, y), label in zip(places, labels, strict=True)
-        if np.isfinite(x)
-    ]
+def _plain(folder: RunFolder, metrics: Mapping[str, Any]) -> Plain | None:
+    image: Tensor | None = folder.read_plain()
+    if image is None:
+        return None
+    return Plain(data_url(to_pil(image)), small_url(to_pil(image)), metrics.get("plain"))
+
+
+def _names(facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The path of each image of the dataset, where it is known."""
+    names = [f"image {i}" for i in range(len(facets.labels))]
+    for facet, row in zip(facets, rows, strict=True):
+        for index, member in zip(facet.members, row["members"], strict=True):
+            names[index] = member["path"]
+    return names
+
+
+def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of which a reader wants to know."""
+    hidden = ("command", "recipe_data")
+    return {
+        name.replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name not in hidden and value is not None
+    }

@@ -1,0 +1,202 @@
+"""Runs side by side on one page: what differs, which facets are the same, and their figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from captum_mfv.errors import RunError
+from captum_mfv.files import write_whole
+from captum_mfv.images import to_pil
+from captum_mfv.report.pictures import pixel_class, small_url
+from captum_mfv.report.templates import fill, format_interval
+from captum_mfv.result import RunFolder
+
+__all__ = ["compare"]
+
+_SIDE = 256  # of the images, in pixels
+
+Table = dict[str, list[str]]
+"""What is in a table's row, and a cell for each run."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A facet of a run; ``overlap`` is with the facet of the first run beside which it stands."""
+
+    index: int
+    image: str
+    pixels: str
+    size: int
+    activation: float
+    stability: float | None
+    overlap: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A facet of the first run, or none, and what stands beside it in each run."""
+
+    reference: int | None
+    cells: list[Cell | None]
+
+
+def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
+    """Write one page that shows finished runs side by side.
+
+    Args:
+        folders: at least two runs.
+        path: the HTML file to write; its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunError: if there are fewer than two runs, one isn't finished, or its files can't be read.
+    """
+    if len(folders) < 2:
+        raise RunError(f"at least two runs are compared, not {len(folders)}")
+    for folder in folders:
+        if not folder.finished:
+            raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
+    path = Path(path)
+    differing, same = _settings(folders)
+    html = fill(
+        "compare.html",
+        runs=_titles(folders),
+        units=list(dict.fromkeys(folder.settings["unit"] for folder in folders)),
+        differing=differing,
+        same=same,
+        rows=_rows(folders),
+        figures=_aligned([_figures(folder) for folder in folders]),
+        judged=_aligned([_judged(folder.read_metrics().get("judge")) for folder in folders]),
+    )
+    write_whole(path, html)
+    return path
+
+
+def _titles(folders: Sequence[RunFolder]) -> list[str]:
+    """The folders' names, or their paths where names are the same."""
+    names = [folder.path.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
+
+
+def _settings(folders: Sequence[RunFolder]) -> tuple[Table, dict[str, str]]:
+    """The settings that differ, a cell for each run, and those that don't."""
+    flat = [_flat({k: v for k, v in folder.settings.items() if k != "command"}) for folder in folders]
+    rows = _aligned(flat)
+    differing = {name: cells for name, cells in rows.items() if len(set(cells)) > 1}
+    return differing, {name: cells[0] for name, cells in rows.items() if name not in differing}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    """Nested settings by their names joined, those that aren't set left out."""
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict) for part in value)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value, 1)
+        parts = [_flat(part, f"{name} {key}".strip()) for key, part in pairs]
+        return {key: text for part in parts for key, text in part.items()}
+    return {} if value is None else {name.replace("_", " "): str(value)}
+
+
+def _aligned(columns: Sequence[Mapping[str, str]]) -> Table:
+    """Rows that any of the columns has, in order; a dash where one hasn't."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return {name: [column.get(name, "\u2013") for column in columns] for name in names}
+
+
+def _rows(folders: Sequence[RunFolder]) -> list[Row]:
+    """A row for each facet of the first run, then one for each that is paired with none."""
+    members = [[_keys(row) for row in folder.read_members()] for folder in folders]
+    overlaps = [_overlap(members[0], other) for other in members]
+    pairs = [matched(overlap) for overlap in overlaps]
+    cells = [_cells(*each, first=n == 0) for n, each in enumerate(zip(folders, pairs, overlaps, strict=True))]
+    rows = [
+        Row(k, [own.get(pair.get(k, -1)) for own, pair in zip(cells, pairs, strict=True)])
+        for k in range(len(members[0]))
+    ]
+    for n, (own, pair) in enumerate(zip(cells, pairs, strict=True)):
+        left = [own[k] for k in own if k not in pair.values()]
+        rows += [Row(None, [cell if i == n else None for i in range(len(folders))]) for cell in left]
+    return rows
+
+
+def _keys(row: Mapping[str, Any]) -> set[tuple[str, tuple[int, ...]]]:
+    """The images of a facet, in a form that runs share."""
+    return {(member["path"], tuple(member.get("crop") or ())) for member in row["members"]}
+
+
+def _overlap(ours: Sequence[set[Any]], theirs: Sequence[set[Any]]) -> NDArray[np.float64]:
+    """Jaccard index of the images of every two facets, (n_ours, n_theirs)."""
+    return np.array([[len(a & b) / len(a | b) for b in theirs] for a in ours])
+
+
+def matched(overlap: NDArray[np.float64]) -> dict[int, int]:
+    """Pairs of rows and columns whose overlaps, above 0, have the largest sum."""
+    pairs = zip(*linear_sum_assignment(overlap, maximize=True), strict=True)
+    return {int(a): int(b) for a, b in pairs if overlap[a, b] > 0}
+
+
+def _cells(folder: RunFolder, pair: Mapping[int, int], overlap: NDArray[np.float64], *, first: bool) -> dict[int, Cell]:
+    images, scores = folder.read_images(folder.read_facets()), folder.read_metrics()["facets"]
+    beside = {} if first else {b: float(overlap[a, b]) for a, b in pair.items()}
+    return {
+        k: Cell(
+            index=k,
+            image=small_url(to_pil(images[k]), _SIDE),
+            pixels=pixel_class(images[k]),
+            size=row["size"],
+            activation=scores[k]["activation"],
+            stability=row["stability"],
+            overlap=beside.get(k),
+        )
+        for k, row in enumerate(folder.read_members())
+    }
+
+
+def _figures(folder: RunFolder) -> dict[str, str]:
+    metrics, rows = folder.read_metrics(), folder.read_members()
+    unit = metrics["multifacetedness"]
+    stable = [row["stability"] for row in rows if row["stability"] is not None]
+    found = {
+        "facets": len(rows),
+        "images": sum(row["size"] for row in rows),
+        "nearest to their own facet, in the network's own codes": metrics["retention"],
+        "by chance": metrics["chance"],
+        "multifacetedness": unit["score"],
+        "p-value of one facet": unit["p_value"],
+        "share of activation in stable facets": unit["coverage"],
+        "mean stability": float(np.mean(stable)) if stable else None,
+        "mean share of real images that activate the unit less": np.mean([s["percentile"] for s in metrics["facets"]]),
+        "adjusted Rand index against known groups": metrics.get("adjusted_rand_index"),
+        "seconds": sum(seconds for stage, seconds in folder.manifest["timings"].items() if stage != "report"),
+    }
+    return {name: _short(value) for name, value in found.items() if value is not None}
+
+
+def _judged(judge: Mapping[str, Any] | None) -> dict[str, str]:
+    """A judge's figures, whichever there are: means with intervals, and plain numbers."""
+    return {} if judge is None else {"judge": str(judge["name"]), **_numbers(judge)}
+
+
+def _numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    rows: dict[str, str] = {}
+    for name, value in found.items():
+        title = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+            rows[title] = format_interval(value)
+        elif isinstance(value, dict):
+            rows |= _numbers(value, f"{title}: ")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            rows[title] = _short(value)
+    return rows
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}"

@@ -1,0 +1,77 @@
+"""Templates to one HTML file that asks no network for anything and runs no script but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from captum_mfv._version import __version__
+from captum_mfv.palette import COLORS, NOISE
+
+__all__ = ["fill", "format_interval"]
+
+_FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for where <bdi> can't be
+
+
+def fill(template: str, **values: Any) -> bytes:
+    """A template's page as UTF-8; everything that comes in is escaped."""
+    environment = _environment()
+    style = Markup(environment.get_template("page.css").render(colors=COLORS, noise=NOISE))
+    script = Markup(environment.get_template("page.js").render())
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    page = environment.get_template(template)
+    html = page.render(style=style, script=script, policy=policy, version=__version__, **values)
+    return html.encode("utf-8", "replace")
+
+
+def _environment() -> Environment:
+    environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(
+        above=_above,
+        hue=lambda index: f"hue-{index % len(COLORS)}" if index >= 0 else "hue-none",
+        ink_on=_ink_on,
+        interval=format_interval,
+        isolated=lambda text: f"{_FIRST_STRONG}{_visible(text)}{_END}",
+        number=lambda value: f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}",
+        p_value=lambda p: "p\u00a0<\u00a0.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.2g}".replace("0.", "."),
+        percent=lambda share: f"{share:.0%}",
+        pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        visible=_visible,
+    )
+    return environment
+
+
+def _above(percentile: float) -> str:
+    """The share of real images that activate a unit less, in words."""
+    return "above all real images" if percentile == 1 else f"above {percentile:.0%} of the real images"
+
+
+def _digest(text: str) -> str:
+    """What a Content-Security-Policy calls an inline style or script by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _visible(value: object) -> str:
+    """Text with its control characters as pictures of them, so that a newline in a file's name shows."""
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 0x20 else "\u2421" if c == "\x7f" else c for c in str(value))
+
+
+def format_interval(found: dict[str, Any]) -> str:
+    """An estimate with its interval."""
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def _ink_on(color: str) -> str:
+    """Black or white, whichever stands out more on a colour."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#fff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#111"

@@ -1,0 +1,361 @@
+"""The page as its readers use it: in a browser, by mouse, by keyboard, without scripts, on a small screen."""
+
+import json
+import re
+import shutil
+import textwrap
+
+import numpy as np
+import pytest
+from conftest import planted_images
+from PIL import Image
+
+from captum_mfv import Unit, models, report
+from captum_mfv.errors import RunError
+from captum_mfv.evaluate import evaluate
+from captum_mfv.images import to_pil
+from captum_mfv.metrics import Judge
+from captum_mfv.pipeline import Job, run
+from captum_mfv.report.charts import plane, sparkline, strip
+from captum_mfv.report.compare import matched
+from captum_mfv.report.pictures import data_url, small_url
+from captum_mfv.result import RunFolder
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
+
+MODEL = """
+    import torch
+    from torch import nn
+    from captum_mfv import InputSpec
+
+    def make():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = {"conv": nn.Conv2d(3, 12, 5, 2, 2), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1),
+                      "flat": nn.Flatten(), "<b>logits</b>\\u202e": nn.Linear(12, 5)}
+            model = nn.Sequential()
+            for name, layer in layers.items():
+                model.add_module(name, layer)
+        return model, InputSpec(32)
+"""
+
+NAMES = [
+    "<img src=x onerror=hacked=1>.png",
+    "</script><script>hacked=1</script>.png",
+    "'\" onload=hacked=1 '.png",
+    "two\nlines.png",
+    "שלום \u202egnp.png",
+    "🫑 {{ 7 * 7 }} &amp;.png",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run whose file, layer and model names are hostile, and whose judge has spoken."""
+    root = tmp_path_factory.mktemp("page")
+    (root / "<i>model.py").write_text(textwrap.dedent(MODEL))
+    for i, image in enumerate(planted_images(10)[0]):
+        path = root / "images" / (NAMES[i // 5] if i % 5 == 0 else f"{i:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(path)
+    job = Job(f"{root}/<i>model.py:make", "<b>logits</b>\u202e:1", f"{root}/images", facets=3, steps=5)
+    found = run(job, root / "run")
+    model, spec = models.load(job.model)
+    evaluate(found, Judge(model, Unit("<b>logits</b>\u202e", 2), input_spec=spec), judge_name="<b>judge")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; afterwards there must be no word on its console, no dialog, and no request to any host."""
+    contexts, said, asked = [], [], []
+
+    def visit(path, **options):
+        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert sum(url.startswith("file:") for url in asked) == len(contexts)
+
+
+def page_of(folder):
+    return folder.path / "report.html"
+
+
+@in_browser
+def test_pointing_at_the_map_shows_the_image_and_clicking_goes_to_its_facet(folder, visit):
+    page = visit(page_of(folder))
+    tip = page.locator(".tip")
+    assert tip.is_hidden()
+    dot = page.locator("a.dot").last  # which no other covers
+    dot.hover()
+    row, facet = dot.get_attribute("data-row"), dot.get_attribute("data-facet")
+    assert tip.locator(".badge").inner_text() == facet
+    assert tip.locator("bdi").inner_text() == dot.get_attribute("data-name")
+    assert tip.locator("img").get_attribute("src") == page.locator(f"#image-{row}").get_attribute("src")
+    dot.click()
+    assert page.evaluate("location.hash") == f"#facet-{facet}"
+    assert page.evaluate("document.activeElement.id") == f"facet-{facet}"
+    page.mouse.move(2, 2)
+    assert tip.is_hidden()
+
+
+@in_browser
+def test_the_map_is_one_stop_of_the_keyboard_and_arrows_go_on_from_there(folder, visit):
+    page = visit(page_of(folder))
+    assert page.locator("a.dot[tabindex='0']").count() == 1
+    page.locator("a.dot[tabindex='0']").focus()
+    assert page.locator(".tip").is_visible()
+    seen = set()
+    for key in ["Home", *["ArrowRight"] * 4, *["ArrowDown"] * 4, *["ArrowLeft"] * 4, "ArrowUp", "End"]:
+        page.keyboard.press(key)
+        seen.add(page.evaluate("document.activeElement.dataset.row"))
+        assert page.locator("a.dot[tabindex='0']").count() == 1
+    assert len(seen) > 5
+    page.keyboard.press("Escape")
+    assert page.locator(".tip").is_hidden()
+    facet = page.evaluate("document.activeElement.dataset.facet")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == f"facet-{facet}"
+
+
+@in_browser
+def test_pointing_at_the_key_shows_the_facets_own_images_on_the_map(folder, visit):
+    page = visit(page_of(folder))
+    page.locator("[data-key='1']").hover()
+    lit = page.locator("a.dot.lit")
+    assert lit.count() == page.locator("a.dot[data-facet='1']").count()
+    assert page.locator("svg.one").count() == 1
+    page.mouse.move(2, 2)
+    assert page.locator("svg.one").count() == 0
+
+
+@in_browser
+def test_attributions_are_laid_over_a_card_and_over_all(folder, visit):
+    page = visit(page_of(folder))
+    first, second = page.locator("#facet-0"), page.locator("#facet-1")
+    button = first.get_by_role("button", name="attribution")
+    shown = first.locator(".members .overlay").first
+    assert (first.locator(".layer").is_visible(), shown.is_visible()) == (False, False)
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    assert (first.locator(".layer").is_visible(), shown.is_visible()) == (True, True)
+    assert second.locator(".layer").is_hidden()
+    button.press("Enter")
+    assert (first.locator(".layer").is_visible(), shown.is_visible()) == (False, False)
+    everywhere = page.get_by_role("button", name="Show attributions on all")
+    everywhere.click()
+    assert second.locator(".members .overlay").last.is_visible()
+    everywhere.press(" ")
+    assert second.locator(".layer").is_hidden()
+
+
+@in_browser
+@pytest.mark.parametrize(("name", "left"), [("start", "start"), ("no facets", "no facets")])
+def test_a_slider_parts_the_image_from_its_start_and_from_the_plain_one(name, left, folder, visit):
+    page = visit(page_of(folder))
+    card = page.locator("#facet-1")
+    slider = card.locator("input[type=range]")
+    assert slider.is_hidden()
+    card.get_by_role("button", name=name).click()
+    assert card.locator(".side.left").inner_text() == left
+    wanted = "#plain" if name == "no facets" else "#facet-1 [data-show=start] img"
+    assert card.locator(".layer").get_attribute("src") == page.locator(wanted).get_attribute("src")
+    slider.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    clip = card.locator(".layer").evaluate("layer => getComputedStyle(layer).clipPath")
+    assert clip == "inset(0px 40% 0px 0px)"
+    box = card.locator(".frame").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 4, box["y"] + 40)
+    assert int(slider.input_value()) == pytest.approx(25, abs=3)
+
+
+@in_browser
+def test_the_command_is_copied_as_it_was_given(folder, visit):
+    page = visit(page_of(folder), permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == folder.settings["command"]
+
+
+@in_browser
+@pytest.mark.parametrize(
+    ("kind", "width", "scheme"),
+    [
+        *(("run", width, scheme) for width in (1440, 400) for scheme in ("light", "dark")),
+        *(("compared", 1440, "dark"), ("compared", 400, "light")),
+    ],
+)
+def test_everybody_can_use_it(kind, width, scheme, folder, visit, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    path = page_of(folder) if kind == "run" else report.compare([folder, folder], tmp_path / "compare.html")
+    page = visit(path, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for summary in page.locator("summary").all():
+        summary.click()
+    if kind == "run":
+        page.locator("#facet-0").get_by_role("button", name="start").click()
+        page.locator("a.dot[tabindex='0']").focus()
+    found = axe.Axe().run(page)
+    assert found.response["passes"]
+    assert [(v["id"], [node["target"] for node in v["nodes"]]) for v in found.response["violations"]] == []
+
+
+@in_browser
+def test_hostile_names_are_shown_and_never_run(folder, visit):
+    page = visit(page_of(folder))
+    shown = page.locator("body").inner_text() + json.dumps(
+        page.locator("[alt]").evaluate_all("all => all.map(one => one.alt)"), ensure_ascii=False
+    )
+    for name in NAMES:
+        text = name.replace("\n", "␊")
+        assert text in shown or json.dumps(text, ensure_ascii=False)[1:-1] in shown
+    assert "<b>logits</b>" in page.locator("h1").inner_text()
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.locator("script").count() == 1
+    assert page.locator("[onerror], [onload], h1 b").count() == 0
+    assert page.locator("h1 bdi").count() == 1
+
+
+@in_browser
+def test_the_policy_lets_no_request_out_and_no_other_script_run(folder, browser):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(page_of(folder).as_uri())
+    page.evaluate("""() => {
+        window.refused = [];
+        document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
+        document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/beacon.png"}));
+        document.body.append(Object.assign(document.createElement("script"), {textContent: "hacked = 1"}));
+        fetch("http://127.0.0.1:9/").catch(() => 0);
+    }""")
+    page.wait_for_function("refused.length >= 3")
+    assert sorted(page.evaluate("refused")) == ["connect-src", "img-src", "script-src-elem"]
+    assert page.evaluate("typeof hacked") == "undefined"
+    context.close()
+
+
+@in_browser
+def test_without_scripts_the_page_still_says_everything(folder, visit):
+    page = visit(page_of(folder), java_script_enabled=False)
+    card = page.locator("#facet-0")
+    assert card.locator(".members .overlay").first.is_visible()
+    assert card.locator("[data-show=start] img").is_visible()
+    assert page.locator("#plain").is_visible()
+    assert page.get_by_role("button", name="Copy").count() == 0
+    page.locator("a.dot").last.click()
+    assert "#facet-" in page.url
+
+
+def test_a_run_from_before_there_were_plain_images_and_intervals_still_has_a_page(folder, tmp_path):
+    old = RunFolder.read(shutil.copytree(folder.path, tmp_path / "old"))
+    (old.path / "images" / "plain.png").unlink()
+    shutil.rmtree(old.path / "attributions")
+    rows = old.read_members()
+    for row in rows:
+        del row["stability_interval"]
+    old.write_json("facets.json", rows)
+    old.write_metrics({name: value for name, value in old.read_metrics().items() if name not in ("plain", "judge")})
+    page = report.build(old).read_text()
+    assert 'id="plain"' not in page
+    assert 'data-show="attribution"' not in page
+    assert "not asked" in page
+
+
+def test_each_facet_has_an_interval_that_holds_its_stability(folder):
+    for row in folder.read_members():
+        low, high = row["stability_interval"]
+        assert 0 <= low <= row["stability"] <= high <= 1
+        assert f"{low:.2f} to {high:.2f}" in page_of(folder).read_text()
+
+
+def test_the_plain_image_is_the_units_own_and_the_page_says_which_facet_it_is_near(folder):
+    plain = folder.read_metrics()["plain"]
+    assert plain.keys() == {"activation", "percentile", "nearest_facet"}
+    assert folder.read_plain().shape == (3, 32, 32)
+    assert "one image for the whole unit" in page_of(folder).read_text()
+
+
+def test_ten_facets_of_the_largest_images_stay_below_15_mb():
+    noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(512, 512, 3), dtype=np.uint8))
+    assert data_url(noise).startswith("data:image/webp")
+    large = len(data_url(noise)) + 2 * len(small_url(noise, 2048)) + len(small_url(noise, 224))
+    assert 10 * (large + 66 * len(small_url(noise))) < 15e6
+    small = Image.new("RGB", (32, 32))
+    assert data_url(small).startswith("data:image/png")
+
+
+def test_the_strip_has_room_for_the_image_but_not_more_than_real_images_need():
+    real = np.linspace(10, 20, 50)
+    near, far = strip(real, [24.0]), strip(real, [24.0, 500.0])
+    assert (near.low, near.high, near.mark(24.0)) == (10, 24, 300)
+    assert (far.high, far.mark(500.0)) == (30, 300)
+    assert near.path(real) == near.bars
+    assert near.path(real[:0]) == ""
+
+
+def test_charts_take_what_there_is():
+    assert sparkline(np.array([1.0])) == "0.0,30.0"
+    assert sparkline(np.array([np.nan, 0.0, 1.0])) == "0.0,30.0 240.0,0.0"
+    embedding = np.array([[0.0, 0.0], [1.0, 1.0], [np.nan, np.nan], [2.0, 0.0]])
+    drawn = plane(embedding, np.array([0, 0, -1, 1]), ["a", "b", "c", "d"], np.ones(4))
+    assert [(point.name, point.facet) for point in drawn.points] == [("a", 0), ("b", 0), ("d", 1)]
+    assert [place.facet for place in drawn.places] == [0, 1]
+    assert all(0 < point.x < drawn.width and 0 < point.y < drawn.height for point in drawn.points)
+    assert len(plane(np.zeros((1, 1)), np.zeros(1, int), ["a"], np.ones(1)).points) == 1
+
+
+def test_facets_are_paired_where_the_sum_of_overlaps_is_largest():
+    assert matched(np.array([[0.6, 0.5], [0.5, 0.0]])) == {0: 1, 1: 0}
+    assert matched(np.array([[0.6, 0.0, 0.0], [0.0, 0.0, 0.0]])) == {0: 0}
+
+
+def test_runs_are_compared_by_what_differs_and_by_the_images_their_facets_share(folder, tmp_path):
+    other = RunFolder.read(shutil.copytree(folder.path, tmp_path / "other"))
+    rows = other.read_members()
+    rows[0]["members"], rows[2]["members"] = rows[2]["members"], rows[0]["members"]
+    rows[1]["members"] = [{**member, "path": f"else/{member['path']}"} for member in rows[1]["members"]]
+    other.write_json("facets.json", rows)
+    other.manifest["settings"] = {**other.settings, "seed": 7}
+    page = report.compare([folder, other], tmp_path / "new" / "compare.html").read_text()
+    start, end = page.index("What differs"), page.index("settings are the same")
+    assert ">seed<" in page[start:end]
+    assert "recipe" not in page[start:end].replace("report", "")
+    cells = page[page.index('id="facets-title"') :].split("<tr>")
+    order = [cell.split("Image of facet ")[1:] for cell in cells if "Image of facet" in cell]
+    assert [[int(cell[0]) for cell in row] for row in order] == [[0, 2], [1], [2, 0], [1]]
+    assert page.count("overlap 1.00") == 2
+    assert "scores: retention" in page
+    assert re.search(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\)", page)
+
+
+def test_what_cannot_be_compared_is_refused(folder, tmp_path):
+    with pytest.raises(RunError, match="at least two runs"):
+        report.compare([folder], tmp_path / "compare.html")
+    stopped = RunFolder(folder.path, {**folder.manifest, "status": "running"})
+    with pytest.raises(RunError, match="isn't finished"):
+        report.compare([folder, stopped], tmp_path / "compare.html")
+    assert not (tmp_path / "compare.html").exists()
