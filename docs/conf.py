@@ -1,0 +1,102 @@
+"""The documentation: Markdown pages, notebooks that are executed when it is built, and the reference from docstrings."""
+
+import os
+import re
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.nodes import make_refnode
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # notebooks run beside each other, on small tensors
+os.environ.setdefault("PYTHONWARNINGS", "ignore:.*torch.jit.script.*")  # kornia's, when lucent imports it
+
+project = "captum-mfv"
+author = "The captum-mfv authors"
+copyright = "the captum-mfv authors"
+version = release = installed_version("captum-mfv")
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "myst_nb",
+]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [  # other packages' names, whose inventories would have to be downloaded
+    ("py:.*", rf"({packages})(\..*)?")
+    for packages in (
+        "collections|os|pathlib|typing|Path",
+        "torch|Tensor|nn|numpy|np|NDArray|ArrayLike|scipy|sklearn|matplotlib|Axes|skimage|click|PIL",
+        "captum|lucent|Attribution|LayerAttribution|TCAV|visualize_image_attr",
+    )
+] + [("py:class", "Method|ParamF")]  # aliases of types: what stands in a docstring says what they are
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True}
+autosummary_generate = True
+autosummary_ignore_module_all = False
+napoleon_numpy_docstring = False
+python_use_unqualified_type_names = True
+add_module_names = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+
+html_theme = "furo"
+html_title = "captum-mfv"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+templates_path = ["_templates"]
+
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+
+
+def shortened(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
+) -> nodes.Element | None:
+    """The object that a docstring names by the end of its full name: `render_facets`, `attr.FacetModel`.
+
+    Of a module and a function that are called the same it is the function. What isn't a name is code.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    target = node["reftarget"].lstrip("~.")
+    if not _NAME.fullmatch(target):
+        return contnode
+    objects = env.domains.python_domain.objects
+    ends = [target, target.rpartition(".")[2]] if target.startswith("captum_mfv.") else [target]
+    found = [name for end in ends for name in objects if f".{name}".endswith(f".{end}")]
+    if not found:
+        return None
+    name = min(found, key=lambda name: (objects[name].objtype == "module", len(name)))
+    entry = objects[name]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
+
+
+def plain_summary(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """An attribute's docstring begins with words; napoleon would take those before a colon for its type."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is above."""
+    app.connect("missing-reference", shortened)
+    app.connect("autodoc-process-docstring", plain_summary, priority=400)  # before napoleon
