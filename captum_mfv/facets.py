@@ -66,9 +66,9 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         labels_: (n_samples,) facet of each code.
         embedding_: (n_samples, d) where the clusters were found.
-        centers_: (n_facets_, n_features) mean code of each facet.
+        centers_: ``(n_facets_, n_features)`` mean code of each facet.
         n_facets_: number of facets found.
-        stability_: (n_facets_,) in [0, 1], how well each facet is found again in bootstrap samples of the
+        stability_: ``(n_facets_,)`` in [0, 1], how well each facet is found again in bootstrap samples of the
             reduced codes (`captum_mfv.stability`); below .6 a facet is doubtful. NaN without samples.
         p_value_: of the codes being one cluster; with ``n_facets="auto"`` alone.
     """

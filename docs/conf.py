@@ -2,7 +2,10 @@
 
 import os
 import re
+import sys
 from importlib.metadata import version as installed_version
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -12,7 +15,10 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # notebooks run beside each other, on small tensors
-os.environ.setdefault("PYTHONWARNINGS", "ignore:.*torch.jit.script.*")  # kornia's, when lucent imports it
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # notebooks run the command too
+os.environ["PYTHONWARNINGS"] = ",".join(  # kornia's, when lucent imports it
+    f"ignore::{kind}:torch.jit._script" for kind in ("DeprecationWarning", "FutureWarning")
+)
 
 project = "captum-mfv"
 author = "The captum-mfv authors"
@@ -28,6 +34,7 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
+smartquotes_action = "qe"  # no dashes, which would be made of --options
 nitpicky = True
 nitpick_ignore_regex = [  # other packages' names, whose inventories would have to be downloaded
     ("py:.*", rf"({packages})(\..*)?")
@@ -53,9 +60,11 @@ add_module_names = False
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
+nb_output_stderr = "remove"
 
 html_theme = "furo"
 html_title = "captum-mfv"
@@ -96,7 +105,27 @@ def plain_summary(app: Sphinx, what: str, name: str, obj: object, options: Any, 
         lines[:0] = ["..", ""]  # an empty comment
 
 
+_ARRAY = re.compile(r"~?(numpy\.)?ndarray\[tuple\[~?(typing\.)?Any, \.\.\.\], ~?(numpy\.)?dtype\[(.*?)\]\]")
+
+
+def short_arrays(app: Sphinx, domain: str, objtype: str, contentnode: nodes.Element) -> None:
+    """`NDArray` as it was written, where evaluation has made a sentence of it."""
+    for hints in app.env.current_document.autodoc_annotations.values():
+        for name, hint in hints.items():
+            hints[name] = _ARRAY.sub(r"~numpy.typing.NDArray[\4]", hint)
+
+
+def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
+    """What the help keeps as it is, in lines of its own, is code."""
+    shown = []
+    for as_it_is, group in groupby(lines, key=lambda line: line.startswith("| ")):
+        shown += ["::", "", *(f"   {line[2:]}" for line in group), ""] if as_it_is else group
+    lines[:] = shown
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
     app.connect("missing-reference", shortened)
     app.connect("autodoc-process-docstring", plain_summary, priority=400)  # before napoleon
+    app.connect("object-description-transform", short_arrays, priority=400)  # before autodoc writes them down
+    app.connect("sphinx-click-process-description", command_examples)

@@ -144,7 +144,7 @@ def color_matrix(images: Tensor) -> Tensor:
 
 
 class Transparency:
-    """Where an image matters, gathered while it is optimised: Σ |∂loss/∂image| over steps (MACO, Fel et al. 2023).
+    """Where an image matters, gathered while it is optimised: ``Σ |∂loss/∂image|`` over steps (MACO, Fel et al. 2023).
 
     It is a ``param_f`` itself, in the place of the one that it is given::
 
