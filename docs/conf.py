@@ -1,5 +1,6 @@
 """The documentation: Markdown pages, notebooks that are executed when it is built, and the reference from docstrings."""
 
+import builtins
 import os
 import re
 import sys
@@ -34,7 +35,6 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
-smartquotes_action = "qe"  # no dashes, which would be made of --options
 nitpicky = True
 nitpick_ignore_regex = [  # other packages' names, whose inventories would have to be downloaded
     ("py:.*", rf"({packages})(\..*)?")
@@ -50,7 +50,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "no-value": True}
 autosummary_generate = True
 autosummary_ignore_module_all = False
 napoleon_numpy_docstring = False
@@ -82,7 +82,8 @@ def shortened(
 ) -> nodes.Element | None:
     """The object that a docstring names by the end of its full name: `render_facets`, `attr.FacetModel`.
 
-    Of a module and a function that are called the same it is the function. What isn't a name is code.
+    Of a module and a function that are called the same it is the function. What isn't a name, or is that of something
+    without a description of its own, is code.
     """
     if node.get("refdomain") != "py":
         return None
@@ -93,14 +94,23 @@ def shortened(
     ends = [target, target.rpartition(".")[2]] if target.startswith("captum_mfv.") else [target]
     found = [name for end in ends for name in objects if f".{name}".endswith(f".{end}")]
     if not found:
-        return None
+        return contnode if _exists(target.rpartition(".")[2]) else None
     name = min(found, key=lambda name: (objects[name].objtype == "module", len(name)))
     entry = objects[name]
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
 
 
-def plain_summary(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """An attribute's docstring begins with words; napoleon would take those before a colon for its type."""
+def _exists(name: str) -> bool:
+    ours = [module for path, module in sys.modules.items() if path.startswith("captum_mfv")]
+    return any(hasattr(module, name) for module in (builtins, *ours))
+
+
+_SHAPE = re.compile(r"^(\s+)(\([^)]*\)):")
+
+
+def plain_words(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """What stands before a colon need not be a type, for which napoleon takes it: words, or what is returned's shape."""
+    lines[:] = [_SHAPE.sub(r"\1``\2``:", line) for line in lines]
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # an empty comment
 
@@ -115,17 +125,22 @@ def short_arrays(app: Sphinx, domain: str, objtype: str, contentnode: nodes.Elem
             hints[name] = _ARRAY.sub(r"~numpy.typing.NDArray[\4]", hint)
 
 
+def _options_as_code(line: str) -> str:
+    return line if line.startswith("..") else re.sub(r"(?<![\w`-])--[a-z][\w-]*", r"``\g<0>``", line)
+
+
 def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
-    """What the help keeps as it is, in lines of its own, is code."""
+    """What the help keeps as it is, in lines of its own, is code, and so are options in its sentences."""
     shown = []
     for as_it_is, group in groupby(lines, key=lambda line: line.startswith("| ")):
-        shown += ["::", "", *(f"   {line[2:]}" for line in group), ""] if as_it_is else group
+        shown += ["::", "", *(f"   {line[2:]}" for line in group), ""] if as_it_is else map(_options_as_code, group)
     lines[:] = shown
 
 
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
     app.connect("missing-reference", shortened)
-    app.connect("autodoc-process-docstring", plain_summary, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", plain_words, priority=400)  # before napoleon
     app.connect("object-description-transform", short_arrays, priority=400)  # before autodoc writes them down
-    app.connect("sphinx-click-process-description", command_examples)
+    for part in ("description", "options", "arguments", "epilog"):
+        app.connect(f"sphinx-click-process-{part}", command_examples)
