@@ -1,4 +1,4 @@
-"""The documentation: Markdown pages, notebooks that are executed when it is built, and the reference from docstrings."""
+"""The documentation: pages, notebooks that are executed when it is built, and the reference from docstrings."""
 
 import builtins
 import os
@@ -77,9 +77,7 @@ templates_path = ["_templates"]
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
-def shortened(
-    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
-) -> nodes.Element | None:
+def shortened(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element) -> nodes.Element | None:
     """The object that a docstring names by the end of its full name: `render_facets`, `attr.FacetModel`.
 
     Of a module and a function that are called the same it is the function. What isn't a name, or is that of something
@@ -109,7 +107,7 @@ _SHAPE = re.compile(r"^(\s+)(\([^)]*\)):")
 
 
 def plain_words(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """What stands before a colon need not be a type, for which napoleon takes it: words, or what is returned's shape."""
+    """What stands before a colon is a type to napoleon, where it may be words, or the shape of what is returned."""
     lines[:] = [_SHAPE.sub(r"\1``\2``:", line) for line in lines]
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # an empty comment
@@ -131,9 +129,10 @@ def _options_as_code(line: str) -> str:
 
 def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
     """What the help keeps as it is, in lines of its own, is code, and so are options in its sentences."""
-    shown = []
+    shown: list[str] = []
     for as_it_is, group in groupby(lines, key=lambda line: line.startswith("| ")):
-        shown += ["::", "", *(f"   {line[2:]}" for line in group), ""] if as_it_is else map(_options_as_code, group)
+        block = list(group)
+        shown += ["::", "", *(f"   {line[2:]}" for line in block), ""] if as_it_is else map(_options_as_code, block)
     lines[:] = shown
 
 

@@ -44,7 +44,7 @@ def test_a_pages_examples_run_one_after_the_other_and_those_that_download_compil
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_a_page_with_cells_is_one_that_sphinx_executes(page):
-    assert ("{code-cell}" in TEXT[page]) == TEXT[page].startswith("---\nfile_format: mystnb\n")
+    assert ("```{code-cell}" in TEXT[page]) == TEXT[page].startswith("---\nfile_format: mystnb\n")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if SHELL[page]], ids=lambda page: page.name)
