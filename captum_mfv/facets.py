@@ -66,12 +66,19 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         labels_: (n_samples,) facet of each code.
         embedding_: (n_samples, d) where the clusters were found.
-        centers_: (n_facets_, n_features) mean code of each facet.
+        centers_: ``(n_facets_, n_features)`` mean code of each facet.
         n_facets_: number of facets found.
-        stability_: (n_facets_,) in [0, 1], how well each facet is found again in bootstrap samples of the
+        stability_: ``(n_facets_,)`` in [0, 1], how well each facet is found again in bootstrap samples of the
             reduced codes (`captum_mfv.stability`); below .6 a facet is doubtful. NaN without samples.
         stability_interval_: (n_facets_, 2) between which values it lies in 95 % of these samples.
         p_value_: of the codes being one cluster; with ``n_facets="auto"`` alone.
+
+    Example:
+        >>> from captum_mfv.datasets import planted_codes
+        >>> codes, truth = planted_codes(n_facets=3, n_codes=120, n_dimensions=16)
+        >>> finder = FacetFinder(n_facets=3, random_state=0).fit(codes)
+        >>> finder.labels_.shape, finder.centers_.shape, finder.stability_.round(1).tolist()
+        ((119,), (3, 16), [1.0, 1.0, 1.0])
     """
 
     def __init__(
@@ -450,6 +457,14 @@ def find_facets(
 
     Warns:
         MFVWarning: if the unit is 0 on all images: their facets are not its own then.
+
+    Example:
+        >>> from captum_mfv.datasets import planted_images, planted_network
+        >>> model, spec = planted_network()
+        >>> images, colors = planted_images(n_each=30)
+        >>> facets = find_facets(model, Unit("unit", 0), images, n_facets=4, input_spec=spec)
+        >>> [len(facet) for facet in facets]
+        [30, 30, 30, 30]
     """
     layer, view = (code, None) if code is None or isinstance(code, (Code, str)) else (None, code)
     collection = collect(

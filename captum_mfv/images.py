@@ -55,6 +55,12 @@ class InputSpec:
         std: what each channel is then divided by.
 
     Shape: (N, C, H, W) in [0, 1] → (N, C, size, size); other sizes are resized bilinearly, antialiased.
+
+    Example:
+        >>> spec = InputSpec(32, mean=(0.5,), std=(0.5,))
+        >>> x = spec(torch.ones(2, 1, 48, 48))
+        >>> x.shape, x.mean().item()
+        (torch.Size([2, 1, 32, 32]), 1.0)
     """
 
     size: int = 224

@@ -65,6 +65,12 @@ def fft_image_from(images: Tensor, decay_power: float = 1.0, *, colors: Tensor |
     Returns:
         A ``param_f``: parameters and a function to (B, C, H, W) in [0, 1], which at the start gives
         the images back to within 1e-3.
+
+    Example:
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> [spectrum], image_f = fft_image_from(images)()
+        >>> spectrum.shape, torch.allclose(image_f(), images, atol=1e-3)
+        (torch.Size([2, 3, 32, 17, 2]), True)
     """
     _check(images)
     height, width = images.shape[-2:]
@@ -144,7 +150,7 @@ def color_matrix(images: Tensor) -> Tensor:
 
 
 class Transparency:
-    """Where an image matters, gathered while it is optimised: Σ |∂loss/∂image| over steps (MACO, Fel et al. 2023).
+    """Where an image matters, gathered while it is optimised: ``Σ |∂loss/∂image|`` over steps (MACO, Fel et al. 2023).
 
     It is a ``param_f`` itself, in the place of the one that it is given::
 

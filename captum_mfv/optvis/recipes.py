@@ -30,6 +30,11 @@ class Ramp:
 
     With ``released``, the schedule as the paper's code ran it, where a misplaced parenthesis made it
     start − (start − end·i)/n: from start·(1 − 1/n) to about start + end.
+
+    >>> [Ramp(1, 2).at(step, 4) for step in range(4)]
+    [1.0, 1.25, 1.5, 1.75]
+    >>> [Ramp(1, 2, released=True).at(step, 4) for step in range(4)]
+    [0.75, 1.25, 1.75, 2.25]
     """
 
     start: float
@@ -123,7 +128,14 @@ class Recipe:
             raise RecipeError(f"recipe {self.name}: the optimizer tv steps on pixels; set param to pixel")
 
     def with_steps(self, steps: int) -> Recipe:
-        """The same recipe in another number of steps, its phases in proportion, each at least one."""
+        """The same recipe in another number of steps, its phases in proportion, each at least one.
+
+        >>> recipe = get_recipe("paper-mean")
+        >>> [phase.steps for phase in recipe.phases]
+        [190, 150, 20, 10]
+        >>> [phase.steps for phase in recipe.with_steps(37).phases]
+        [19, 15, 2, 1]
+        """
         if steps < len(self.phases):
             raise RecipeError(f"recipe {self.name} has {len(self.phases)} phases, so steps must be at least that")
         total = sum(phase.steps for phase in self.phases)

@@ -47,7 +47,7 @@ class Rendering:
             activation, on the transformed image before each step.
         seed: the seed.
         recipe: the recipe's name.
-        transparency: (H, W) in [0, 1], where the image matters to the loss: Σ |∂loss/∂image| over steps.
+        transparency: (H, W) in [0, 1], where the image matters to the loss: ``Σ |∂loss/∂image|`` over steps.
         complete: whether every step was done; False after Ctrl-C.
     """
 

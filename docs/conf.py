@@ -1,0 +1,145 @@
+"""The documentation: pages, notebooks that are executed when it is built, and the reference from docstrings."""
+
+import builtins
+import os
+import re
+import sys
+from importlib.metadata import version as installed_version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.nodes import make_refnode
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # notebooks run beside each other, on small tensors
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # notebooks run the command too
+os.environ["PYTHONWARNINGS"] = ",".join(  # kornia's, when lucent imports it
+    f"ignore::{kind}:torch.jit._script" for kind in ("DeprecationWarning", "FutureWarning")
+)
+
+project = "captum-mfv"
+author = "The captum-mfv authors"
+copyright = "the captum-mfv authors"
+version = release = installed_version("captum-mfv")
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "myst_nb",
+]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [  # other packages' names, whose inventories would have to be downloaded
+    ("py:.*", rf"({packages})(\..*)?")
+    for packages in (
+        "collections|os|pathlib|typing|Path",
+        "torch|Tensor|nn|numpy|np|NDArray|ArrayLike|scipy|sklearn|matplotlib|Axes|skimage|click|PIL",
+        "captum|lucent|Attribution|LayerAttribution|TCAV|visualize_image_attr",
+    )
+] + [("py:class", "Method|ParamF")]  # aliases of types: what stands in a docstring says what they are
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "no-value": True}
+autosummary_generate = True
+autosummary_ignore_module_all = False
+napoleon_numpy_docstring = False
+python_use_unqualified_type_names = True
+add_module_names = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+nb_output_stderr = "remove"
+
+html_theme = "furo"
+html_title = "captum-mfv"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+templates_path = ["_templates"]
+
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+
+
+def shortened(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element) -> nodes.Element | None:
+    """The object that a docstring names by the end of its full name: `render_facets`, `attr.FacetModel`.
+
+    Of a module and a function that are called the same it is the function. What isn't a name, or is that of something
+    without a description of its own, is code.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    target = node["reftarget"].lstrip("~.")
+    if not _NAME.fullmatch(target):
+        return contnode
+    objects = env.domains.python_domain.objects
+    ends = [target, target.rpartition(".")[2]] if target.startswith("captum_mfv.") else [target]
+    found = [name for end in ends for name in objects if f".{name}".endswith(f".{end}")]
+    if not found:
+        return contnode if _exists(target.rpartition(".")[2]) else None
+    name = min(found, key=lambda name: (objects[name].objtype == "module", len(name)))
+    entry = objects[name]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
+
+
+def _exists(name: str) -> bool:
+    ours = [module for path, module in sys.modules.items() if path.startswith("captum_mfv")]
+    return any(hasattr(module, name) for module in (builtins, *ours))
+
+
+_SHAPE = re.compile(r"^(\s+)(\([^)]*\)):")
+
+
+def plain_words(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """What stands before a colon is a type to napoleon, where it may be words, or the shape of what is returned."""
+    lines[:] = [_SHAPE.sub(r"\1``\2``:", line) for line in lines]
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
+
+
+_ARRAY = re.compile(r"~?(numpy\.)?ndarray\[tuple\[~?(typing\.)?Any, \.\.\.\], ~?(numpy\.)?dtype\[(.*?)\]\]")
+
+
+def short_arrays(app: Sphinx, domain: str, objtype: str, contentnode: nodes.Element) -> None:
+    """`NDArray` as it was written, where evaluation has made a sentence of it."""
+    for hints in app.env.current_document.autodoc_annotations.values():
+        for name, hint in hints.items():
+            hints[name] = _ARRAY.sub(r"~numpy.typing.NDArray[\4]", hint)
+
+
+def _options_as_code(line: str) -> str:
+    return line if line.startswith("..") else re.sub(r"(?<![\w`-])--[a-z][\w-]*", r"``\g<0>``", line)
+
+
+def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
+    """What the help keeps as it is, in lines of its own, is code, and so are options in its sentences."""
+    shown: list[str] = []
+    for as_it_is, group in groupby(lines, key=lambda line: line.startswith("| ")):
+        block = list(group)
+        shown += ["::", "", *(f"   {line[2:]}" for line in block), ""] if as_it_is else map(_options_as_code, block)
+    lines[:] = shown
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is above."""
+    app.connect("missing-reference", shortened)
+    app.connect("autodoc-process-docstring", plain_words, priority=400)  # before napoleon
+    app.connect("object-description-transform", short_arrays, priority=400)  # before autodoc writes them down
+    for part in ("description", "options", "arguments", "epilog"):
+        app.connect(f"sphinx-click-process-{part}", command_examples)

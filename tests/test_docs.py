@@ -1,0 +1,134 @@
+"""What README and docs show runs: blocks, docstrings, notebooks; pages that Sphinx executes are left to its build."""
+
+import doctest
+import importlib
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+from conftest import planted_images, small_cnn
+
+import captum_mfv as mfv
+from captum_mfv.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(page for page in ROOT.glob("docs/**/*.md") if "_build" not in page.parts)])
+EXAMPLES = sorted(ROOT.glob("examples/*.ipynb"))
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(mfv.__path__, "captum_mfv.")
+    if not any(part.startswith("_") for part in module.name.split("."))
+)
+SHELL = {page: re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
+TEXT = {page: page.read_text() for page in PAGES}
+PYTHON = {page: re.findall(r"(<!-- downloads -->\n)?```python\n(.*?)```", TEXT[page], re.DOTALL) for page in PAGES}
+
+
+def names(paths):
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=lambda page: page.name)
+def test_a_pages_examples_run_one_after_the_other_and_those_that_download_compile(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for downloads, source in PYTHON[page]:
+        code = compile(source, page.name, "exec")
+        if not downloads:
+            exec(code, scope)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_a_page_with_cells_is_one_that_sphinx_executes(page):
+    assert ("```{code-cell}" in TEXT[page]) == TEXT[page].startswith("---\nfile_format: mystnb\n")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if SHELL[page]], ids=lambda page: page.name)
+def test_the_commands_and_options_that_a_page_shows_exist(page):
+    for line in "".join(SHELL[page]).replace("\\\n", " ").splitlines():
+        if not (shown := re.search(r"captum-mfv (.*)", line)):
+            continue
+        command, words = app, shown[1].split()
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert command is not app, line
+        assert {word for word in words if word.startswith("-")} <= known, line
+
+
+def test_the_readme_has_two_set_up_commands_of_one_line_each():
+    setup = [block for block in SHELL[ROOT / "README.md"] if "venv" in block]
+    assert [block.count("\n") for block in setup] == [1, 1]
+    assert "captum-mfv demo" in setup[0]
+    assert "pytest" in setup[1]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_docstrings_show_is_what_comes(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_the_examples_of_docstrings_are_found():
+    classes = (mfv.Unit, mfv.FacetFinder, mfv.InputSpec)
+    found = {test.name for one in classes for test in doctest.DocTestFinder().find(one) if test.examples}
+    assert {"Unit.parse", "FacetFinder", "InputSpec"} <= found
+
+
+def test_the_reference_lists_every_module():
+    packages = ("captum_mfv.attr.", "captum_mfv.metrics.", "captum_mfv.report.")  # whose names are the package's
+    elsewhere = {"captum_mfv.cli", "captum_mfv.optvis"}  # the command has a page of its own
+    listed = set(re.findall(r"^   (captum_mfv\.\S+)$", TEXT[ROOT / "docs" / "api.md"], re.MULTILINE))
+    assert listed == {name for name in MODULES if not name.startswith(packages)} - elsewhere
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/images/*")), ids=lambda path: path.name)
+def test_pictures_are_small(path):
+    assert path.stat().st_size <= 200 * 1024
+
+
+MODEL_OF_RANDOM_WEIGHTS = """
+import torch
+
+import captum_mfv as mfv
+
+spec, n_top, n_facets, steps, folder, device = mfv.InputSpec(32), 20, 2, 2, "images", "cpu"
+"""
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_notebook_runs_whatever_model_its_model_cell_gives(path, tmp_path, monkeypatch):
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    for number, image in enumerate(planted_images(8)[0]):
+        mfv.images.to_pil(image).save(f"images/{number}.png")
+    unit = mfv.Unit("conv2", 3, "max") if path.stem == "hidden_unit" else mfv.Unit("fc", 1)
+    scope = {"model": small_cnn(), "unit": unit}
+    for tags, source in cells(path):
+        compiled = compile(MODEL_OF_RANDOM_WEIGHTS if "model" in tags else source, path.name, "exec")
+        if "model" in tags:
+            compile(source, path.name, "exec")
+        exec(compiled, scope)
+    matplotlib.pyplot.close("all")
+    assert len(scope["facets"]) == 2
+
+
+def cells(path):
+    """Tags and source of a notebook's code cells but those that install."""
+    notebook = json.loads(path.read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    found = [(cell["metadata"].get("tags", []), "".join(cell["source"])) for cell in code]
+    return [(tags, source) for tags, source in found if "install" not in tags]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_notebook_is_cleared_and_opens_in_colab_by_its_badge(path):
+    notebook = json.loads(path.read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert sum("model" in cell["metadata"].get("tags", []) for cell in code) == 1
+    assert f"/blob/main/examples/{path.name})" in "".join(notebook["cells"][0]["source"])
