@@ -477,7 +477,7 @@ def compare(folders: tuple[str, ...], out: str) -> None:
 def evaluate(folder: str, **options: Any) -> None:
     """Show the images of a finished run's FOLDER to a network that took no part.
 
-    Writes retention, prediction, transfer, naturalness and their controls, with bootstrap intervals, to
+    Writes retention, prediction, transfer, naturalness and their controls, with 95 % intervals, to
     metrics.json, and makes the page anew. `captum-mfv list controls` has the controls.
 
     \b

@@ -122,7 +122,7 @@ def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs
     ]
     status, said, _ = judged(inputs, out, capsys, "--judge-unit", "6:1", *held)
     assert status == 0
-    assert re.search(r"images +1\.00 \(1\.00-1\.00\)", said)
+    assert re.search(r"images +1\.00 \(0\.44-1\.00\)", said)
     assert re.search(r"held-out images told: \d\.\d\d \(.*n = 60", said)
     after = json.loads((out / "metrics.json").read_text())
     judge = after.pop("judge")

@@ -159,6 +159,11 @@ def test_an_interval_holds_the_true_mean_nineteen_times_in_twenty():
     assert (estimate(np.array([True, False])).value, estimate(np.array([True, False])).n) == (0.5, 2)
     wide, narrow = (estimate(rng.normal(size=n)) for n in (10, 1000))
     assert wide.high - wide.low > 4 * (narrow.high - narrow.low)
+    right = rng.random((2000, 10)) < 0.8
+    assert np.mean([one.low < 0.8 < one.high for one in map(estimate, right)]) == pytest.approx(0.95, abs=0.04)
+    none, every = estimate(np.zeros(10, bool)), estimate(np.ones(10, bool))
+    assert (none.value, none.low, none.high) == pytest.approx((0, 0, 0.278), abs=1e-3)  # as tabulated
+    assert (every.value, every.low, every.high) == pytest.approx((1, 0.722, 1), abs=1e-3)
     assert estimate_ratio(np.array([2, 6]), np.array([1, 3])) == estimate(np.array([2, 2]))
 
 
