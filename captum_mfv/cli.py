@@ -549,19 +549,24 @@ def _evaluate(
         held_out=None if held_out is None else ImageFolder(held_out, own),
         model=None if model is None else models.load(model, weights)[0],
         seed=seed,
-        progress=not quiet and sys.stderr.isatty(),
+        progress=_bars(quiet),
     )
 
 
 def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool) -> None:
     """Do a job, or go on with it, and say what came of it."""
-    progress = not quiet and sys.stderr.isatty()
+    progress = _bars(quiet)
     with _told(quiet, verbose):
         with waiting("starting", progress):
             from captum_mfv import pipeline  # here, so that --help is quick
         folder = pipeline.run(pipeline.Job(**job), out, progress=progress)
     if not quiet:
         _sum_up(folder)
+
+
+def _bars(quiet: bool) -> bool:
+    """Whether progress is drawn: somebody has to be there to see it move."""
+    return not quiet and sys.stderr.isatty()
 
 
 def _sum_up(folder: Any) -> None:
@@ -601,7 +606,7 @@ def _told(quiet: bool, verbose: bool) -> Iterator[None]:
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     try:
         if verbose:
-            warnings.simplefilter("once")
+            warnings.simplefilter("always")
         yield
     finally:
         logger.removeHandler(lines)
@@ -612,9 +617,13 @@ def _told(quiet: bool, verbose: bool) -> Iterator[None]:
 def _plain_warnings() -> Iterator[None]:
     """Our warnings as lines on standard error, each once; other packages' only if somebody asks for them."""
 
+    said: set[str] = set()
+
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        kind = "" if issubclass(category, MFVWarning) else f"{category.__name__}: "
-        tqdm.write(f"captum-mfv: {kind}{message}", file=sys.stderr)
+        line = f"captum-mfv: {'' if issubclass(category, MFVWarning) else f'{category.__name__}: '}{message}"
+        if line not in said:
+            tqdm.write(line, file=sys.stderr)
+        said.add(line)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -636,6 +645,7 @@ def main(args: list[str] | None = None) -> None:
         click.echo(f"captum-mfv: error: {' '.join(text.split())}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("captum-mfv: interrupted; the same command goes on from here", err=True)
+        if "_CAPTUM_MFV_COMPLETE" not in os.environ:  # a shell that asked for completion has a line to keep clean
+            click.echo("captum-mfv: interrupted; the same command goes on from here", err=True)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)

@@ -304,6 +304,7 @@ def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, pr
     """What the unit's image is without facets, to compare with."""
     if folder.done("plain image"):
         return
+    _log.info("synthesising what the unit shows without facets")
     with folder.stage("plain image"):
         (rendering,) = render_facets(
             parts.model,

@@ -215,4 +215,5 @@ def _went(values: NDArray[np.float32]) -> str:
 
 def _title(jobs: list[Job], facets: Sequence[Facet]) -> str:
     n_seeds = len(jobs) // len(facets)
-    return f"{len(facets)} facets" if n_seeds == 1 else f"{len(facets)} facets, {n_seeds} seeds"
+    title = "1 facet" if len(facets) == 1 else f"{len(facets)} facets"
+    return title if n_seeds == 1 else f"{title}, {n_seeds} seeds"
