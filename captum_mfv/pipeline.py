@@ -30,7 +30,7 @@ from captum_mfv.files import write_whole
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
-from captum_mfv.optvis.render import render_facets
+from captum_mfv.optvis.render import Rendering, render_facets
 from captum_mfv.progress import waiting
 from captum_mfv.result import NEAREST, RunFolder
 from captum_mfv.units import Code, Unit
@@ -284,20 +284,7 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
         return
     _log.info("synthesising %d images in %d steps", len(facets), parts.recipe.n_steps)
     with folder.stage("images"):
-        renderings = render_facets(
-            parts.model,
-            facets,
-            parts.images,
-            recipe=parts.recipe,
-            size=job.size,
-            dtype=parts.dtype,
-            input_spec=parts.spec,
-            seed=job.seed,
-            progress=progress,
-        )
-        if not all(rendering.complete for rendering in renderings):
-            raise KeyboardInterrupt
-        folder.write_renderings(facets, renderings)
+        folder.write_renderings(facets, _drawn(facets, job, parts, progress, recipe=parts.recipe))
 
 
 def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progress: bool) -> None:
@@ -306,21 +293,28 @@ def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, pr
         return
     _log.info("synthesising what the unit shows without facets")
     with folder.stage("plain image"):
-        (rendering,) = render_facets(
-            parts.model,
-            facets.whole(),
-            parts.images,
-            recipe="plain",
-            steps=job.steps,
-            size=job.size,
-            dtype=parts.dtype,
-            input_spec=parts.spec,
-            seed=job.seed,
-            progress=progress,
-        )
-        if not rendering.complete:
-            raise KeyboardInterrupt
+        (rendering,) = _drawn(facets.whole(), job, parts, progress, recipe="plain", steps=job.steps)
         folder.write_plain(rendering)
+
+
+def _drawn(
+    facets: FacetSet, job: Job, parts: _Parts, progress: bool, recipe: str | Recipe, steps: int | None = None
+) -> list[Rendering]:
+    renderings = render_facets(
+        parts.model,
+        facets,
+        parts.images,
+        recipe=recipe,
+        steps=steps,
+        size=job.size,
+        dtype=parts.dtype,
+        input_spec=parts.spec,
+        seed=job.seed,
+        progress=progress,
+    )
+    if not all(rendering.complete for rendering in renderings):
+        raise KeyboardInterrupt
+    return renderings
 
 
 def _attribute(folder: RunFolder, facets: FacetSet, parts: _Parts, method: str | None, progress: bool) -> None:
