@@ -453,6 +453,9 @@ def compare(folders: tuple[str, ...], out: str) -> None:
     click.echo(write([RunFolder.read(folder) for folder in folders], out))
 
 
+_COLUMNS = ("retention", "centered", "predicts", "top1", "probability", "distance")
+
+
 @app.command()
 @click.argument("folder")
 @click.option("--judge", required=True, metavar="MODEL", help="torchvision name, or file.py:function (which is run).")
@@ -489,24 +492,23 @@ def evaluate(folder: str, **options: Any) -> None:
 
 
 def _table(found: Any) -> str:
-    """A verdict as lines of text: a row for the images, for each control, and for the real images."""
-    shown = ("retention", "centered", "predicts", "top1", "probability", "distance", "diversity")
-    columns = [column for column in shown if getattr(found.scores, column) is not None]
-    real = {"predicts": found.real_predicts, "top1": found.real_top1, "probability": found.real_probability}
-    rows = {"images": vars(found.scores), **{name: vars(scores) for name, scores in found.controls.items()}}
-    rows["all real images"] = real
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{column:>17}" for column in columns)]
-    for name, row in rows.items():
-        cells = ("" if (one := row.get(column)) is None else _interval(one) for column in columns)
-        lines.append(f"{name:{width}}" + "".join(f"{cell:>17}" for cell in cells))
+    """A verdict as lines of text: the images' figures, then a table of controls and of the real images."""
     more = {"held-out images told": found.held_out, "same facet, another seed": found.over_seeds}
-    lines += [f"{name}: {_interval(one)}, n = {one.n}" for name, one in more.items() if one is not None]
-    return "\n".join([*lines, f"chance of retention and predicts: {found.chance:.2f}"])
-
-
-def _interval(estimate: Any) -> str:
-    return f"{estimate.value:.2f} ({estimate.low:.2f}-{estimate.high:.2f})"
+    figures = {**vars(found.scores), **more}
+    lines = [
+        f"{name:26}{one.value:.2f} ({one.low:.2f} to {one.high:.2f}, n = {one.n})"
+        for name, one in figures.items()
+        if one is not None
+    ]
+    columns = [name for name in _COLUMNS if getattr(found.scores, name) is not None]
+    real = {"predicts": found.real_predicts, "top1": found.real_top1, "probability": found.real_probability}
+    rows = {name: vars(scores) for name, scores in {"these images": found.scores, **found.controls}.items()}
+    lines += ["", " " * 21 + "".join(f"{name:>{len(name) + 2}}" for name in columns)]
+    for name, row in {**rows, "all real images": real}.items():
+        cells = ("" if (one := row.get(column)) is None else f"{one.value:.2f}" for column in columns)
+        widths = (len(column) + 2 for column in columns)
+        lines.append(f"{name:21}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    return "\n".join([*lines, f"{'chance':21}" + f"{found.chance:>{len('retention') + 2}.2f}"])
 
 
 def _evaluate(

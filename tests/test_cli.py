@@ -122,8 +122,8 @@ def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs
     ]
     status, said, _ = judged(inputs, out, capsys, "--judge-unit", "6:1", *held)
     assert status == 0
-    assert re.search(r"images +1\.00 \(0\.44-1\.00\)", said)
-    assert re.search(r"held-out images told: \d\.\d\d \(.*n = 60", said)
+    assert re.search(r"retention +1\.00 \(0\.44 to 1\.00, n = 3\)", said)
+    assert re.search(r"held-out images told +\d\.\d\d \(.*n = 60", said)
     after = json.loads((out / "metrics.json").read_text())
     judge = after.pop("judge")
     assert after == before
@@ -145,7 +145,7 @@ def test_controls_are_drawn_once_with_the_runs_recipe_and_stand_on_the_page(inpu
     status, said, _ = judged(inputs, out, capsys, *asked, *model)
     assert status == 0
     assert re.search(r"shuffled clusters +\d\.\d\d", said)
-    assert "same facet, another seed: " in said
+    assert "same facet, another seed" in said
     drawn = sorted(path.relative_to(out).as_posix() for path in out.glob("controls/*/*.png"))
     assert drawn == [
         f"controls/{name}/facet_0{k}.png" for name in ("another-seed", "shuffled-clusters") for k in range(3)
