@@ -228,6 +228,10 @@ _FACET_FROM_NOISE = replace(
     name="facet-from-noise",
     summary="the same from noise with the spectrum of the facet's images, to see what the mean image gives away",
     start="spectrum",
+    phases=(  # the facet first: a unit that is driven hard from noise finds what any facet has
+        Phase(120, {**FACET_WEIGHTS, "capped_unit": 0.5}, lr=Ramp(0.05, 0.03), transforms=_AFFINE),
+        Phase(80, FACET_WEIGHTS, lr=Ramp(0.03, 0.01), transforms=_AFFINE),
+    ),
 )
 
 _PAPER_MEAN = Recipe(
