@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from captum_mfv import config, models, report
 from captum_mfv._version import __version__
 from captum_mfv.attr import check_method, facet_maps
 from captum_mfv.collect import TopImages, collect, resolve, top_images
-from captum_mfv.errors import FacetError, ImageError, ModelError
+from captum_mfv.errors import FacetError, ImageError, MFVWarning, ModelError, RenderError
 from captum_mfv.facets import FacetSet, find_facets, nearest
 from captum_mfv.figures import overlay_png
 from captum_mfv.files import write_whole
@@ -288,13 +289,17 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
 
 
 def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progress: bool) -> None:
-    """What the unit's image is without facets, to compare with."""
+    """What the unit's image is without facets, to compare with; a unit that noise leaves silent has none."""
     if folder.done("plain image"):
         return
     _log.info("synthesising what the unit shows without facets")
     with folder.stage("plain image"):
-        (rendering,) = _drawn(facets.whole(), job, parts, progress, recipe="plain", steps=job.steps)
-        folder.write_plain(rendering)
+        try:
+            (rendering,) = _drawn(facets.whole(), job, parts, progress, recipe="plain", steps=job.steps)
+        except RenderError as error:
+            warnings.warn(f"no image without facets: {error}", MFVWarning, stacklevel=2)
+        else:
+            folder.write_plain(rendering)
 
 
 def _drawn(

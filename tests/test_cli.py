@@ -167,6 +167,21 @@ def test_a_run_on_crops_has_controls_too(inputs, tmp_path, capsys):
     assert (status, "noise start" in said) == (0, True), errors
 
 
+def test_a_unit_that_noise_leaves_silent_has_a_page_without_the_image_of_the_whole_unit(tmp_path, capsys):
+    from captum_mfv.datasets import planted_images as discs
+
+    for i, image in enumerate(discs(n_each=6)[0]):
+        to_pil(image).save(tmp_path / f"{i:02d}.png")
+    (tmp_path / "out").mkdir()
+    options = {"model": "captum_mfv.datasets:planted_network", "unit": "unit:0", "images": tmp_path, "facets": 4}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    out = tmp_path / "out" / "run"
+    status, _, errors = call(["run", *words, "--steps", 4, "--out", out, "--quiet"], capsys)
+    assert (status, errors.count("no image without facets: facet 0: no gradient reaches the image")) == (0, 1)
+    assert (out / "report.html").exists()
+    assert not (out / "images" / "plain.png").exists()
+
+
 def test_controls_are_listed(capsys):
     status, said, _ = call(["list", "controls"], capsys)
     assert status == 0
