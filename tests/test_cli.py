@@ -496,7 +496,8 @@ def test_verbose_says_layers_code_and_what_took_how_long(inputs, tmp_path, capsy
     assert len(said.splitlines()) == 4
     for words in ("unit 6:1, read by mean; code: mean of 3", "distribution reads 1, 2, 3", "DeprecationWarning: old"):
         assert words in told
-    assert re.findall(r"(\w+) took \d+\.\d s", told) == ["facets", "images", "attributions", "metrics", "report"]
+    stages = ["facets", "images", "plain image", "attributions", "metrics", "report"]
+    assert re.findall(r"([a-z]+(?: image)?) took \d+\.\d s", told) == stages
     assert "old <thing>" not in call(arguments(inputs, tmp_path / "calm", steps=2), capsys)[2]
     status, _, told = call([*arguments(inputs, tmp_path / "no"), "-q", "-v"], capsys)
     assert (status, "can't both be meant" in told) == (2, True)

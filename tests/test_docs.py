@@ -32,6 +32,7 @@ def names(paths):
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+@pytest.mark.filterwarnings("ignore:no image without facets")  # noise leaves the network built by hand silent
 @pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=lambda page: page.name)
 def test_a_pages_examples_run_one_after_the_other_and_those_that_download_compile(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
