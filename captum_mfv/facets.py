@@ -70,7 +70,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         n_facets_: number of facets found.
         stability_: ``(n_facets_,)`` in [0, 1], how well each facet is found again in bootstrap samples of the
             reduced codes (`captum_mfv.stability`); below .6 a facet is doubtful. NaN without samples.
-        stability_interval_: (n_facets_, 2) between which values it lies in 95 % of these samples.
+        stability_interval_: ``(n_facets_, 2)`` between which values it lies in 95 % of these samples.
         p_value_: of the codes being one cluster; with ``n_facets="auto"`` alone.
 
     Example:
