@@ -112,9 +112,8 @@ def _pieces(
     if plain:
         return objectives.unit(facets.facets), param_f, [spec]
     reference = objectives.measure_reference(model, facets.facets, images, input_spec=spec)
-    affine = get_recipe("facet").phases[0].affine
-    assert affine is not None
-    return objectives.facet(facets.facets, reference), param_f, [transform.affine(*affine), spec]
+    affine = transform.affine(**get_recipe("facet").phases[0].transforms["affine"])
+    return objectives.facet(facets.facets, reference), param_f, [affine, spec]
 
 
 def growth(steps: Callable[[int], None]) -> None:
