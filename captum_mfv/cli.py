@@ -536,14 +536,13 @@ def _evaluate(
     network, spec = models.load(judge, judge_weights)
     if judge_input is not None:
         spec = InputSpec(spec.size, *((number,) * spec.channels for number in judge_input))
-    layer, _, reduce = (judge_code or "").partition(":")
     own = InputSpec(**folder.settings["input_spec"])
     return evaluate(
         folder,
         Judge(
             network,
             None if judge_unit is None else Unit.parse(judge_unit),
-            Code(layer, reduce or "mean") if layer else None,
+            Code.parse(judge_code),
             spec,
         ),
         judge_name=judge,

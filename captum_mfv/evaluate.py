@@ -14,7 +14,7 @@ from captum_mfv.collect import collect
 from captum_mfv.errors import RunError
 from captum_mfv.facets import FacetSet, nearest
 from captum_mfv.images import ImageFolder
-from captum_mfv.metrics import Judge, Judged, Verdict, draw_control, verdict
+from captum_mfv.metrics import Control, Judge, Judged, Verdict, draw_control, verdict
 from captum_mfv.metrics.controls import get_control
 from captum_mfv.models import autocast_dtype
 from captum_mfv.optvis.recipes import Recipe
@@ -57,9 +57,10 @@ def evaluate(
     """
     if not folder.finished:
         raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
-    run = _Run(folder, folder.member_images(), model, progress)
-    drawn = {name: run.control(name) for name in dict.fromkeys(controls)}
+    run = _Run(folder, folder.read_facets(), folder.member_images(), model, progress)
+    chosen = {name: get_control(name) for name in controls}  # all names are tried before the first is drawn
     told = None if held_out is None else run.tell(held_out)
+    drawn = {name: run.draw(name, control) for name, control in chosen.items()}
     real = Judged(judge(run.members), run.members.labels)
     made = judge(folder.read_images(run.facets))
     judged = {"start": (judge(folder.read_images(run.facets, "_start")), real.labels)}
@@ -79,22 +80,18 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A finished run, its images, and its model if it is at hand."""
+    """A finished run, its facets over its dataset, its images, and its model if it is at hand."""
 
     folder: RunFolder
+    facets: FacetSet
     members: MemberImages
     model: nn.Module | None
     progress: bool
 
-    @property
-    def facets(self) -> FacetSet:
-        """The run's facets, over its dataset."""
-        return self.folder.read_facets()
-
-    def control(self, name: str) -> tuple[list[Tensor], NDArray[np.int64]]:
+    def draw(self, name: str, control: Control) -> tuple[list[Tensor], NDArray[np.int64]]:
         """A control's images, drawn if the folder hasn't got them, and the labels of the members that judge them."""
         settings, facets = self.folder.settings, self.member_facets()
-        _, labels = get_control(name).facets(facets, settings["seed"])
+        _, labels = control.facets(facets, settings["seed"])
         if not self.folder.has_control(name, len(facets)):
             renderings = draw_control(
                 name,
@@ -115,16 +112,14 @@ class _Run:
 
     def member_facets(self) -> FacetSet:
         """The run's facets over its members, in their order."""
-        facets = self.facets
-        order = np.concatenate([facet.members for facet in facets])
-        parts = ("labels", "embedding", "codes", "activations")
-        return replace(facets, **{part: getattr(facets, part)[order] for part in parts})
+        order = np.concatenate([facet.members for facet in self.facets])
+        return replace(self.facets, **{name: array[order] for name, array in self.facets.arrays().items()})
 
     def tell(self, images: ImageFolder) -> NDArray[np.int64]:
         """The facet of images held out, in the run's own codes; -1 where one can't be read."""
         if any("crop" in member for member in self.members.members):
             raise RunError("a run on crops of peaks has no images held out: theirs would need crops too")
-        facets, model = self.facets, self._model("facets of images held out must be told")
+        model, facets = self._model("facets of images held out must be told"), self.facets
         seen = collect(model, facets.unit, images, code=facets.code, input_spec=self.members.input_spec)
         labels = np.full(len(images), -1, np.int64)
         labels[seen.indices] = nearest(seen.codes[seen.indices], facets.centers)

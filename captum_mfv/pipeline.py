@@ -168,8 +168,7 @@ def _load(job: Job, progress: bool) -> _Parts:
     known = None if job.labels is None else _read_labels(job.labels)
     model, spec = _model(job, progress)
     spec = spec if job.input_size is None else replace(spec, size=job.input_size)
-    layer, _, reduce = (job.code or "").partition(":")
-    unit, code = resolve(model, unit, Code(layer, reduce or "mean") if layer else None, spec)
+    unit, code = resolve(model, unit, Code.parse(job.code), spec)
     images = ImageFolder(job.images, spec)
     if job.size is not None and job.size < 1:
         raise ImageError(f"--size must be at least 1 pixel, not {job.size}")

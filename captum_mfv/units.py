@@ -180,6 +180,16 @@ class Code:
             raise UnitError(f"a code's reduce must be mean, max, cls or flatten, not {self.reduce!r}")
         _check_channels(self.channels)
 
+    @classmethod
+    def parse(cls, text: str | None) -> Code | None:
+        """The code that ``layer`` or ``layer:reduce`` names; None for None or nothing: the default one.
+
+        >>> Code.parse("features.12:max")
+        Code(layer='features.12', reduce='max', channels=None)
+        """
+        layer, _, reduce = (text or "").partition(":")
+        return cls(layer, reduce or "mean") if layer else None
+
     def read(self, output: Tensor) -> Tensor:
         """The code, (N, D), in the layer's output."""
         if self.reduce == "flatten":

@@ -83,12 +83,13 @@ def judge_scores(made: Judgement, real: Judged, *, seed: int = 0) -> Scores:
         real: of real images.
         seed: of bootstrap samples.
     """
-    seen, labels, codes = real.kept().images, real.kept().labels, made.codes
-    near = naturalness(codes, seen.codes, k=min(_NEIGHBOURS, len(made) - 1))
+    kept, codes = real.kept(), made.codes
+    seen, labels = kept.images.codes, kept.labels
+    near = naturalness(codes, seen, k=min(_NEIGHBOURS, len(made) - 1))
     return Scores(
-        retention=estimate(retained(codes, seen.codes, labels), seed=seed),
-        centered=estimate(retained(codes, seen.codes, labels, centered=True), seed=seed),
-        predicts=estimate(predicts(codes, seen.codes, labels), seed=seed),
+        retention=estimate(retained(codes, seen, labels), seed=seed),
+        centered=estimate(retained(codes, seen, labels, centered=True), seed=seed),
+        predicts=estimate(predicts(codes, seen, labels), seed=seed),
         top1=_mean(made.called, seed),
         probability=_mean(made.probabilities, seed),
         distance=estimate(near.distance, seed=seed),
