@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""How fast a step is: python benchmarks/speed.py [--size 224] [--facets 10]
+"""How fast a step is: python benchmarks/speed.py [--size 227] [--facets 10] [--steps 24]
 
 Prints, as ratios in one run on SqueezeNet 1.0 with a batch of facets: a step of the recipe `facet` against the bare
 model's forward pass and input gradient on the same batch; the same facets, objective and transforms through Lucent's
 render loop against ours; the same for a unit of features.5 with a plain objective and no transforms; the last of
-twenty calls against the first; and the peak memory of the process before Lucent is loaded.
+twenty calls against the first; and the peak memory of the process before Lucent is loaded. A machine's speed changes
+from one minute to the next, so a step of the bare model follows each step that is measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,83 +28,120 @@ from captum_mfv.optvis import initializer, objectives, transform
 from captum_mfv.optvis.recipes import Phase, Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 
-_SHORT, _LONG = 2, 8
+
+class Clock:
+    """Seconds of steps, and of the bare model's between them.
+
+    Args:
+        bare: a step of the bare model.
+    """
+
+    def __init__(self, bare: Callable[[], object]) -> None:
+        self.bare = bare
+        self.steps: list[float] = []
+        self.bares: list[float] = []
+        self._began: float | None = None
+
+    def __call__(self, *_: object) -> None:
+        """A step has ended."""
+        ended = time.perf_counter()
+        if self._began is not None:
+            self.steps.append(ended - self._began)
+        self.bare()
+        self._began = time.perf_counter()
+        self.bares.append(self._began - ended)
+
+    @property
+    def step(self) -> float:
+        """Median seconds of a step."""
+        return median(self.steps)
+
+    @property
+    def ratio(self) -> float:
+        """Of a step to the bare model's after it, a median."""
+        return median(mine / bare for mine, bare in zip(self.steps, self.bares[1:], strict=True))
 
 
-def a_step(steps: Callable[[int], object]) -> float:
-    """Seconds of one step, what comes before the first left out; the quickest of three goes."""
-    times = []
-    for _ in range(3):
-        marks = []
-        for n in (_SHORT, _LONG):
-            began = time.perf_counter()
-            steps(n)
-            marks.append(time.perf_counter() - began)
-        times.append((marks[1] - marks[0]) / (_LONG - _SHORT))
-    return min(times)
-
-
-def bare(model: nn.Module, images: Tensor, layer: str) -> Callable[[int], None]:
-    """Forward to a layer and gradient with respect to the images, weights frozen."""
+def bare(model: nn.Module, images: Tensor, layer: str) -> Callable[[], object]:
+    """Forward to a layer and gradient with respect to the images, weights frozen, in the faster memory format."""
     model = copy.deepcopy(model).requires_grad_(False)
     names = [name for name, _ in model.named_children()]
     stem, _, index = layer.partition(".")
     part = model if stem != names[0] else model.get_submodule(stem)[: int(index) + 1]
 
-    def steps(n: int) -> None:
-        for _ in range(n):
-            x = images.clone(memory_format=torch.preserve_format).requires_grad_()
-            torch.autograd.grad(part(x).sum(), x)
+    def step_in(memory: torch.memory_format) -> Callable[[], object]:
+        batch = images.contiguous(memory_format=memory)
 
-    return steps
+        def step() -> object:
+            x = batch.clone(memory_format=torch.preserve_format).requires_grad_()
+            return torch.autograd.grad(part(x).sum(), x)
 
+        return step
 
-def through_lucent(model: nn.Module, objective: Any, param_f: Any, transforms: list[Any], size: int) -> Any:
-    """Steps of Lucent's own loop."""
-    from lucent.optvis.render import render_vis
-
-    def steps(n: int) -> None:
-        render_vis(
-            model,
-            objective,
-            param_f,
-            transforms=transforms,
-            thresholds=[n],
-            preprocess=False,
-            fixed_image_size=size,
-            show_image=False,
-            progress=False,
-        )
-
-    return steps
+    return min((step_in(memory) for memory in (torch.contiguous_format, torch.channels_last)), key=seconds)
 
 
-def compare(name: str, unit: Unit, recipe: Recipe, plain: bool, images: Tensor, n_facets: int, spec: InputSpec) -> None:
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call, the quickest of four."""
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def watched(param_f: Any, clock: Clock) -> Any:
+    """A ``param_f`` whose image is asked for once a step."""
+
+    def watching() -> Any:
+        params, image_f = param_f()
+
+        def image() -> Tensor:
+            clock()
+            found: Tensor = image_f()
+            return found
+
+        return params, image
+
+    return watching
+
+
+def compare(name: str, unit: Unit, recipe: Recipe, plain: bool, images: Tensor, args: argparse.Namespace) -> None:
     """One unit and recipe: ours, the bare model, Lucent."""
+    spec = InputSpec(args.size)
     model = torchvision.models.squeezenet1_0(weights=None).eval()
-    facets = find_facets(model, unit, images, n_facets=n_facets, input_spec=spec)
+    facets = find_facets(model, unit, images, n_facets=args.facets, input_spec=spec)
+    alone = bare(model, spec(initializer.mean_images(facets.facets, images)), unit.layer_name)
 
-    def ours(n: int) -> None:
-        render_facets(model, facets, images, recipe=recipe, steps=n, input_spec=spec)
+    def ours(n: int, clock: Clock | None = None) -> object:
+        def after(step: int, _: Tensor) -> None:
+            if clock is not None:
+                clock()
 
-    ours_takes = a_step(ours)
-    batch = spec(initializer.mean_images(facets.facets, images))
-    kinds = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-    alone = {
-        kind: a_step(bare(model, batch.contiguous(memory_format=memory), unit.layer_name))
-        for kind, memory in kinds.items()
-    }
-    fastest = min(alone, key=lambda kind: alone[kind])
-    print(
-        f"{name}: a step {ours_takes:.3f} s, {ours_takes / alone[fastest]:.2f} x the bare model's ({fastest})",
-        flush=True,
-    )
+        return render_facets(model, facets, images, recipe=recipe, steps=n, input_spec=spec, callback=after)
+
+    ours(args.steps, mine := Clock(alone))
+    print(f"{name}: a step {mine.step:.3f} s, {mine.ratio:.2f} x the bare model's", flush=True)
     if name.startswith("recipe"):
         growth(ours)
         print(f"peak memory {peak():.0f} MiB", flush=True)
-    lucent = through_lucent(model, *_pieces(model, facets, images, plain, spec), spec.size)
-    lucent_takes = a_step(lucent)
-    print(f"  the same through Lucent: {lucent_takes:.3f} s, {lucent_takes / ours_takes:.2f} x ours", flush=True)
+    from lucent.optvis.render import render_vis
+
+    objective, param_f, transforms = _pieces(model, facets, images, plain, spec)
+    lucents = Clock(alone)
+    render_vis(
+        model,
+        objective,
+        watched(param_f, lucents),
+        transforms=transforms,
+        thresholds=[args.steps],
+        preprocess=False,
+        fixed_image_size=spec.size,
+        show_image=False,
+        progress=False,
+    )
+    print(f"  the same through Lucent: {lucents.step:.3f} s, {lucents.ratio / mine.ratio:.2f} x ours", flush=True)
 
 
 def _pieces(
@@ -116,7 +155,7 @@ def _pieces(
     return objectives.facet(facets.facets, reference), param_f, [affine, spec]
 
 
-def growth(steps: Callable[[int], None]) -> None:
+def growth(steps: Callable[[int], object]) -> None:
     """Twenty calls in one process."""
     times = []
     for _ in range(20):
@@ -136,15 +175,15 @@ def peak() -> float:
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, default=227)
     parser.add_argument("--facets", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=24)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    spec = InputSpec(args.size)
     images = torch.rand(10 * args.facets, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     plain = Recipe("plain", "", "mean", "fft", (Phase(1, {"unit": 1.0}),))
-    compare("recipe facet", Unit("classifier.1", 945), get_recipe("facet"), False, images, args.facets, spec)
-    compare("plain objective, features.5", Unit("features.5", [1.0] * 256), plain, True, images, args.facets, spec)
+    compare("recipe facet", Unit("classifier.1", 945), get_recipe("facet"), False, images, args)
+    compare("plain objective, features.5", Unit("features.5", [1.0] * 256), plain, True, images, args)
 
 
 if __name__ == "__main__":

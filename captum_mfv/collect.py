@@ -18,6 +18,7 @@ from captum_mfv.activations import LayerCall, capture, code_layer, guard, layer_
 from captum_mfv.errors import ImageError, UnitError
 from captum_mfv.fields import Field, receptive_field
 from captum_mfv.images import ImageFolder, Images, InputSpec, batches, image_at
+from captum_mfv.memory import Portions, at_once
 from captum_mfv.store import Store
 from captum_mfv.units import Code, Unit, channels_second, is_channels_last
 
@@ -70,7 +71,7 @@ def collect(
             the last layer with positions before the unit, pooled so.
         view: another description of images: a function from (N, C, H, W) in [0, 1] to (N, D').
         input_spec: what turns images into the model's input.
-        batch_size: images in one forward pass.
+        batch_size: images that are read ahead together, and in one forward pass at most: a CPU takes fewer at once.
         store: a folder for the rows, memory-mapped: memory stays bounded, and the same call goes on where
             a stopped one ended. By default rows are held in memory.
         progress: show a progress bar.
@@ -185,7 +186,7 @@ def top_images(
         images: a map-style dataset of images in [0, 1].
         k: how many at most.
         input_spec: what turns images into the model's input.
-        batch_size: images in one forward pass.
+        batch_size: images that are read ahead together, and in one forward pass at most: a CPU takes fewer at once.
         store: a folder for every image's activations, as in `collect`.
         progress: show a progress bar.
 
@@ -267,7 +268,7 @@ class _Pass:
         if not len(self.images):
             raise ImageError(_why_empty(self.images))
         rows = Store(len(self.images), self._facts(facts), self.store)
-        feed = self.spec.feed(self.model)
+        feed, portions = self.spec.feed(self.model), Portions(at_once(self.model, self.spec, self.batch_size))
         with (
             guard(self.model),
             tqdm(
@@ -275,10 +276,14 @@ class _Pass:
             ) as bar,
         ):
             for indices, batch in batches(self.images, self.batch_size, rows.n_done):
-                with torch.no_grad(), capture(self.model, layers) as run:
-                    outputs = run(feed(batch))
-                found = read(outputs, batch)  # uncaptured: a view may run the model itself
-                values = {name: _array(tensor) for name, tensor in found.items()}
+
+                def look(rows: slice, batch: Tensor = batch) -> Outputs:
+                    with torch.no_grad(), capture(self.model, layers) as run:
+                        outputs = run(feed(batch[rows]))
+                    return read(outputs, batch[rows])  # uncaptured: a view may run the model itself
+
+                parts = portions(len(batch), look)
+                values = {name: _array(torch.cat([part[name] for part in parts])) for name in parts[0]}
                 rows.write(indices, {"read": np.ones(len(indices), np.int8), **values})
                 bar.update(rows.n_done - bar.n)
         if "read" not in rows:

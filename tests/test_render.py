@@ -94,7 +94,7 @@ def test_ctrl_c_gives_the_images_so_far_and_says_so(model, recipe, left, facets,
         made = render_facets(
             model, facets, planted[0], recipe=recipe, steps=20, input_spec=SPEC, callback=callback, max_batch=2
         )
-    assert len(made) == 2, "the batch that was begun"
+    assert len(made) == 3
     for i, rendering in enumerate(made):
         assert not rendering.complete
         assert rendering.image.shape == (3, 32, 32)
@@ -114,15 +114,26 @@ def test_a_facet_is_drawn_the_same_in_any_batch(facets, planted):
         images(facets, max_batch=-1)
 
 
-def test_a_batch_that_memory_does_not_hold_is_split_and_drawn_the_same(model, facets, planted):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_a_step_that_memory_does_not_hold_is_done_in_halves_and_said_once(error, model, facets, planted):
     def full(module, args, output):
         if len(output) > 1:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise error
 
     wanted = render_facets(model, facets, planted[0], steps=6, input_spec=SPEC, recipe="logit")
     hook = model.conv2.register_forward_hook(full)
-    made = render_facets(model, facets, planted[0], steps=6, input_spec=SPEC, recipe="logit")
+    with pytest.warns(MFVWarning) as warned:
+        made = render_facets(model, facets, planted[0], steps=6, input_spec=SPEC, recipe="logit")
     hook.remove()
+    assert [str(one.message) for one in warned] == ["memory doesn't hold 3 images at once; going on with 2"]
     assert [rendering.facet.index for rendering in made] == [0, 1, 2]
     for one, other in zip(made, wanted, strict=True):
         assert torch.allclose(one.image, other.image, atol=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from captum_mfv.activations import capture, guard
 from captum_mfv.errors import MFVWarning, RecipeError, RenderError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, resize
+from captum_mfv.memory import Portions
 from captum_mfv.optvis.initializer import mean_images, medoid_images, noise_images, spectra, spectral_images
 from captum_mfv.optvis.optimizers import TVAscent
 from captum_mfv.optvis.param import (
@@ -26,6 +27,7 @@ from captum_mfv.optvis.param import (
     maco_image_from,
     pixel_image_from,
 )
+from captum_mfv.optvis.passes import Pass, Seen
 from captum_mfv.optvis.recipes import Phase, Recipe
 from captum_mfv.optvis.terms import INPUT, Term
 from captum_mfv.optvis.transform import CenterCrop, center_crop, compose, make_transform
@@ -50,6 +52,7 @@ class Batch:
         given: where the images start, (B, C, H, W), or None for the recipe's start.
         colors: decorrelation of colours for the parameterization, or None for ImageNet's.
         dtype: precision of the network under autocast, or None for its own.
+        portions: how many images go through the network at once.
         callback: called after each step.
         bar: progress.
     """
@@ -64,22 +67,13 @@ class Batch:
     given: Tensor | None
     colors: Tensor | None
     dtype: torch.dtype | None
+    portions: Portions
     callback: Callback | None
     bar: Any
     records: list[dict[str, Tensor]] = field(default_factory=list, init=False)
     totals: list[Tensor] = field(default_factory=list, init=False)
     seen: list[Tensor] = field(default_factory=list, init=False)
     interrupted: bool = field(default=False, init=False)
-
-    def part(self, rows: Sequence[int], generators: Sequence[torch.Generator]) -> Batch:
-        """A batch of some of the images, or of some several times, not begun yet."""
-        return replace(
-            self,
-            facets=tuple(self.facets[row] for row in rows),
-            terms={name: term.rows(rows) for name, term in self.terms.items()},
-            generators=generators,
-            given=None if self.given is None else self.given[list(rows)],
-        )
 
     def run(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
         """Where the images started and where they ended, (B, C, size, size) on the CPU."""
@@ -145,32 +139,29 @@ class Batch:
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """The steps of a phase."""
-        unit, feed = self.facets[0].unit, self.spec.feed(self.model)
-        terms = {name: self.terms[name] for name in phase.weights}
+        unit, terms = self.facets[0].unit, {name: self.terms[name] for name in phase.weights}
         layers = {unit.layer_name, *(layer for term in terms.values() for layer in term.layers)} - {INPUT}
-        device = params[0].device.type
         with capture(self.model, sorted(layers)) as run:
+            look = Pass(run, self.spec.feed(self.model), unit, terms, phase.weights, self.dtype, self.portions)
             for step in range(phase.steps):
                 _set_schedule(optimizer, phase, step)
                 images = image_f()
-                with torch.autocast(device, self.dtype, enabled=self.dtype is not None):
-                    outputs = run(feed(transform(images)))
-                outputs[INPUT] = images
-                losses = {name: term(outputs).float() for name, term in terms.items()}
-                total = torch.stack([phase.weights[name] * loss for name, loss in losses.items()]).sum(0)
-                (params[0].grad,) = torch.autograd.grad(total.sum(), params)
-                activation = unit.read(outputs[unit.layer_name]).detach()
-                self.check(total, activation, params[0].grad)
+                views = transform(images)
+                seen = look(images, views)
+                torch.autograd.backward([views, images], [seen.views, seen.images], inputs=params)
+                self.check(seen, params[0])
                 optimizer.step()
-                self.record(total, losses, activation)
+                optimizer.zero_grad()
+                self.record(seen)
                 if self.callback is not None:
                     self.callback(len(self.records), images.detach())
 
-    def check(self, total: Tensor, activation: Tensor, gradient: Tensor) -> None:
+    def check(self, seen: Seen, parameter: Tensor) -> None:
         """Name the facet whose loss or gradient can't be followed, instead of drawing grey noise."""
-        finite = total.isfinite() & activation.isfinite() & gradient.flatten(1).isfinite().all(1)
-        alive = gradient.flatten(1).any(1)
-        for item, is_finite, is_alive in zip(self.facets, finite.tolist(), alive.tolist(), strict=True):
+        assert parameter.grad is not None
+        steepest = parameter.grad.flatten(1).abs().amax(1)  # NaN where any number is
+        finite = seen.total.isfinite() & seen.activation.isfinite() & steepest.isfinite()
+        for item, is_finite, is_alive in zip(self.facets, finite.tolist(), (steepest > 0).tolist(), strict=True):
             if not is_finite:
                 raise RenderError(
                     f"facet {item.index}: the loss, its gradient or the unit isn't finite at step {len(self.records)}"
@@ -192,11 +183,11 @@ class Batch:
             message = f"facet {', '.join(stuck)}: {len(self.totals)} steps gained nothing"
             warnings.warn(f"{message}; the image may not show the facet", MFVWarning, stacklevel=5)
 
-    def record(self, total: Tensor, losses: Mapping[str, Tensor], activation: Tensor) -> None:
+    def record(self, seen: Seen) -> None:
         """Note a step."""
-        now = {**losses, "activation": activation}
-        self.records.append({name: value.detach().float().cpu() for name, value in now.items()})
-        self.totals.append(total.detach().cpu())
+        now = {**seen.losses, "activation": seen.activation}
+        self.records.append({name: value.float().cpu() for name, value in now.items()})
+        self.totals.append(seen.total.cpu())
         self.bar.update()
 
     def transparency(self) -> Tensor:

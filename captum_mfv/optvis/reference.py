@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,20 @@ from captum_mfv.collect import collect
 from captum_mfv.errors import FacetError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, stack
+from captum_mfv.memory import Portions, at_once
 from captum_mfv.optvis.initializer import as_facets
 from captum_mfv.units import Code, channels_second
 
-__all__ = ["Probe", "Reference", "measure_probe", "measure_reference", "probed", "resampled", "sorted_activations"]
+__all__ = [
+    "Probe",
+    "Reference",
+    "activation_maps",
+    "measure_probe",
+    "measure_reference",
+    "probed",
+    "rearranged",
+    "sorted_activations",
+]
 
 _N_LAYERS = 4  # layers in which distributions are matched
 _MAX_SIDE = 14  # maps are averaged down to this side before they are sorted
@@ -167,14 +178,19 @@ def _responses(
     progress: bool,
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Of each facet's nearest images, float32: layers' outputs, and the unit's gradients with respect to them."""
-    unit, feed = facets[0].unit, spec.feed(model)
+    unit, feed, portions = facets[0].unit, spec.feed(model), Portions(at_once(model, spec, n_images))
     with guard(model), torch.enable_grad(), capture(model, [*names, unit.layer_name]) as run:
         for item in tqdm(facets, "nearest images", unit="facet", disable=not progress):
-            outputs = run(feed(stack(images, item.members[:n_images]).requires_grad_()))
-            wanted = [outputs[name] for name in names]
-            found = torch.autograd.grad(unit.read(outputs[unit.layer_name]).sum(), wanted, allow_unused=True)
-            gradients = [torch.zeros_like(o) if g is None else g for o, g in zip(wanted, found, strict=True)]
-            yield [output.detach().float() for output in wanted], [gradient.float() for gradient in gradients]
+            nearest = stack(images, item.members[:n_images])
+
+            def respond(rows: slice, nearest: Tensor = nearest) -> list[Tensor]:
+                outputs = run(feed(nearest[rows].requires_grad_()))
+                wanted, activation = [outputs[name] for name in names], unit.read(outputs[unit.layer_name]).sum()
+                gradients = torch.autograd.grad(activation, wanted, allow_unused=True, materialize_grads=True)
+                return [found.detach().float() for found in (*wanted, *gradients)]
+
+            every = [torch.cat(found) for found in zip(*portions(len(nearest), respond), strict=True)]
+            yield every[: len(names)], every[len(names) :]
 
 
 def _separating(own: NDArray[np.float32], others: NDArray[np.float32]) -> Tensor:
@@ -205,16 +221,62 @@ def default_layers(model: nn.Module, facet: Facet, spec: InputSpec) -> list[str]
     return [*(later[i] for i in picks), last]
 
 
-def sorted_activations(output: Tensor) -> Tensor:
-    """(N, C, P) float activations of each channel in ascending order; large maps averaged down first."""
+def activation_maps(output: Tensor) -> Tensor:
+    """(N, C, P) or (N, C, H, W) float activations of each channel; large maps averaged down."""
     maps = channels_second(output).float()
     if maps.ndim == 4 and (factor := -(-max(maps.shape[2:]) // _MAX_SIDE)) > 1:
-        maps = torch.nn.functional.avg_pool2d(maps, factor)
-    return maps.reshape(*maps.shape[:2], -1).sort(dim=2).values
+        maps = _AveragedDown.apply(maps, factor)
+    return maps if maps.ndim > 2 else maps[:, :, None]
 
 
-def resampled(values: Tensor, n_values: int) -> Tensor:
-    """Sorted values at as many quantiles, for images of another size than the reference's."""
-    if values.shape[-1] == n_values:
-        return values
-    return torch.nn.functional.interpolate(values, n_values, mode="linear", align_corners=True)
+class _AveragedDown(torch.autograd.Function):
+    """Average pooling whose gradient keeps the maps' layout in memory, where PyTorch's copies it twice on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, factor: int) -> Tensor:
+        ctx.factor, ctx.sides = factor, maps.shape[2:]
+        ctx.last = maps.is_contiguous(memory_format=torch.channels_last)
+        return torch.nn.functional.avg_pool2d(maps, factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        layout = torch.channels_last if ctx.last else torch.contiguous_format
+        each = (gradients[0] / ctx.factor**2).contiguous(memory_format=layout)
+        spread = torch.nn.functional.interpolate(each, scale_factor=ctx.factor, mode="nearest")
+        below, right = (side - have for side, have in zip(ctx.sides, spread.shape[2:], strict=True))
+        return torch.nn.functional.pad(spread, (0, right, 0, below)), None
+
+
+def sorted_activations(output: Tensor) -> Tensor:
+    """(N, C, P) float activations of each channel in ascending order, without gradient."""
+    rows = activation_maps(output).detach().flatten(2)
+    return rows.gather(2, _order(rows))
+
+
+def rearranged(values: Tensor, maps: Tensor) -> Tensor:
+    """Sorted values put into each map in its own order, the largest where the map is largest.
+
+    The square distance of sorted activations is the maps' to these, so no gradient has to go through a sort.
+
+    Args:
+        values: (N, C, any number) in ascending order; another number than the maps' positions is resampled.
+        maps: what `activation_maps` gives.
+    """
+    rows = maps.detach().flatten(2)
+    n_positions = rows.shape[2]
+    if values.shape[2] != n_positions:
+        values = torch.nn.functional.interpolate(values, n_positions, mode="linear", align_corners=True)
+    return torch.empty_like(rows).scatter_(2, _order(rows), values.expand_as(rows)).view(maps.shape)
+
+
+def _order(rows: Tensor) -> Tensor:
+    """Positions in ascending order of (N, C, P) values, to 15 bits of precision on a CPU."""
+    n_positions = rows.shape[2]
+    if rows.device.type != "cpu" or n_positions > 256:
+        return rows.argsort(dim=2)
+    # A CPU sorts numbers several times faster than numbers with their positions. Floats order as their bits do,
+    # negative ones with the bits below the sign turned round; the position takes the place of the last eight.
+    bits = rows.contiguous().view(torch.int32)
+    keys = (bits ^ (bits >> 31).bitwise_and_(0x7FFFFFFF)).bitwise_and_(~255)
+    keys.bitwise_or_(torch.arange(n_positions, dtype=torch.int32))
+    return torch.from_numpy(np.sort(keys.numpy(), axis=2)).bitwise_and_(255).long()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, batches
+from captum_mfv.memory import Portions, at_once
 from captum_mfv.notebook import picture, png, table
 from captum_mfv.optvis.initializer import as_facets, own_generator
 from captum_mfv.optvis.loop import Batch, Callback
@@ -93,10 +94,10 @@ def render_facets(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> list[Rendering]:
-    """Synthesise one image per facet, all in one batch.
+    """Synthesise one image per facet, all of them together.
 
     Each image draws from its own generator, seeded by the seed and the facet's index, so that it doesn't
-    depend on how the facets are split into batches. On one machine the same seed and batch give the same
+    depend on what else is drawn, but for rounding. On one machine the same seed and batch give the same
     bytes; no global generator is touched. Ctrl-C ends it with the images so far and a warning.
 
     Args:
@@ -112,7 +113,8 @@ def render_facets(
         seed: seed of transforms and noise; several: each facet once for each.
         dtype: precision in which the network runs under `torch.autocast`, such as ``torch.bfloat16`` on a GPU;
             by default its own.
-        max_batch: images in one batch at most; by default all, and half as many when a GPU's memory is short.
+        max_batch: images that go through the network at once, at most; by default as many as are fastest, all on
+            a GPU. When memory runs out, the step is done again with half as many, and a warning says so.
         callback: called after each step with its number, from 1, and the images before it, (B, C, H, W).
         progress: show a progress bar.
 
@@ -125,44 +127,43 @@ def render_facets(
         RenderError: if a loss stops being finite, or no gradient reaches an image.
 
     Warns:
-        MFVWarning: if it was interrupted, or a facet's loss ends no lower than it began.
+        MFVWarning: if it was interrupted, memory ran out, or a facet's loss ends no lower than it began.
     """
     chosen = as_facets(facets)
     plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(steps)
     spec = input_spec or InputSpec()
     given = None if start is None else _given(start, len(chosen))
+    if max_batch is not None and max_batch < 1:
+        raise RecipeError(f"max_batch must be at least 1 image, not {max_batch}")
     if size is not None and size < 1:
         raise ImageError(f"size must be at least 1 pixel, not {size}")
     names = {name: None for phase in plan.phases for name in phase.weights}
     terms = measure_terms(names, model, chosen, images, spec, progress)
     for name, term in terms.items():
         _log.debug("objective %s reads %s", name, ", ".join(term.layers))
-    colors = _colors(images) if plan.colors == "images" else None
     jobs = [(row, one) for one in ([seed] if isinstance(seed, int) else seed) for row in range(len(chosen))]
-    left = _split(jobs, max_batch or len(jobs))
-    with tqdm(total=plan.n_steps * len(left), desc=_title(jobs, chosen), unit="step", disable=not progress) as bar:
-        whole = Batch(model, chosen, images, spec, size or spec.size, terms, (), given, colors, dtype, callback, bar)
-        return _render(whole, plan, left)
-
-
-def _render(whole: Batch, plan: Recipe, left: list[list[Job]]) -> list[Rendering]:
-    """Batch after batch; one that a GPU's memory doesn't hold in two halves."""
-    renderings: list[Rendering] = []
-    while left:
-        jobs = left.pop(0)
-        batch = whole.part([row for row, _ in jobs], [own_generator(seed, whole.facets[row]) for row, seed in jobs])
-        try:
-            renderings += _rendered(batch, plan, jobs)
-        except torch.cuda.OutOfMemoryError:
-            if len(jobs) == 1:
-                raise
-            left[:0] = _split(jobs, -(-len(jobs) // 2))
-            whole.bar.total += plan.n_steps + len(batch.records)
-        if batch.interrupted:
-            done = f"after {len(batch.records)} of {plan.n_steps} steps"
-            warnings.warn(f"interrupted {done}; these are the images so far", MFVWarning, stacklevel=3)
-            break
-    return renderings
+    rows = [row for row, _ in jobs]
+    with tqdm(total=plan.n_steps, desc=_title(jobs, chosen), unit="step", disable=not progress) as bar:
+        batch = Batch(
+            model=model,
+            facets=tuple(chosen[row] for row in rows),
+            images=images,
+            spec=spec,
+            size=size or spec.size,
+            terms={name: term.rows(rows) for name, term in terms.items()},
+            generators=[own_generator(one, chosen[row]) for row, one in jobs],
+            given=None if given is None else given[rows],
+            colors=_colors(images) if plan.colors == "images" else None,
+            dtype=dtype,
+            portions=Portions(max_batch or at_once(model, spec, len(jobs))),
+            callback=callback,
+            bar=bar,
+        )
+        made = _rendered(batch, plan, jobs)
+    if batch.interrupted:
+        done = f"after {len(batch.records)} of {plan.n_steps} steps"
+        warnings.warn(f"interrupted {done}; these are the images so far", MFVWarning, stacklevel=2)
+    return made
 
 
 def _rendered(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> list[Rendering]:
@@ -200,12 +201,6 @@ def _colors(images: Images) -> Tensor:
     spread = np.unique(np.linspace(0, len(images) - 1, _N_COLORED).astype(int)).tolist()
     _, sample = next(batches(Subset(images, spread), _N_COLORED))  # type: ignore[arg-type]
     return color_matrix(sample)
-
-
-def _split(jobs: list[Job], size: int) -> list[list[Job]]:
-    if size < 1:
-        raise RecipeError(f"max_batch must be at least 1 image, not {size}")
-    return [jobs[i : i + size] for i in range(0, len(jobs), size)]
 
 
 def _went(values: NDArray[np.float32]) -> str:

@@ -20,11 +20,11 @@ from captum_mfv.images import Images, InputSpec
 from captum_mfv.optvis.reference import (
     Probe,
     Reference,
+    activation_maps,
     measure_probe,
     measure_reference,
     probed,
-    resampled,
-    sorted_activations,
+    rearranged,
 )
 
 __all__ = [
@@ -67,9 +67,9 @@ class Term:
     loss: Callable[[Tensors, Tensors], Tensor]
     facts: Tensors = field(default_factory=dict)
 
-    def rows(self, rows: Sequence[int]) -> Term:
-        """The same for some of the facets, or for some several times."""
-        return replace(self, facts={name: fact[list(rows)] for name, fact in self.facts.items()})
+    def rows(self, rows: Sequence[int], device: torch.device | None = None) -> Term:
+        """The same for some of the facets, or for some several times, there where it is used."""
+        return replace(self, facts={name: fact[list(rows)].to(device) for name, fact in self.facts.items()})
 
     def __call__(self, outputs: Tensors) -> Tensor:
         """(B,) losses of layers' outputs."""
@@ -149,10 +149,10 @@ def distribution_term(reference: Reference) -> Term:
     def loss(outputs: Tensors, facts: Tensors) -> Tensor:
         losses = []
         for layer in layers:
-            found = sorted_activations(outputs[layer])
-            wanted = resampled(facts[f"{layer} values"].to(found), found.shape[-1])
-            squares = (found - wanted).square().mean(2) * facts[f"{layer} weights"].to(found)
-            losses.append(squares.mean(1) / reference.variances[layer])
+            maps = activation_maps(outputs[layer])
+            distances = (maps - rearranged(facts[f"{layer} values"].to(maps), maps)).square()
+            channels = distances.mean(dim=tuple(range(2, maps.ndim))) * facts[f"{layer} weights"].to(maps)
+            losses.append(channels.mean(1) / reference.variances[layer])
         return torch.stack(losses).mean(0)
 
     values = {f"{layer} values": reference.values[layer] for layer in layers}
