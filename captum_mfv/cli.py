@@ -293,12 +293,19 @@ _WHAT, _FACETS, _IMAGES, _RUN = "What is looked at", "Facets", "Synthesised imag
     help="cpu, cuda, cuda:1, mps ….",
 )
 @click.option("--seed", cls=_Option, under=_RUN, default=0, help="Seed of everything random.")
+@click.option(
+    "--update",
+    cls=_Option,
+    under=_RUN,
+    is_flag=True,
+    help="In a folder that holds a run with other options or input, do again what depends on what changed.",
+)
 @_loudness
-def run(out: str, quiet: bool, verbose: bool, **options: Any) -> None:
+def run(out: str, quiet: bool, verbose: bool, update: bool, **options: Any) -> None:
     """Find the facets of a unit in a folder of images and synthesise one image per facet.
 
-    The folder gets a page, report.html, and all that it shows. A run that was stopped goes on with the same
-    command; a finished one isn't done again.
+    The folder gets a page, report.html, and all that it shows. A run that was stopped, however it was, goes on with
+    the same command; a finished one isn't done again.
 
     \b
     A class unit, and images of the class:
@@ -316,10 +323,14 @@ def run(out: str, quiet: bool, verbose: bool, **options: Any) -> None:
           --images cats/ --facets auto --out out/cats
 
     \b
+    The same facets, drawn by another recipe:
+      captum-mfv run --config out/pepper/run.toml --recipe maco --out out/pepper --update
+
+    \b
     A run again, larger:
       captum-mfv run --config out/pepper/run.toml --size 512 --out out/large
     """
-    _run(options, out, quiet, verbose)
+    _run(options, out, quiet, verbose, update)
 
 
 @app.command()
@@ -430,10 +441,13 @@ def _layer(call: Any, code: str) -> tuple[str, str, str]:
 @click.argument("folder")
 def report(folder: str) -> None:
     """Make the page of a run's FOLDER anew."""
+    from captum_mfv.lock import hold
     from captum_mfv.report import build
     from captum_mfv.result import RunFolder
 
-    click.echo(build(RunFolder.read(folder)))
+    run = RunFolder.read(folder)  # before a folder that is none is touched
+    with hold(folder):
+        click.echo(build(run))
 
 
 @app.command()
@@ -528,6 +542,7 @@ def _evaluate(
     from captum_mfv import models
     from captum_mfv.evaluate import evaluate
     from captum_mfv.images import ImageFolder, InputSpec
+    from captum_mfv.lock import hold
     from captum_mfv.metrics import CONTROLS, Judge
     from captum_mfv.result import RunFolder
     from captum_mfv.units import Code, Unit
@@ -537,30 +552,27 @@ def _evaluate(
     if judge_input is not None:
         spec = InputSpec(spec.size, *((number,) * spec.channels for number in judge_input))
     own = InputSpec(**folder.settings["input_spec"])
-    return evaluate(
-        folder,
-        Judge(
-            network,
-            None if judge_unit is None else Unit.parse(judge_unit),
-            Code.parse(judge_code),
-            spec,
-        ),
-        judge_name=judge,
-        controls=tuple(CONTROLS) if controls == ("all",) else controls,
-        held_out=None if held_out is None else ImageFolder(held_out, own),
-        model=None if model is None else models.load(model, weights)[0],
-        seed=seed,
-        progress=_bars(quiet),
-    )
+    unit = None if judge_unit is None else Unit.parse(judge_unit)
+    with hold(path):
+        return evaluate(
+            folder,
+            Judge(network, unit, Code.parse(judge_code), spec),
+            judge_name=judge,
+            controls=tuple(CONTROLS) if controls == ("all",) else controls,
+            held_out=None if held_out is None else ImageFolder(held_out, own),
+            model=None if model is None else models.load(model, weights)[0],
+            seed=seed,
+            progress=_bars(quiet),
+        )
 
 
-def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool) -> None:
+def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool, update: bool = False) -> None:
     """Do a job, or go on with it, and say what came of it."""
     progress = _bars(quiet)
     with _told(quiet, verbose):
         with waiting("starting", progress):
             from captum_mfv import pipeline  # here, so that --help is quick
-        folder = pipeline.run(pipeline.Job(**job), out, progress=progress)
+        folder = pipeline.run(pipeline.Job(**job), out, update=update, progress=progress)
     if not quiet:
         _sum_up(folder)
 

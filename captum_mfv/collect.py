@@ -275,7 +275,8 @@ class _Pass:
                 total=len(self.images), initial=rows.n_done, desc="activations", unit="image", disable=not self.progress
             ) as bar,
         ):
-            for indices, batch in batches(self.images, self.batch_size, rows.n_done):
+            begun = rows.n_done - rows.n_done % self.batch_size  # the same batches as if it had not been stopped
+            for indices, batch in batches(self.images, self.batch_size, begun):
 
                 def look(rows: slice, batch: Tensor = batch) -> Outputs:
                     with torch.no_grad(), capture(self.model, layers) as run:

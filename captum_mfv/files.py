@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["tensor_file", "write_whole"]
+__all__ = ["remove", "sweep", "tensor_file", "write_whole"]
+
+_PART = ".part"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed left in a folder and those below; no other process may write there."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(_PART):
+                Path(place, name).unlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place, then rename it into it, so that no reader sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -26,6 +45,7 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())
         Path(beside).replace(path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
@@ -42,6 +62,17 @@ def tensor_file(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str])
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[data:]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a rename in a folder outlast a power cut, where folders can be synced."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -29,6 +29,7 @@ from captum_mfv.facets import FacetSet, find_facets, nearest
 from captum_mfv.figures import overlay_png
 from captum_mfv.files import write_whole
 from captum_mfv.images import ImageFolder, InputSpec, stack
+from captum_mfv.lock import hold
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.render import Rendering, render_facets
@@ -128,25 +129,56 @@ class _Parts:
         return [{**row, "crop": box} for row, box in zip(rows, boxes, strict=True)]
 
 
-def run(job: Job, out: str | os.PathLike[str], *, progress: bool = False) -> RunFolder:
+_NEEDS: Mapping[str, Sequence[str]] = {
+    "top images": (
+        "model",
+        "weights_hash",
+        "images_hash",
+        "input_spec",
+        "unit",
+        "reduce",
+        "channels",
+        "top_k",
+        "device",
+    ),
+    "facets": ("facets", "code", "seed"),
+    "images": ("recipe_data", "size", "dtype"),
+    "plain image": ("steps",),
+    "attributions": ("attribution",),
+    "metrics": ("known_groups", "labels_hash"),
+    "report": ("images", "weights", "input_size", "recipe", "labels"),
+}
+"""Of each stage, in order, the settings that it depends on beside those of the stages before it."""
+
+
+def run(job: Job, out: str | os.PathLike[str], *, update: bool = False, progress: bool = False) -> RunFolder:
     """Do a job, or go on with it, and leave its result in a folder.
 
-    All input is checked before anything is written. Stages that the folder already has are not done
-    again; a finished run is returned as it is. What happens is logged.
+    All input is checked before anything is written. Stages that the folder already has are not done again, and
+    one that was stopped goes on where it can, with the same result; a finished run is returned as it is. What
+    happens is logged.
 
     Args:
         job: what to do.
-        out: the run's folder.
+        out: the run's folder; one process at a time works on it.
+        update: take a folder that holds a run with other settings or input, and do what depends on what changed.
         progress: show progress bars.
 
     Raises:
         MFVError: if the input can't be used, naming what and why.
     """
     parts = _load(job, progress)
-    folder = RunFolder.open(out, _settings(job, os.fspath(out), parts))
-    if folder.finished:
-        _log.info("%s is finished; nothing to do", folder.path)
-        return folder
+    with hold(out):
+        folder = RunFolder.open(out, _settings(job, os.fspath(out), parts), _NEEDS, update=update)
+        if folder.finished:
+            _log.info("%s is finished; nothing to do", folder.path)
+            return folder
+        _do(folder, job, parts, progress)
+    return folder
+
+
+def _do(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
+    """The stages that are left."""
     parts = parts if job.top_k is None else _narrowed(folder, job.top_k, parts, progress)
     _find(folder, job, parts, progress)
     facets = folder.read_facets()
@@ -155,9 +187,9 @@ def run(job: Job, out: str | os.PathLike[str], *, progress: bool = False) -> Run
     _attribute(folder, facets, parts, job.attribution, progress)
     _score(folder, facets, parts, job.seed, progress)
     with folder.stage("report"), waiting("page", progress):
+        _write_config(folder, job, parts.recipe)
         report.build(folder)
     folder.finish()
-    return folder
 
 
 def _load(job: Job, progress: bool) -> _Parts:
@@ -195,6 +227,10 @@ def _read_labels(path: str) -> dict[str, int]:
         return {str(name): int(group) for name, group in table.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise FacetError(f"{path} isn't a JSON table of image path and group number: {error}") from error
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _device(name: str | None) -> torch.device:
@@ -241,8 +277,9 @@ def _settings(job: Job, out: str, parts: _Parts) -> dict[str, Any]:
         "recipe_data": asdict(parts.recipe),
         "input_spec": asdict(parts.spec),
         "images_hash": parts.folder.digest(),
-        "weights_hash": None if job.weights is None else _hash_file(Path(job.weights)),
+        "weights_hash": models.digest(parts.model),
         "known_groups": None if parts.known is None else len(set(parts.known.values())),
+        "labels_hash": None if parts.known is None else _hash(parts.known),
         "command": job.command(out),
     }
 
@@ -251,7 +288,7 @@ def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
     if folder.done("facets"):
         return
     _log.info("finding the facets of %s in %d images", parts.unit, len(parts.images))
-    with folder.stage("facets", unit=asdict(parts.unit), code=asdict(parts.code), seed=job.seed, recipe=job.recipe):
+    with folder.stage("facets", unit=asdict(parts.unit), code=asdict(parts.code), seed=job.seed):
         facets = find_facets(
             parts.model,
             parts.unit,
@@ -264,7 +301,6 @@ def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
             progress=progress,
         )
         folder.write_facets(facets, parts.sources())
-        _write_config(folder, job, parts.recipe)
 
 
 def _write_config(folder: RunFolder, job: Job, recipe: Recipe) -> None:
@@ -283,8 +319,9 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
     if folder.done("images"):
         return
     _log.info("synthesising %d images in %d steps", len(facets), parts.recipe.n_steps)
-    with folder.stage("images"):
-        folder.write_renderings(facets, _drawn(facets, job, parts, progress, recipe=parts.recipe))
+    with folder.stage("images", recipe=job.recipe):
+        saved = folder.unfinished / "images.safetensors"
+        folder.write_renderings(facets, _drawn(facets, job, parts, progress, saved, recipe=parts.recipe))
 
 
 def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progress: bool) -> None:
@@ -294,7 +331,8 @@ def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, pr
     _log.info("synthesising what the unit shows without facets")
     with folder.stage("plain image"):
         try:
-            (rendering,) = _drawn(facets.whole(), job, parts, progress, recipe="plain", steps=job.steps)
+            saved = folder.unfinished / "plain.safetensors"
+            (rendering,) = _drawn(facets.whole(), job, parts, progress, saved, recipe="plain", steps=job.steps)
         except RenderError as error:
             warnings.warn(f"no image without facets: {error}", MFVWarning, stacklevel=2)
         else:
@@ -302,7 +340,13 @@ def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, pr
 
 
 def _drawn(
-    facets: FacetSet, job: Job, parts: _Parts, progress: bool, recipe: str | Recipe, steps: int | None = None
+    facets: FacetSet,
+    job: Job,
+    parts: _Parts,
+    progress: bool,
+    saved: Path,
+    recipe: str | Recipe,
+    steps: int | None = None,
 ) -> list[Rendering]:
     renderings = render_facets(
         parts.model,
@@ -314,6 +358,7 @@ def _drawn(
         dtype=parts.dtype,
         input_spec=parts.spec,
         seed=job.seed,
+        checkpoint=saved,
         progress=progress,
     )
     if not all(rendering.complete for rendering in renderings):
@@ -378,11 +423,3 @@ def _rand_index(facets: FacetSet, sources: Sequence[Mapping[str, Any]], known: M
     if not rows:
         raise FacetError("none of the images is in the table of known groups; its names are paths in the folder")
     return float(adjusted_rand_score([known[names[i]] for i in rows], facets.labels[rows]))
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

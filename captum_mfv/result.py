@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import platform
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from torch import Tensor
 from captum_mfv._version import __version__
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet
-from captum_mfv.files import tensor_file, write_whole
+from captum_mfv.files import remove, sweep, tensor_file, write_whole
 from captum_mfv.images import InputSpec, from_pil, open_image, to_pil, to_tensor
 from captum_mfv.optvis.render import Rendering
 
@@ -42,6 +42,16 @@ NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
 
 _PLAIN = "images/plain.png"
+
+_LEFT: Mapping[str, Sequence[str]] = {
+    "facets": ("facets.json", "tensors.safetensors"),
+    "images": ("images", "controls"),
+    "plain image": (_PLAIN,),
+    "attributions": ("attributions",),
+    "metrics": ("metrics.json",),
+    "report": ("report.html", "run.toml", "recipe.json"),
+}
+"""What the stages of a run leave in its folder."""
 
 _PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
 
@@ -65,20 +75,37 @@ class RunFolder:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> RunFolder:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        needs: Mapping[str, Sequence[str]],
+        *,
+        update: bool = False,
+    ) -> RunFolder:
         """Begin a run, or continue the one that has the same settings.
 
         Args:
             path: the folder; new, empty, or of the same run.
             settings: all that the result depends on, JSON values by name.
+            needs: of each stage, in order, the settings that it depends on beside those of the stages before.
+            update: continue a run with other settings too, from the first stage that depends on what changed; what
+                later stages left is removed.
 
         Raises:
             RunError: if something else is there; nothing of it is touched.
         """
-        path = Path(path)
+        path, settings = Path(path), json.loads(json.dumps(settings))
+        keys = _keys(settings, needs)
         if (path / "manifest.json").exists():
             folder = cls.read(path)
+            if update:
+                folder._forget([stage for stage in needs if folder.manifest.get("keys", {}).get(stage) != keys[stage]])
+                folder.manifest |= {"settings": settings, "keys": keys}
             folder._check_same(settings)
+            sweep(path)
+            if folder.finished:
+                remove(folder.unfinished)
             return folder
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another folder for the run")
@@ -87,7 +114,8 @@ class RunFolder:
         manifest = {
             "format": FORMAT,
             "status": "running",
-            "settings": json.loads(json.dumps(settings)),
+            "settings": settings,
+            "keys": keys,
             "versions": _versions(),
             "stages": [],
             "timings": {},
@@ -149,7 +177,7 @@ class RunFolder:
         """Note that every stage is done."""
         self.manifest["status"] = "finished"
         self._write_manifest()
-        shutil.rmtree(self.unfinished, ignore_errors=True)
+        remove(self.unfinished)
 
     def write_facets(self, facets: FacetSet, sources: Sequence[Mapping[str, Any]]) -> None:
         """Write ``facets.json`` and the facet set's tensors.
@@ -309,12 +337,24 @@ class RunFolder:
         write_whole(self.path / "tensors.safetensors", tensor_file(arrays, facets.header()))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
-        new = json.loads(json.dumps(settings))
         old = self.settings
-        other = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        other = [name for name in {**old, **settings} if old.get(name) != settings.get(name) and name != "command"]
         if other:
-            changes = ", ".join(f"{n} {_short(old.get(n))} there, {_short(new.get(n))} here" for n in other[:3])
-            raise RunError(f"{self.path} holds another run ({changes}); choose another folder, or remove it")
+            changes = ", ".join(f"{n} {_short(old.get(n))} there, {_short(settings.get(n))} here" for n in other[:3])
+            what_would_do = "choose another folder, or --update to redo what that changes"
+            raise RunError(f"{self.path} holds another run ({changes}); {what_would_do}")
+
+    def _forget(self, stages: Sequence[str]) -> None:
+        """Take stages back, first in the manifest, so that a stop in between is harmless, and remove what they left."""
+        kept = [stage for stage in self.manifest["stages"] if stage not in stages]
+        if kept == self.manifest["stages"]:
+            return
+        _log.info("to be done again: %s", ", ".join(stages))
+        self.manifest |= {"stages": kept, "status": "running"}
+        self._write_manifest()
+        for name in [name for stage in stages for name in _LEFT.get(stage, ())]:
+            remove(self.path / name)
+        remove(self.unfinished)
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,6 +395,16 @@ class MemberImages:
         if path.is_absolute() or ".." in path.parts:
             raise ImageError(f"{member['path']!r} leads out of the run's image folder")
         return to_pil(to_tensor(open_image(self.root / path), self.input_spec)).crop(member.get("crop"))
+
+
+def _keys(settings: Mapping[str, Any], needs: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """A hash of all that each stage depends on, by its name."""
+    found: dict[str, str] = {}
+    digest = hashlib.sha256()
+    for stage, names in needs.items():
+        digest.update(json.dumps([stage, {name: settings[name] for name in names}], sort_keys=True).encode())
+        found[stage] = digest.hexdigest()[:16]
+    return found
 
 
 def _short(value: Any) -> str:

@@ -84,7 +84,11 @@ class Store:
             return np.empty((self.n_images, *shape), dtype)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.npy"
-        return np.lib.format.open_memmap(path, "w+", dtype, (self.n_images, *shape))
+        array = np.lib.format.open_memmap(path, "w+", dtype, (self.n_images, *shape))
+        if hasattr(os, "posix_fallocate"):  # a write into a mapped file kills the process where the disk is full
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
 
     def _note(self) -> None:
         if self._folder is None or not self._arrays:

@@ -12,11 +12,12 @@ from captum_mfv.optvis.render import render_facets
 from captum_mfv.result import FORMAT
 
 SETTINGS = {"model": "small", "images": "nowhere", "seed": 0}
+NEEDS = {"facets": ("model", "images"), "images": ("seed",)}
 
 
 @pytest.fixture
 def folder(tmp_path, facets, planted):
-    folder = RunFolder.open(tmp_path / "run", SETTINGS)
+    folder = RunFolder.open(tmp_path / "run", SETTINGS, NEEDS)
     with folder.stage("facets"):
         folder.write_facets(facets, [{"path": f"{i:03d}.png"} for i in range(len(planted[0]))])
     return folder
@@ -49,7 +50,7 @@ def test_facets_images_and_histories_come_back(folder, facets, planted):
 def test_a_stage_that_failed_is_not_done_and_one_that_ended_is(folder):
     with pytest.raises(ZeroDivisionError), folder.stage("images"):
         _ = 1 / 0
-    again = RunFolder.open(folder.path, SETTINGS)
+    again = RunFolder.open(folder.path, SETTINGS, NEEDS)
     assert again.done("facets")
     assert not again.done("images")
     assert not again.finished
@@ -61,13 +62,13 @@ def test_a_stage_that_failed_is_not_done_and_one_that_ended_is(folder):
 def test_another_run_or_other_files_in_the_folder_are_not_touched(folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     with pytest.raises(RunError, match="seed 0 there, 1 here"):
-        RunFolder.open(folder.path, {**SETTINGS, "seed": 1})
+        RunFolder.open(folder.path, {**SETTINGS, "seed": 1}, NEEDS)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("words")
     with pytest.raises(RunError, match="isn't empty and holds no run"):
-        RunFolder.open(tmp_path / "mine", SETTINGS)
+        RunFolder.open(tmp_path / "mine", SETTINGS, NEEDS)
     with pytest.raises(RunError, match="is a file"):
-        RunFolder.open(tmp_path / "mine" / "thesis.tex", SETTINGS)
+        RunFolder.open(tmp_path / "mine" / "thesis.tex", SETTINGS, NEEDS)
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 

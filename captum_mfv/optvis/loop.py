@@ -17,20 +17,14 @@ from captum_mfv.errors import MFVWarning, RecipeError, RenderError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, resize
 from captum_mfv.memory import Portions
+from captum_mfv.optvis.checkpoint import Checkpoint
+from captum_mfv.optvis.descent import Descent
 from captum_mfv.optvis.initializer import mean_images, medoid_images, noise_images, spectra, spectral_images
-from captum_mfv.optvis.optimizers import TVAscent
-from captum_mfv.optvis.param import (
-    ParamF,
-    Transparency,
-    as_alpha,
-    fft_image_from,
-    maco_image_from,
-    pixel_image_from,
-)
+from captum_mfv.optvis.param import ParamF, as_alpha, fft_image_from, maco_image_from, pixel_image_from
 from captum_mfv.optvis.passes import Pass, Seen
-from captum_mfv.optvis.recipes import Phase, Recipe
+from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.terms import INPUT, Term
-from captum_mfv.optvis.transform import CenterCrop, center_crop, compose, make_transform
+from captum_mfv.optvis.transform import center_crop
 
 __all__ = ["Batch", "Callback"]
 
@@ -55,6 +49,7 @@ class Batch:
         portions: how many images go through the network at once.
         callback: called after each step.
         bar: progress.
+        checkpoint: where the state is saved now and then, and taken up from.
     """
 
     model: nn.Module
@@ -70,8 +65,8 @@ class Batch:
     portions: Portions
     callback: Callback | None
     bar: Any
+    checkpoint: Checkpoint | None = None
     records: list[dict[str, Tensor]] = field(default_factory=list, init=False)
-    totals: list[Tensor] = field(default_factory=list, init=False)
     seen: list[Tensor] = field(default_factory=list, init=False)
     interrupted: bool = field(default=False, init=False)
 
@@ -79,10 +74,16 @@ class Batch:
         """Where the images started and where they ended, (B, C, size, size) on the CPU."""
         start = self.start(recipe)
         canvas = start.to(next(self.model.parameters(), start).device)
+        saved = None if self.checkpoint is None else self.checkpoint.load()
+        first = 0 if saved is None else self.restore(saved)
         with guard(self.model), torch.enable_grad():
-            for phase in recipe.phases:
+            for number, phase in enumerate(recipe.phases[first:], first):
                 if not self.interrupted:
-                    canvas = self.phase(_zoomed(canvas, int(self.size * phase.scale)), phase, recipe)
+                    canvas = _zoomed(canvas, int(self.size * phase.scale))
+                    descent = Descent.begin(phase, self.param_f(canvas, recipe), self.size, self.generators)
+                    if saved is not None and number == first:
+                        descent.restore(saved)
+                    canvas = self.phase(descent, number)
         return start, self.middle(canvas)
 
     def start(self, recipe: Recipe) -> Tensor:
@@ -97,23 +98,16 @@ class Batch:
             return resize(medoid_images(self.facets, self.images), self.size)
         return resize(mean_images(self.facets, self.images, recipe.n_images), self.size)
 
-    def phase(self, canvas: Tensor, phase: Phase, recipe: Recipe) -> Tensor:
+    def phase(self, descent: Descent, number: int) -> Tensor:
         """The canvas after a phase, or as far as it came before Ctrl-C."""
-        transparency = Transparency(self.param_f(canvas, recipe))
-        params, image_f = transparency()
-        transforms = [
-            make_transform(name, arguments, self.size, self.generators) for name, arguments in phase.transforms.items()
-        ]
-        optimizer = _optimizer(phase, params, transforms)
-        self.totals.clear()
         try:
-            self.descend(phase, params, image_f, compose(transforms), optimizer)
+            self.descend(descent, number)
         except KeyboardInterrupt:
             self.interrupted = True
-        if self.totals:
-            self.seen.append(self.middle(transparency.total[:, None])[:, 0])
-        self.check_gain()
-        return image_f().detach()
+        if descent.totals:
+            self.seen.append(self.middle(descent.transparency.total[:, None])[:, 0])
+        self.check_gain(descent.totals)
+        return descent.image_f().detach()
 
     def param_f(self, canvas: Tensor, recipe: Recipe) -> ParamF:
         """The recipe's parameterization, started at the canvas."""
@@ -130,29 +124,27 @@ class Batch:
             return resize(canvas, self.size).cpu()
         return center_crop(self.size, 0.0)(canvas).cpu()
 
-    def descend(
-        self,
-        phase: Phase,
-        params: list[Tensor],
-        image_f: Callable[[], Tensor],
-        transform: Callable[[Tensor], Tensor],
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        """The steps of a phase."""
+    def descend(self, descent: Descent, number: int) -> None:
+        """The steps of a phase that are left."""
+        phase, params = descent.phase, descent.params
         unit, terms = self.facets[0].unit, {name: self.terms[name] for name in phase.weights}
         layers = {unit.layer_name, *(layer for term in terms.values() for layer in term.layers)} - {INPUT}
         with capture(self.model, sorted(layers)) as run:
             look = Pass(run, self.spec.feed(self.model), unit, terms, phase.weights, self.dtype, self.portions)
-            for step in range(phase.steps):
-                _set_schedule(optimizer, phase, step)
-                images = image_f()
-                views = transform(images)
+            while descent.step < phase.steps:
+                descent.schedule()
+                images = descent.image_f()
+                views = descent.transform(images)
                 seen = look(images, views)
                 torch.autograd.backward([views, images], [seen.views, seen.images], inputs=params)
                 self.check(seen, params[0])
-                optimizer.step()
-                optimizer.zero_grad()
+                descent.optimizer.step()
+                descent.optimizer.zero_grad()
+                descent.totals.append(seen.total.cpu())
+                descent.step += 1
                 self.record(seen)
+                if self.checkpoint is not None and self.checkpoint.due:
+                    self.checkpoint.save(self.state(descent, number))
                 if self.callback is not None:
                     self.callback(len(self.records), images.detach())
 
@@ -172,23 +164,41 @@ class Batch:
                     f"is {item.unit} dead, or behind a saturated layer?"
                 )
 
-    def check_gain(self) -> None:
+    def check_gain(self, totals: Sequence[Tensor]) -> None:
         """Name facets whose loss is no lower over a phase's last tenth than over its first."""
-        tenth = len(self.totals) // 10
+        tenth = len(totals) // 10
         if self.interrupted or tenth < 2:  # too few to tell from the transforms' noise
             return
-        first, last = torch.stack(self.totals[:tenth]).mean(0), torch.stack(self.totals[-tenth:]).mean(0)
+        first, last = torch.stack([*totals[:tenth]]).mean(0), torch.stack([*totals[-tenth:]]).mean(0)
         stuck = [str(self.facets[i].index) for i in (last >= first).nonzero().flatten().tolist()]
         if stuck:
-            message = f"facet {', '.join(stuck)}: {len(self.totals)} steps gained nothing"
+            message = f"facet {', '.join(stuck)}: {len(totals)} steps gained nothing"
             warnings.warn(f"{message}; the image may not show the facet", MFVWarning, stacklevel=5)
 
     def record(self, seen: Seen) -> None:
         """Note a step."""
         now = {**seen.losses, "activation": seen.activation}
         self.records.append({name: value.float().cpu() for name, value in now.items()})
-        self.totals.append(seen.total.cpu())
         self.bar.update()
+
+    def state(self, descent: Descent, number: int) -> dict[str, Tensor]:
+        """All that the batch goes on from, in its phase of some number, as `restore` takes it."""
+        history = {f"history.{name}": torch.from_numpy(values) for name, values in self.history().items()}
+        generators = torch.stack([generator.get_state() for generator in self.generators])
+        seen = {f"seen.{i:04}": total for i, total in enumerate(self.seen)}
+        return {**descent.state(), "phase": torch.tensor(number), "generators": generators, **history, **seen}
+
+    def restore(self, state: Mapping[str, Tensor]) -> int:
+        """Go on from what `state` gave; returns the number of the phase."""
+        for generator, its in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(its.clone())
+        self.seen = [state[name] for name in sorted(state) if name.startswith("seen.")]
+        history = {name.removeprefix("history."): state[name] for name in state if name.startswith("history.")}
+        for step in range(len(history["activation"])):
+            row = {name: values[step] for name, values in history.items()}
+            self.records.append({name: values for name, values in row.items() if not values.isnan().all()})
+        self.bar.update(len(self.records))
+        return int(state["phase"])
 
     def transparency(self) -> Tensor:
         """(B, size, size) in [0, 1], over all phases."""
@@ -213,18 +223,3 @@ def _zoomed(canvas: Tensor, size: int) -> Tensor:
     if canvas.shape[-1] > size:
         return resize(canvas, size)
     return torch.nn.functional.interpolate(canvas, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
-
-
-def _optimizer(
-    phase: Phase, params: list[Tensor], transforms: Sequence[Callable[[Tensor], Tensor]]
-) -> torch.optim.Optimizer:
-    if phase.optimizer == "adam":
-        return torch.optim.Adam(params, lr=phase.lr.start)
-    return TVAscent(params, crop=next((one for one in transforms if isinstance(one, CenterCrop)), None))
-
-
-def _set_schedule(optimizer: torch.optim.Optimizer, phase: Phase, step: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = phase.lr.at(step, phase.steps)
-        if phase.tv_weight is not None:
-            group["tv_weight"] = phase.tv_weight.at(step, phase.steps)

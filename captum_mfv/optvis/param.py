@@ -194,6 +194,10 @@ class Transparency:
             raise ImageError("there is no transparency before the first step")
         return self._total
 
+    @total.setter
+    def total(self, total: Tensor) -> None:
+        self._total = total
+
     @property
     def alpha(self) -> Tensor:
         """(B, H, W) in [0, 1]; raises as `total` does."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,11 +17,13 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from captum_mfv import models
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets import Facet
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.memory import Portions, at_once
 from captum_mfv.notebook import picture, png, table
+from captum_mfv.optvis.checkpoint import Checkpoint
 from captum_mfv.optvis.initializer import as_facets, own_generator
 from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
@@ -92,6 +96,7 @@ def render_facets(
     dtype: torch.dtype | None = None,
     max_batch: int | None = None,
     callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> list[Rendering]:
     """Synthesise one image per facet, all of them together.
@@ -116,6 +121,8 @@ def render_facets(
         max_batch: images that go through the network at once, at most; by default as many as are fastest, all on
             a GPU. When memory runs out, the step is done again with half as many, and a warning says so.
         callback: called after each step with its number, from 1, and the images before it, (B, C, H, W).
+        checkpoint: a file, ``.safetensors``, that holds the state of the last seconds: the same call goes on from it
+            after whatever stopped it, and gives the same bytes. Remove it afterwards.
         progress: show a progress bar.
 
     Returns:
@@ -125,6 +132,7 @@ def render_facets(
         RecipeError: if the recipe isn't known or doesn't fit, or ``max_batch`` is below 1.
         ImageError: if ``size`` is below 1, or ``start`` isn't as described.
         RenderError: if a loss stops being finite, or no gradient reaches an image.
+        RunError: if the checkpoint is of another rendering.
 
     Warns:
         MFVWarning: if it was interrupted, memory ran out, or a facet's loss ends no lower than it began.
@@ -159,6 +167,8 @@ def render_facets(
             callback=callback,
             bar=bar,
         )
+        if checkpoint is not None:
+            batch.checkpoint = Checkpoint(checkpoint, _facts(batch, plan, jobs))
         made = _rendered(batch, plan, jobs)
     if batch.interrupted:
         done = f"after {len(batch.records)} of {plan.n_steps} steps"
@@ -182,6 +192,25 @@ def _rendered(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> list[Rendering
         )
         for i, item in enumerate(batch.facets)
     ]
+
+
+def _facts(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
+    """All that the images depend on, to tell a checkpoint by."""
+    known = hashlib.sha256()
+    for item in batch.facets:
+        known.update(item.members.tobytes() + item.centers.tobytes())
+    if batch.given is not None:
+        known.update(batch.given.detach().float().cpu().contiguous().numpy().tobytes())
+    return {
+        "weights": models.digest(batch.model),
+        "unit": asdict(batch.facets[0].unit),
+        "recipe": asdict(plan),
+        "facets": [(item.index, seed) for item, (_, seed) in zip(batch.facets, jobs, strict=True)],
+        "images": known.hexdigest()[:16],
+        "input_spec": asdict(batch.spec),
+        "size": batch.size,
+        "dtype": str(batch.dtype),
+    }
 
 
 def _given(start: Tensor, n_facets: int) -> Tensor:

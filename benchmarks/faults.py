@@ -1,0 +1,245 @@
+#!/usr/bin/env python
+"""What becomes of a run that is stopped anywhere: python benchmarks/faults.py [--points N] [--json FILE]
+
+A small run is done once undisturbed. Then it is stopped at each of N points, evenly spread over all of its points:
+before and after every write that reaches the disk, at every rename and at the beginning and end of every stage; by
+kill -9, by a full disk, and by Ctrl-C. After each stop every file in the folder must be whole; then the same command
+goes on, and the folder must be the undisturbed run's, byte for byte (of the manifest all but the seconds that stages
+took). Prints a table. Needs a system with fork.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from captum_mfv import files, pipeline
+from captum_mfv.datasets import digits
+from captum_mfv.optvis import checkpoint
+from captum_mfv.result import RunFolder
+
+_MODEL = """
+import torch
+from torch import nn
+from captum_mfv import InputSpec
+
+def make():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 5, 2, 2), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 3)), InputSpec(32, (0.5,), (0.5,))
+"""
+
+
+def prepare(folder: Path) -> pipeline.Job:
+    """A model file, images, and the job."""
+    (folder / "images").mkdir()
+    for i, image in enumerate(digits()[0][:48]):
+        Image.fromarray((image[0] * 255).byte().numpy()).save(folder / "images" / f"{i:02}.png")
+    (folder / "net.py").write_text(_MODEL)
+    # images enough for two batches of the collection; crops of a hidden unit's peaks, so that every stage runs
+    return pipeline.Job("net.py:make", "2:3", "images", top_k=36, facets=3, steps=8)
+
+
+def kill() -> None:
+    """As kill -9, the kernel's killer when memory is out, or a power cut does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_disk() -> None:
+    """As a write does where the disk is full."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt() -> None:
+    """As Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+FAULTS: dict[str, Callable[[], None]] = {"kill -9": kill, "full disk": fill_disk, "Ctrl-C": interrupt}
+
+
+class Points:
+    """Counts the points that a run passes; at one of them the fault happens."""
+
+    def __init__(self, at: int | None = None, fault: Callable[[], None] = kill) -> None:
+        self.n = 0
+        self._at = at
+        self._fault = fault
+
+    def passed(self) -> None:
+        """A point."""
+        self.n += 1
+        if self.n == self._at:
+            self._fault()
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A function with a point before it and one after it."""
+
+        def wrapped(*args: Any, **options: Any) -> Any:
+            self.passed()
+            found = call(*args, **options)
+            self.passed()
+            return found
+
+        return wrapped
+
+    def stage(self, stage: Callable[..., Any]) -> Callable[..., Any]:
+        """`RunFolder.stage` with a point when it begins and one when it has ended."""
+
+        @contextmanager
+        def wrapped(folder: RunFolder, name: str, **facts: Any) -> Iterator[None]:
+            self.passed()
+            with stage(folder, name, **facts):
+                yield
+            self.passed()
+
+        return wrapped
+
+
+def attempt(job: pipeline.Job, points: Points, told: Path) -> None:
+    """The run, in a process of its own that has changed what it passes on its way; its end is told in a file."""
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            os.fsync = points.around(os.fsync)
+            Path.replace = points.around(Path.replace)  # type: ignore[method-assign]
+            RunFolder.stage = points.stage(RunFolder.stage)  # type: ignore[method-assign]
+            checkpoint._SECONDS = 0.0  # save after every step
+            torch.set_num_threads(1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pipeline.run(job, "run")
+            code = 0
+        except (OSError, KeyboardInterrupt):
+            code = 2
+        except BaseException as error:  # whatever it is, the parent must hear of it
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        finally:
+            told.write_text(json.dumps({"passed": points.n, "modules": list(sys.modules)}))
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1:
+        raise RuntimeError("the run failed by itself")
+
+
+def broken(folder: Path) -> list[str]:
+    """Files of a folder that can't be read whole; those of writes under way are hidden ones."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        try:
+            if not hidden:
+                _READ.get(path.suffix, Path.read_bytes)(path)
+        except Exception as error:  # any means that it isn't whole
+            found.append(f"{path.relative_to(folder)}: {error}")
+    return found
+
+
+def _tensors(path: Path) -> None:
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118
+            file.get_tensor(name)
+
+
+def _picture(path: Path) -> None:
+    with Image.open(path) as image:
+        np.asarray(image)
+
+
+_READ: dict[str, Callable[[Path], object]] = {
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".png": _picture,
+    ".safetensors": _tensors,
+}
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Every file's bytes by its path; of the manifest all but the seconds. A leftover of a stopped write counts."""
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    manifest = json.loads(found["manifest.json"])
+    manifest["timings"] = sorted(manifest["timings"])
+    return {**found, "manifest.json": manifest}
+
+
+def stop_everywhere(n_points: int | None, faults: list[str]) -> dict[str, Any]:
+    """Counts for each fault, in a temporary folder."""
+    with tempfile.TemporaryDirectory() as place:
+        before = Path.cwd()
+        os.chdir(place)
+        try:
+            return _stop_everywhere(Path(), n_points, faults)
+        finally:
+            os.chdir(before)
+
+
+def _stop_everywhere(place: Path, n_points: int | None, faults: list[str]) -> dict[str, Any]:
+    job, run, told = prepare(place), place / "run", place / "told.json"
+    attempt(job, Points(), told)
+    first, wanted = json.loads(told.read_text()), content(run)
+    total = first["passed"]
+    shutil.rmtree(run)
+    for name in first["modules"]:  # once, not in every process that is started from this one
+        with suppress(Exception):
+            importlib.import_module(name)
+    chosen = np.unique(np.linspace(1, total, n_points or total).round().astype(int)).tolist()
+    found: dict[str, Any] = {"points in the run": total}
+    for fault in faults:
+        counts = {"stopped": 0, "half-written": 0, "different": 0}
+        for at in chosen:
+            told.unlink(missing_ok=True)
+            attempt(job, Points(at, FAULTS[fault]), told)
+            counts["stopped"] += not told.exists() or json.loads(told.read_text())["passed"] < total
+            counts["half-written"] += bool(broken(run)) if run.exists() else 0
+            attempt(job, Points(), told)
+            there = content(run)
+            if there != wanted:
+                names = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
+                sys.stderr.write(f"{fault} at point {at} of {total}: {', '.join(names)} differ\n")
+                counts["different"] += 1
+            shutil.rmtree(run)
+        found[fault] = counts
+    return found
+
+
+def main() -> None:
+    """Stop, go on, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, help="how many of the points; by default every one")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--json", type=Path, help="write the counts there too")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    found = stop_everywhere(args.points, args.faults)
+    print(f"{found['points in the run']} points in the run; {time.perf_counter() - began:.0f} s\n")
+    print("| fault | runs stopped | files half-written | runs that went on to other bytes |\n|---|---|---|---|")
+    for fault in args.faults:
+        counts = found[fault]
+        print(f"| {fault} | {counts['stopped']} | {counts['half-written']} | {counts['different']} |")
+    if args.json:
+        files.write_whole(args.json, json.dumps(found).encode())
+
+
+if __name__ == "__main__":
+    main()

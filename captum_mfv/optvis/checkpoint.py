@@ -1,0 +1,64 @@
+"""What a rendering that was stopped goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from captum_mfv.errors import RunError
+from captum_mfv.files import tensor_file, write_whole
+
+__all__ = ["Checkpoint"]
+
+_SECONDS = 15.0  # between two saves: what a stopped rendering loses at most
+
+
+class Checkpoint:
+    """A file with the state of a rendering, written whole every few seconds.
+
+    Args:
+        path: the file, ``.safetensors``.
+        facts: all that the rendering depends on, JSON values by name; they tell one from another.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self._facts: dict[str, Any] = json.loads(json.dumps(facts))
+        self._saved = monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return monotonic() - self._saved >= _SECONDS
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Write the state, in the place of the one before."""
+        arrays = {name: value.detach().cpu().numpy() for name, value in state.items()}
+        write_whole(self.path, tensor_file(arrays, {"facts": json.dumps(self._facts)}))
+        self._saved = monotonic()
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The state that was saved last; None if there is none.
+
+        Raises:
+            RunError: if the file is another rendering's, or none of ours; it is left as it is.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["facts"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            other = [name for name in self._facts if facts.get(name) != self._facts[name]]
+        except (SafetensorError, OSError, KeyError, ValueError, AttributeError) as error:
+            raise RunError(f"{self.path} can't be continued: {error}") from error
+        if other:
+            raise RunError(f"{self.path} holds another rendering (its {', '.join(other)} differ); choose another file")
+        return state

@@ -1,0 +1,175 @@
+"""Runs that are stopped, and two at once."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SPEC, small_cnn
+
+from captum_mfv import find_facets, lock, pipeline
+from captum_mfv.errors import RunError
+from captum_mfv.optvis import checkpoint
+from captum_mfv.optvis.recipes import RECIPES
+from captum_mfv.optvis.render import render_facets
+from captum_mfv.units import Unit
+
+FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+
+
+@forks
+def test_a_run_that_is_killed_anywhere_loses_nothing_and_goes_on_to_the_same_bytes(tmp_path):
+    counts = tmp_path / "counts.json"
+    command = [sys.executable, str(FAULTS), "--points", "32", "--faults", "kill -9", "--json", str(counts)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(counts.read_text())
+    assert found["points in the run"] > 300
+    assert found["kill -9"] == {"stopped": 32, "half-written": 0, "different": 0}, done.stderr
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("steps_done", [1, 7, 12])
+def test_rendering_goes_on_from_its_checkpoint_to_the_same_images(
+    recipe, steps_done, model, facets, planted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    options = {"recipe": recipe, "steps": 12, "input_spec": SPEC, "seed": [0, 3]}
+
+    def stop(step, images):
+        if step == steps_done:
+            raise Stop
+
+    wanted = render_facets(model, facets, planted[0], **options)
+    with pytest.raises(Stop):
+        render_facets(model, facets, planted[0], **options, checkpoint=tmp_path / "a.safetensors", callback=stop)
+    steps = []
+    made = render_facets(
+        model,
+        facets,
+        planted[0],
+        **options,
+        checkpoint=tmp_path / "a.safetensors",
+        callback=lambda step, images: steps.append(step),
+    )
+    assert steps == list(range(steps_done + 1, 13)), "no step is done twice"
+    for one, other in zip(made, wanted, strict=True):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.start, other.start)
+        assert torch.equal(one.transparency, other.transparency)
+        assert one.history.keys() == other.history.keys()
+        for name, values in one.history.items():
+            assert values.tobytes() == other.history[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 1}, "facets"), ({"recipe": "logit"}, "recipe"), ({"size": 40}, "size"), ({"model": 1}, "weights")],
+)
+def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, facets, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    path = tmp_path / "a.safetensors"
+    options = {"steps": 4, "input_spec": SPEC, "checkpoint": path}
+    render_facets(small_cnn(), facets, planted[0], **options)
+    before = path.read_bytes()
+    model = small_cnn(change.pop("model", 0))
+    with pytest.raises(RunError, match=f"holds another rendering \\(its .*{named}"):
+        render_facets(model, facets, planted[0], **options, **change)
+    assert path.read_bytes() == before
+    path.write_bytes(b"not tensors")
+    with pytest.raises(RunError, match="can't be continued"):
+        render_facets(small_cnn(), facets, planted[0], **options)
+
+
+def test_a_collection_goes_on_with_the_batches_it_began_with(planted, tmp_path):
+    class Stopping:
+        def __init__(self, images, after):
+            self.images, self.after = images, after
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, index):
+            if index >= self.after:
+                raise Stop
+            return self.images[index]
+
+    options = {"n_facets": 3, "input_spec": SPEC, "batch_size": 16}
+    wanted = find_facets(small_cnn(), Unit("fc", 1), planted[0], **options)
+    with pytest.raises(Stop):
+        find_facets(small_cnn(), Unit("fc", 1), Stopping(planted[0], 41), **options, store=tmp_path / "codes")
+    made = find_facets(small_cnn(), Unit("fc", 1), planted[0], **options, store=tmp_path / "codes")
+    assert made.key == wanted.key
+
+
+def test_a_folder_is_for_one_process_and_the_second_is_told_which(tmp_path):
+    code = (
+        f"from captum_mfv.lock import hold\nwith hold({str(tmp_path / 'run')!r}):\n print('held', flush=True)\n input()"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"is in use by process {first.pid} on .* since"), lock.hold(tmp_path / "run"):
+        pass
+    first.kill()
+    first.communicate()
+    with lock.hold(tmp_path / "run"):
+        pass
+    assert [item.name for item in (tmp_path / "run").iterdir()] == [".lock"], "it was not made here"
+
+
+def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
+    with pytest.raises(Stop), lock.hold(tmp_path / "new"):
+        raise Stop
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("words")
+    with pytest.raises(RunError, match="can't be a folder"), lock.hold(tmp_path / "file"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The script that stops runs, in a folder with its job."""
+    spec = importlib.util.spec_from_file_location("faults", FAULTS)
+    faults = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faults)
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("job"))
+    faults.job = faults.prepare(Path())
+    yield faults
+    os.chdir(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"attribution": "Saliency"}, {"top images", "facets", "images", "plain image"}),
+        ({"recipe": "logit"}, {"top images", "facets"}),
+        ({"seed": 1}, {"top images"}),
+        ({"top_k": 30}, set()),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")  # a few steps gain nothing
+def test_an_updated_run_does_what_changed_and_is_the_same_as_a_new_one(change, kept, finished, tmp_path):
+    job, out = finished.job, Path("run")
+    changed = replace(job, **change)
+    seconds = pipeline.run(job, out).manifest["timings"]
+    with pytest.raises(RunError, match=r"holds another run .*--update"):
+        pipeline.run(changed, out)
+    folder = pipeline.run(changed, out, update=True)
+    assert {stage for stage, its in folder.manifest["timings"].items() if its == seconds[stage]} >= kept
+    updated = finished.content(out)
+    out.rename(tmp_path / "updated")
+    pipeline.run(changed, out)
+    assert finished.content(out) == updated
+    out.rename(tmp_path / "new")
