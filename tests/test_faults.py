@@ -173,3 +173,38 @@ def test_an_updated_run_does_what_changed_and_is_the_same_as_a_new_one(change, k
     pipeline.run(changed, out)
     assert finished.content(out) == updated
     out.rename(tmp_path / "new")
+
+
+LIMITED = """
+import re, resource, sys, warnings
+from pathlib import Path
+import torch
+from torch import nn
+from captum_mfv import InputSpec, Unit, find_facets
+from captum_mfv.optvis.render import render_facets
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+layers = [nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 2)]
+wide = nn.Sequential(*layers)
+images = torch.rand(24, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+options = {"recipe": "logit", "steps": 2, "input_spec": InputSpec(128), "seed": range(8)}
+facets = find_facets(wide, Unit("4", 0), images, n_facets=3, input_spec=InputSpec(128))
+few = render_facets(wide, facets, images, **options, max_batch=2)
+taken = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (taken + 500 * 2**20, resource.RLIM_INFINITY))
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    made = render_facets(wide, facets, images, **options, max_batch=24)
+print([str(one.message) for one in said if "memory" in str(one.message)])
+print(max(float((one.image - other.image).abs().max()) for one, other in zip(made, few, strict=True)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's limit on memory")
+def test_a_process_whose_memory_is_limited_draws_the_same_a_few_images_at_a_time():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, difference = done.stdout.splitlines()
+    assert said == '["memory doesn\'t hold 24 images at once; going on with 12"]'
+    assert float(difference) < 1e-3

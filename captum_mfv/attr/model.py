@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from captum_mfv.activations import capture, layer_name
+from captum_mfv.activations import capture, guard, layer_name
 from captum_mfv.errors import FacetError
 from captum_mfv.facets import FacetSet
 from captum_mfv.images import InputSpec
@@ -80,7 +80,7 @@ def unit_forward(model: nn.Module, unit: Unit) -> Callable[..., Tensor]:
     name = layer_name(model, unit.layer)
 
     def forward(*inputs: Tensor) -> Tensor:
-        with capture(model, [name], stop=False) as run:
+        with guard(model), capture(model, [name], stop=False) as run:
             return unit.read(run(*inputs)[name])
 
     return forward
