@@ -275,8 +275,7 @@ class _Pass:
                 total=len(self.images), initial=rows.n_done, desc="activations", unit="image", disable=not self.progress
             ) as bar,
         ):
-            begun = rows.n_done - rows.n_done % self.batch_size  # the same batches as if it had not been stopped
-            for indices, batch in batches(self.images, self.batch_size, begun):
+            for indices, batch in batches(self.images, self.batch_size, self._begin(rows.n_done)):
 
                 def look(rows: slice, batch: Tensor = batch) -> Outputs:
                     with torch.no_grad(), capture(self.model, layers) as run:
@@ -291,6 +290,10 @@ class _Pass:
             raise ImageError("no image can be read")
         rows.finish()
         return rows
+
+    def _begin(self, n_done: int) -> int:
+        """Where to go on: in the batches of a pass that wasn't stopped, since sums of floats know their neighbours."""
+        return n_done if n_done == len(self.images) else n_done - n_done % self.batch_size
 
     def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """All that the rows depend on; datasets that aren't folders are told by their length alone."""

@@ -62,8 +62,8 @@ class RunFolder:
     The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
     ``images/facet_NN.png``, ``facet_NN_start.png`` and ``plain.png``, ``attributions/facet_NN.png`` and
     ``facet_NN_member_M.png`` (the M-th nearest), ``controls/NAME/facet_NN.png`` where controls were drawn,
-    ``tensors.safetensors``, ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Nothing
-    is written before the first stage is done.
+    ``tensors.safetensors``, ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Hidden
+    files are for the run itself: its lock, and what stopped stages go on from.
 
     Args:
         path: the folder.

@@ -82,7 +82,7 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
     members = ["", *(f"_member_{n}" for n in range(6))]
     overlays = [f"attributions/facet_0{k}{member}.png" for k in range(3) for member in members]
     rest = ["facets.json", "manifest.json", "metrics.json", "report.html", "run.toml", "tensors.safetensors"]
-    rest.append("images/plain.png")
+    rest += ["images/plain.png", ".lock"]
     assert files == sorted([*rest, *images, *overlays])
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"

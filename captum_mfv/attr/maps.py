@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import captum.attr
@@ -18,10 +18,11 @@ from captum_mfv.attr.model import FacetModel
 from captum_mfv.errors import FacetError
 from captum_mfv.facets import FacetSet
 from captum_mfv.images import InputSpec
+from captum_mfv.memory import Portions, at_once
 
 __all__ = ["facet_maps"]
 
-_BATCH = 16  # images explained together
+_BATCH = 16  # images explained together, at most
 
 
 def facet_maps(
@@ -60,11 +61,14 @@ def facet_maps(
     method = method or _default(model, facets, feed(images[:1]))
     with guard(model):
         explain = _explainer(method, FacetModel(model, facets), contrast=len(facets) > 1)
-        found = []
         with tqdm(total=len(images), desc="attributions", unit="image", disable=not progress) as bar:
-            for rows, goals in _batches(images, targets):
-                found.append(_summed(explain.attribute(feed(rows), target=list(goals), **options)))
-                bar.update(len(rows))
+
+            def explained(rows: slice) -> Tensor:
+                found = _summed(explain.attribute(feed(images[rows]), target=list(targets[rows]), **options))
+                bar.update(len(found))
+                return found
+
+            found = Portions(at_once(model, spec, _BATCH))(len(images), explained)
     maps = torch.cat(found)[:, None]
     shape = tuple(images.shape[-2:])
     if maps.shape[-2:] != shape:
@@ -85,11 +89,6 @@ def _explainer(name: str, model: FacetModel, contrast: bool) -> Attribution:
     if issubclass(method, LayerAttribution):
         return LayerFacetAttribution(method, model, model.model.get_submodule(model.code.layer), contrast=contrast)
     return FacetAttribution(method, model, contrast=contrast)
-
-
-def _batches(images: Tensor, targets: Sequence[int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
-    for start in range(0, len(images), _BATCH):
-        yield images[start : start + _BATCH], targets[start : start + _BATCH]
 
 
 def _summed(attributions: Tensor) -> Tensor:
