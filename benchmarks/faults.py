@@ -48,14 +48,14 @@ def make():
 """
 
 
-def prepare(folder: Path) -> pipeline.Job:
-    """A model file, images, and the job."""
+def prepare(folder: Path, crops: bool = True) -> pipeline.Job:
+    """A model file, images, and the job: on crops of a hidden unit's peaks, which has one stage more, or on images."""
     (folder / "images").mkdir()
     for i, image in enumerate(digits()[0][:48]):
         Image.fromarray((image[0] * 255).byte().numpy()).save(folder / "images" / f"{i:02}.png")
     (folder / "net.py").write_text(_MODEL)
-    # images enough for two batches of the collection; crops of a hidden unit's peaks, so that every stage runs
-    return pipeline.Job("net.py:make", "2:3", "images", top_k=36, facets=3, steps=8)
+    # images enough for two batches of the collection
+    return pipeline.Job("net.py:make", "2:3", "images", top_k=36 if crops else None, facets=3, steps=8)
 
 
 def kill() -> None:
@@ -183,19 +183,19 @@ def content(folder: Path) -> dict[str, Any]:
     return {**found, "manifest.json": manifest}
 
 
-def stop_everywhere(n_points: int | None, faults: list[str]) -> dict[str, Any]:
+def stop_everywhere(n_points: int | None, faults: list[str], crops: bool) -> dict[str, Any]:
     """Counts for each fault, in a temporary folder."""
     with tempfile.TemporaryDirectory() as place:
         before = Path.cwd()
         os.chdir(place)
         try:
-            return _stop_everywhere(Path(), n_points, faults)
+            return _stop_everywhere(prepare(Path(), crops), n_points, faults)
         finally:
             os.chdir(before)
 
 
-def _stop_everywhere(place: Path, n_points: int | None, faults: list[str]) -> dict[str, Any]:
-    job, run, told = prepare(place), place / "run", place / "told.json"
+def _stop_everywhere(job: pipeline.Job, n_points: int | None, faults: list[str]) -> dict[str, Any]:
+    run, told = Path("run"), Path("told.json")
     attempt(job, Points(), told)
     first, wanted = json.loads(told.read_text()), content(run)
     total = first["passed"]
@@ -227,11 +227,12 @@ def main() -> None:
     """Stop, go on, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, help="how many of the points; by default every one")
+    parser.add_argument("--whole", action="store_true", help="a run on whole images, not on crops of peaks")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--json", type=Path, help="write the counts there too")
     args = parser.parse_args()
     began = time.perf_counter()
-    found = stop_everywhere(args.points, args.faults)
+    found = stop_everywhere(args.points, args.faults, not args.whole)
     print(f"{found['points in the run']} points in the run; {time.perf_counter() - began:.0f} s\n")
     print("| fault | runs stopped | files half-written | runs that went on to other bytes |\n|---|---|---|---|")
     for fault in args.faults:

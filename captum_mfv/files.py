@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 __all__ = ["remove", "sweep", "tensor_file", "write_whole"]
 
 _PART = ".part"
+_LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writes that were killed left in a folder and those below; no other process may write there."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            if name.startswith(".") and name.endswith(_PART):
-                Path(place, name).unlink()
+    """Remove what writes that were killed left in a folder; no other process may be writing there."""
+    for path in folder.glob(f".*{_PART}"):
+        if _LEFT.fullmatch(path.name):
+            path.unlink()
 
 
 def remove(path: Path) -> None:

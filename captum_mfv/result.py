@@ -103,7 +103,8 @@ class RunFolder:
                 folder._forget([stage for stage in needs if folder.manifest.get("keys", {}).get(stage) != keys[stage]])
                 folder.manifest |= {"settings": settings, "keys": keys}
             folder._check_same(settings)
-            sweep(path)
+            for place, _, _ in os.walk(path):
+                sweep(Path(place))
             if folder.finished:
                 remove(folder.unfinished)
             return folder
@@ -111,6 +112,7 @@ class RunFolder:
             raise RunError(f"{path} is a file; choose another folder for the run")
         if path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir()):
             raise RunError(f"{path} isn't empty and holds no run; choose another folder for the run")
+        sweep(path)
         manifest = {
             "format": FORMAT,
             "status": "running",
@@ -227,8 +229,8 @@ class RunFolder:
         """Write every facet's image and start, and add histories and transparencies (of 255) to the tensors."""
         for rendering in renderings:
             name = f"images/facet_{rendering.facet.index:02d}"
-            write_whole(self.path / f"{name}.png", _png(rendering.image))
-            write_whole(self.path / f"{name}_start.png", _png(rendering.start))
+            self._write(self.path / f"{name}.png", _png(rendering.image))
+            self._write(self.path / f"{name}_start.png", _png(rendering.start))
         terms = renderings[0].history
         histories = {f"history.{term}": np.stack([r.history[term] for r in renderings]) for term in terms}
         transparency = np.stack([(r.transparency * 255).round().byte().numpy() for r in renderings])
@@ -246,7 +248,7 @@ class RunFolder:
     def write_control(self, name: str, images: Sequence[Tensor]) -> None:
         """Write a control's images, one a facet, as ``controls/NAME/facet_NN.png``."""
         for path, image in zip(self._control(name, len(images)), images, strict=True):
-            write_whole(path, _png(image))
+            self._write(path, _png(image))
 
     def read_control(self, name: str, n_facets: int) -> list[Tensor]:
         """A control's images as they were saved, one a facet."""
@@ -275,7 +277,7 @@ class RunFolder:
 
     def write_plain(self, rendering: Rendering) -> None:
         """Write the image that the whole unit has without facets."""
-        write_whole(self.path / _PLAIN, _png(rendering.image))
+        self._write(self.path / _PLAIN, _png(rendering.image))
 
     def read_plain(self) -> Tensor | None:
         """The image that the whole unit has without facets; None in a run that has none."""
@@ -307,7 +309,7 @@ class RunFolder:
         """Write the overlays of a facet as PNG files: of its image, then of its nearest members."""
         names = ["", *(f"_member_{n}" for n in range(len(overlays) - 1))]
         for name, overlay in zip(names, overlays, strict=True):
-            write_whole(self.path / f"attributions/facet_{index:02d}{name}.png", overlay)
+            self._write(self.path / f"attributions/facet_{index:02d}{name}.png", overlay)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write ``metrics.json``."""
@@ -321,7 +323,7 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON file."""
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(self.path / name, (text + "\n").encode("utf-8", "surrogateescape"))
+        self._write(self.path / name, (text + "\n").encode("utf-8", "surrogateescape"))
 
     def _read_json(self, name: str) -> Any:
         try:
@@ -329,12 +331,18 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path}: {name} can't be read: {error}") from error
 
+    def _write(self, path: Path, content: bytes) -> None:
+        """Write a file whole; before the first one the manifest, by which a stopped run is known again."""
+        if path.name != "manifest.json" and not (self.path / "manifest.json").exists():
+            self._write_manifest()
+        write_whole(path, content)
+
     def _write_manifest(self) -> None:
         self.write_json("manifest.json", self.manifest)
 
     def _write_tensors(self, facets: FacetSet, more: Mapping[str, NDArray[Any]]) -> None:
         arrays = {**facets.arrays(), "centers": facets.centers, **more}
-        write_whole(self.path / "tensors.safetensors", tensor_file(arrays, facets.header()))
+        self._write(self.path / "tensors.safetensors", tensor_file(arrays, facets.header()))
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         old = self.settings

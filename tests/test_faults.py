@@ -25,14 +25,16 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with 
 
 
 @forks
-def test_a_run_that_is_killed_anywhere_loses_nothing_and_goes_on_to_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(("images", "points"), [([], 12), (["--whole"], 24)], ids=["crops", "whole images"])
+def test_a_run_that_is_killed_anywhere_loses_nothing_and_goes_on_to_the_same_bytes(images, points, tmp_path):
     counts = tmp_path / "counts.json"
-    command = [sys.executable, str(FAULTS), "--points", "32", "--faults", "kill -9", "--json", str(counts)]
+    options = ["--points", str(points), "--faults", "kill -9", "--json", str(counts)]
+    command = [sys.executable, str(FAULTS), *images, *options]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(counts.read_text())
     assert found["points in the run"] > 300
-    assert found["kill -9"] == {"stopped": 32, "half-written": 0, "different": 0}, done.stderr
+    assert found["kill -9"] == {"stopped": points, "half-written": 0, "different": 0}, done.stderr
 
 
 class Stop(Exception):
