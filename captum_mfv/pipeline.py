@@ -186,9 +186,7 @@ def _do(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
     _draw_plain(folder, facets, job, parts, progress)
     _attribute(folder, facets, parts, job.attribution, progress)
     _score(folder, facets, parts, job.seed, progress)
-    with folder.stage("report"), waiting("page", progress):
-        _write_config(folder, job, parts.recipe)
-        report.build(folder)
+    _report(folder, job, parts.recipe, progress)
     folder.finish()
 
 
@@ -301,6 +299,14 @@ def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
             progress=progress,
         )
         folder.write_facets(facets, parts.sources())
+
+
+def _report(folder: RunFolder, job: Job, recipe: Recipe, progress: bool) -> None:
+    if folder.done("report"):
+        return
+    with folder.stage("report"), waiting("page", progress):
+        _write_config(folder, job, recipe)
+        report.build(folder)
 
 
 def _write_config(folder: RunFolder, job: Job, recipe: Recipe) -> None:
