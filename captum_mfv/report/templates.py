@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from captum_mfv._version import __version__
-from captum_mfv.palette import COLORS, NOISE
+from captum_mfv.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
 
 __all__ = ["fill", "format_interval"]
 
@@ -34,12 +34,16 @@ def fill(template: str, **values: Any) -> bytes:
 
 def _environment() -> Environment:
     environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
+    environment.globals.update(shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
     environment.filters.update(
         above=_above,
         hue=lambda index: f"hue-{index % len(COLORS)}" if index >= 0 else "hue-none",
         ink_on=_ink_on,
         interval=format_interval,
+        shape=lambda index: f"shape-{list(SHAPES).index(facet_marker(index))}",
+        short=_short,
         isolated=lambda text: f"{_FIRST_STRONG}{_visible(text)}{_END}",
+        marker=facet_marker,
         number=lambda value: f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}",
         p_value=lambda p: "p\u00a0<\u00a0.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.2g}".replace("0.", "."),
         percent=lambda share: f"{share:.0%}",
@@ -57,6 +61,18 @@ def _above(percentile: float) -> str:
 def _digest(text: str) -> str:
     """What a Content-Security-Policy calls an inline style or script by."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _outline(shape: Polygon) -> str:
+    """A marker's shape as an SVG path about (0, 0)."""
+    if not shape:
+        return "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z"
+    return f"M{'L'.join(f'{x:g} {y:g}' for x, y in shape)}z"
+
+
+def _short(path: str) -> str:
+    """A file's name, without its folders."""
+    return path.replace("\\", "/").rpartition("/")[2] or path
 
 
 def _visible(value: object) -> str:
