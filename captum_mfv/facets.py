@@ -59,7 +59,8 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         embedding: ``"tsne"``, any transformer, or None to cluster the reduced codes themselves.
         perplexity: t-SNE's, at most a third of the number of codes.
         clusterer: any scikit-learn clusterer, noise labelled -1; None: k-means, ten starts. One with a
-            parameter ``n_clusters`` or ``n_components`` is given k.
+            parameter ``n_clusters`` or ``n_components`` is given k, unless its ``distance_threshold`` is set, which
+            finds their number.
         n_bootstraps: bootstrap samples for ``stability_``.
         random_state: seed or `numpy.random.RandomState`.
 
@@ -185,8 +186,9 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if self.clusterer is None:
             return KMeans(n_facets, n_init=10, random_state=seed)
         clusterer = clone(self.clusterer)
-        given = {"n_clusters": n_facets, "n_components": n_facets, "random_state": seed}
         taken = clusterer.get_params(deep=False)
+        k = None if taken.get("distance_threshold") is not None else n_facets  # scikit-learn takes the one or the other
+        given = {"n_clusters": k, "n_components": k, "random_state": seed}
         return clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
 
 

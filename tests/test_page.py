@@ -19,6 +19,7 @@ from captum_mfv.pipeline import Job, run
 from captum_mfv.report.charts import plane, sparkline, strip
 from captum_mfv.report.compare import matched
 from captum_mfv.report.pictures import data_url, small_url
+from captum_mfv.report.templates import environment
 from captum_mfv.result import RunFolder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -326,6 +327,14 @@ def test_charts_take_what_there_is():
     assert [place.facet for place in drawn.places] == [0, 1]
     assert all(0 < point.x < drawn.width and 0 < point.y < drawn.height for point in drawn.points)
     assert len(plane(np.zeros((1, 1)), np.zeros(1, int), ["a"], np.ones(1)).points) == 1
+
+
+def test_seventy_facets_are_told_apart_by_colour_and_shape_alone_on_card_film_and_map():
+    macros = environment().get_template("macros.html").module
+    badges = [re.sub(r">\d+<", "><", macros.badge(index)) for index in range(70)]
+    assert len(set(badges)) == 70
+    hue, shape = (environment().filters[name] for name in ("hue", "shape"))
+    assert len({(hue(index), shape(index)) for index in range(70)}) == 70
 
 
 def test_facets_are_paired_where_the_sum_of_overlaps_is_largest():

@@ -13,29 +13,30 @@ from markupsafe import Markup
 from captum_mfv._version import __version__
 from captum_mfv.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
 
-__all__ = ["fill", "format_interval"]
+__all__ = ["environment", "fill", "format_interval"]
 
 _FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for where <bdi> can't be
 
 
 def fill(template: str, **values: Any) -> bytes:
     """A template's page as UTF-8; everything that comes in is escaped."""
-    environment = _environment()
-    style = Markup(environment.get_template("page.css").render(colors=COLORS, noise=NOISE))
-    script = Markup(environment.get_template("page.js").render())
+    templates = environment()
+    style = Markup(templates.get_template("page.css").render(colors=COLORS, noise=NOISE))
+    script = Markup(templates.get_template("page.js").render())
     policy = (
         f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    page = environment.get_template(template)
+    page = templates.get_template(template)
     html = page.render(style=style, script=script, policy=policy, version=__version__, **values)
     return html.encode("utf-8", "replace")
 
 
-def _environment() -> Environment:
-    environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
-    environment.globals.update(shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
-    environment.filters.update(
+def environment() -> Environment:
+    """Where the templates are, and the filters they use."""
+    made = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
+    made.globals.update(shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
+    made.filters.update(
         above=_above,
         hue=lambda index: f"hue-{index % len(COLORS)}" if index >= 0 else "hue-none",
         ink_on=_ink_on,
@@ -50,7 +51,7 @@ def _environment() -> Environment:
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         visible=_visible,
     )
-    return environment
+    return made
 
 
 def _above(percentile: float) -> str:
