@@ -357,7 +357,7 @@ def test_runs_are_compared_by_what_differs_and_by_the_images_their_facets_share(
     order = [cell.split("Image of facet ")[1:] for cell in cells if "Image of facet" in cell]
     assert [[int(cell[0]) for cell in row] for row in order] == [[0, 2], [1], [2, 0], [1]]
     assert page.count("overlap 1.00") == 2
-    assert "scores: retention" in page
+    assert "Nearest to their own facet: their start images" in page
     assert re.search(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\)", page)
 
 

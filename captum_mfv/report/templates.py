@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from captum_mfv._version import __version__
 from captum_mfv.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
+from captum_mfv.report import words
 
-__all__ = ["environment", "fill", "format_interval"]
+__all__ = ["environment", "fill", "format_interval", "p_value", "short_name"]
 
 _FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for where <bdi> can't be
 
@@ -35,18 +36,18 @@ def fill(template: str, **values: Any) -> bytes:
 def environment() -> Environment:
     """Where the templates are, and the filters they use."""
     made = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
-    made.globals.update(shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
+    made.globals.update(words=words, shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
     made.filters.update(
         above=_above,
         hue=lambda index: f"hue-{index % len(COLORS)}" if index >= 0 else "hue-none",
         ink_on=_ink_on,
         interval=format_interval,
         shape=lambda index: f"shape-{list(SHAPES).index(facet_marker(index))}",
-        short=_short,
+        short=short_name,
         isolated=lambda text: f"{_FIRST_STRONG}{_visible(text)}{_END}",
         marker=facet_marker,
         number=lambda value: f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}",
-        p_value=lambda p: "p\u00a0<\u00a0.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.2g}".replace("0.", "."),
+        p_value=lambda p: p_value(p, "p\u00a0"),
         percent=lambda share: f"{share:.0%}",
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         visible=_visible,
@@ -71,7 +72,12 @@ def _outline(shape: Polygon) -> str:
     return f"M{'L'.join(f'{x:g} {y:g}' for x, y in shape)}z"
 
 
-def _short(path: str) -> str:
+def p_value(p: float, name: str = "") -> str:
+    """A p-value, and its name, as papers write them."""
+    return f"{name}<\u00a0.001" if p < 0.001 else f"{name}{'=' + chr(0xA0) if name else ''}{p:.2g}".replace("0.", ".")
+
+
+def short_name(path: str) -> str:
     """A file's name, without its folders."""
     return path.replace("\\", "/").rpartition("/")[2] or path
 
