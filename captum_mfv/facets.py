@@ -28,7 +28,6 @@ from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.files import tensor_file, write_whole
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.notebook import swatch, table
-from captum_mfv.palette import facet_color
 from captum_mfv.progress import waiting
 from captum_mfv.separation import separate
 from captum_mfv.stability import bounds, recoveries, stability
@@ -321,7 +320,7 @@ class FacetSet(Sequence[Facet]):
         n_images = int(np.isfinite(self.activations).sum())
         rows = [
             [
-                swatch(facet_color(facet.index), str(facet.index)),
+                swatch(facet.index, str(facet.index)),
                 str(len(facet)),
                 f"{facet.activations.mean():.3g}",
                 "" if facet.stability is None else f"{facet.stability:.2f}",
