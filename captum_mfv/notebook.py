@@ -46,7 +46,8 @@ def swatch(facet: int, text: str) -> str:
     """A text after a facet's colour in its shape."""
     corners = ",".join(f"{50 + 40 * x:g}% {50 + 40 * y:g}%" for x, y in SHAPES[facet_marker(facet)])
     shape = f"clip-path:polygon({corners})" if corners else "border-radius:50%"
-    box = f"display:inline-block;width:.8em;height:.8em;margin-right:.4em;background:{facet_color(facet)};box-shadow:0 0 0 1px #8888;{shape}"
+    color = f"background:{facet_color(facet)};box-shadow:0 0 0 1px #8888"  # the ring shows dark colours on black
+    box = f"display:inline-block;width:.8em;height:.8em;margin-right:.4em;{color};{shape}"
     return _Html(f'<span style="{box}"></span>{escape(text)}')
 
 

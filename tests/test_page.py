@@ -297,7 +297,7 @@ def test_the_plain_image_is_the_units_own_and_the_page_says_which_facet_it_is_ne
     plain = folder.read_metrics()["plain"]
     assert plain.keys() == {"activation", "percentile", "nearest_facet"}
     assert folder.read_plain().shape == (3, 32, 32)
-    assert "one image for the whole unit" in page_of(folder).read_text()
+    assert "the unit's activation maximised from noise, as Lucent does by default" in page_of(folder).read_text()
 
 
 def test_ten_facets_of_the_largest_images_stay_below_15_mb():
