@@ -13,6 +13,7 @@ from markupsafe import Markup
 from captum_mfv._version import __version__
 from captum_mfv.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
 from captum_mfv.report import words
+from captum_mfv.report.charts import sparkline
 
 __all__ = ["environment", "fill", "format_interval", "p_value", "short_name"]
 
@@ -50,6 +51,7 @@ def environment() -> Environment:
         p_value=lambda p: p_value(p, "p\u00a0"),
         percent=lambda share: f"{share:.0%}",
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        sparkline=sparkline,
         visible=_visible,
     )
     return made
