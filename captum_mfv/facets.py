@@ -28,7 +28,6 @@ from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.files import tensor_file, write_whole
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.notebook import swatch, table
-from captum_mfv.palette import facet_color
 from captum_mfv.progress import waiting
 from captum_mfv.separation import separate
 from captum_mfv.stability import bounds, recoveries, stability
@@ -59,7 +58,8 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         embedding: ``"tsne"``, any transformer, or None to cluster the reduced codes themselves.
         perplexity: t-SNE's, at most a third of the number of codes.
         clusterer: any scikit-learn clusterer, noise labelled -1; None: k-means, ten starts. One with a
-            parameter ``n_clusters`` or ``n_components`` is given k.
+            parameter ``n_clusters`` or ``n_components`` is given k, unless its ``distance_threshold`` is set, which
+            finds their number.
         n_bootstraps: bootstrap samples for ``stability_``.
         random_state: seed or `numpy.random.RandomState`.
 
@@ -185,8 +185,9 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if self.clusterer is None:
             return KMeans(n_facets, n_init=10, random_state=seed)
         clusterer = clone(self.clusterer)
-        given = {"n_clusters": n_facets, "n_components": n_facets, "random_state": seed}
         taken = clusterer.get_params(deep=False)
+        k = None if taken.get("distance_threshold") is not None else n_facets  # scikit-learn takes the one or the other
+        given = {"n_clusters": k, "n_components": k, "random_state": seed}
         return clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
 
 
@@ -319,7 +320,7 @@ class FacetSet(Sequence[Facet]):
         n_images = int(np.isfinite(self.activations).sum())
         rows = [
             [
-                swatch(facet_color(facet.index), str(facet.index)),
+                swatch(facet.index, str(facet.index)),
                 str(len(facet)),
                 f"{facet.activations.mean():.3g}",
                 "" if facet.stability is None else f"{facet.stability:.2f}",

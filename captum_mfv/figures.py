@@ -26,7 +26,7 @@ from captum_mfv.errors import FacetError
 from captum_mfv.facets import FacetSet
 from captum_mfv.images import Images, image_at
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.palette import facet_color
+from captum_mfv.palette import facet_color, facet_marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,9 +35,9 @@ __all__ = ["overlay_png", "plot_attributions", "plot_embedding", "plot_facets", 
 
 _AxesLike: TypeAlias = "Axes | Sequence[Axes] | NDArray[Any]"
 
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1, 1.5)))
 _COLORMAPS = {"positive": "inferno", "negative": "inferno", "absolute_value": "inferno", "all": "PuOr_r"}
 _INCHES = 2.2  # side of an image in a figure of our own
-_MARKERS = "os^DvPX"  # seven, so that with ten colours seventy facets differ
 _SMALL = 64  # pixels of a side below which an image is drawn pixel by pixel
 _TITLE = 0.22  # height of a line of text in inches
 
@@ -372,7 +372,7 @@ def _scatter(axis: Axes, rows: NDArray[Any], index: int, size: float, label: str
         rows[:, 1],
         s=size if index >= 0 else size / 3,
         c=facet_color(index),
-        marker=_marker(index),
+        marker=facet_marker(index),
         edgecolors=axis.get_facecolor(),
         linewidths=0.3,
         label=label,
@@ -394,7 +394,8 @@ def _line(axis: Axes, values: NDArray[Any], index: int, label: str, phase: float
         np.arange(len(values)),
         values,
         color=facet_color(index),
-        marker=_marker(index),
+        linestyle=_DASHES[index % len(_DASHES)],
+        marker=facet_marker(index),
         markevery=(int(phase * apart), apart),
         markersize=3.5,
         linewidth=0.9,
@@ -431,7 +432,3 @@ def _name_lines(places: NDArray[Any], outside: bool, columns: int) -> None:
         )
     else:
         places[-1].legend(fontsize="x-small")
-
-
-def _marker(index: int) -> str:
-    return _MARKERS[index % len(_MARKERS)] if index >= 0 else "."

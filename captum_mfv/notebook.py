@@ -14,21 +14,23 @@ from PIL import Image
 from torch import Tensor
 
 from captum_mfv.images import to_pil
+from captum_mfv.palette import SHAPES, facet_color, facet_marker
 
 __all__ = ["picture", "png", "swatch", "table"]
 
 _SIDE = 224  # pixels of a picture in a table, at most
+_TINY = 64  # pixels; smaller images are shown as squares, not blurred
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts and of HTML that `swatch` and `picture` made."""
-    title = f'<caption style="text-align:left;color:inherit">{_safe(caption)}</caption>'
+    title = f'<caption style="text-align:left;color:inherit;white-space:nowrap">{_safe(caption)}</caption>'
     body = "".join(_row("td", row) for row in rows)
     return f"<table>{title}<thead>{_row('th', head)}</thead><tbody>{body}</tbody></table>"
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:
-    inside = "".join(f'<{tag} style="text-align:right">{_safe(cell)}</{tag}>' for cell in cells)
+    inside = "".join(f'<{tag} style="text-align:right;white-space:nowrap">{_safe(cell)}</{tag}>' for cell in cells)
     return f"<tr>{inside}</tr>"
 
 
@@ -40,9 +42,12 @@ def _safe(text: str) -> str:
     return text if isinstance(text, _Html) else escape(text)
 
 
-def swatch(color: str, text: str) -> str:
-    """A text after a square of a colour."""
-    box = f"display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px;background:{escape(color)}"
+def swatch(facet: int, text: str) -> str:
+    """A text after a facet's colour in its shape."""
+    corners = ",".join(f"{50 + 40 * x:g}% {50 + 40 * y:g}%" for x, y in SHAPES[facet_marker(facet)])
+    shape = f"clip-path:polygon({corners})" if corners else "border-radius:50%"
+    color = f"background:{facet_color(facet)};box-shadow:0 0 0 1px #8888"  # the ring shows dark colours on black
+    box = f"display:inline-block;width:.8em;height:.8em;margin-right:.4em;{color};{shape}"
     return _Html(f'<span style="{box}"></span>{escape(text)}')
 
 
@@ -52,7 +57,8 @@ def picture(image: Tensor, text: str) -> str:
     if data is None:
         return _Html(escape(text))
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return _Html(f'<img alt="{escape(text)}" src="{source}" style="min-width:112px">')
+    scaled = ";image-rendering:pixelated" if image.shape[-1] <= _TINY else ""
+    return _Html(f'<img alt="{escape(text)}" src="{source}" style="min-width:112px{scaled}">')
 
 
 def png(image: Tensor, side: int | None = None) -> bytes | None:

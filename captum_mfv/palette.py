@@ -1,15 +1,46 @@
-"""The colours of facets: the same on the page, in figures and in notebooks."""
+"""The colours and shapes of facets: the same on the page, in figures and in notebooks."""
 
 from __future__ import annotations
 
-__all__ = ["COLORS", "NOISE", "facet_color"]
+from collections.abc import Mapping
+
+__all__ = ["COLORS", "NOISE", "SHAPES", "Polygon", "facet_color", "facet_marker"]
+
+Polygon = tuple[tuple[float, float], ...]
+"""Corners (x, y) about (0, 0), y downwards."""
 
 # Paul Tol's "muted" scheme, distinct to colour-blind readers; orange in the place of its pale grey.
 COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#ee7733")
 NOISE = "#999999"
 """Of images in no facet."""
 
+SHAPES: Mapping[str, Polygon] = {
+    "o": (),
+    "s": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "D": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+    "^": ((0, -1.25), (1.25, 0.95), (-1.25, 0.95)),
+    "v": ((0, 1.25), (1.25, -0.95), (-1.25, -0.95)),
+    "P": (
+        *((-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4)),
+        *((0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)),
+    ),
+    "X": (
+        *((0, -0.57), (0.57, -1.13), (1.13, -0.57), (0.57, 0), (1.13, 0.57), (0.57, 1.13)),
+        *((0, 0.57), (-0.57, 1.13), (-1.13, 0.57), (-0.57, 0), (-1.13, -0.57), (-0.57, -1.13)),
+    ),
+}
+"""By matplotlib's names of markers, shapes of about one size; ``o``, which has no corners, has the radius 1."""
+
 
 def facet_color(index: int) -> str:
     """The colour of a facet, or of no facet if the index is negative; from the eleventh on they repeat."""
     return COLORS[index % len(COLORS)] if index >= 0 else NOISE
+
+
+def facet_marker(index: int) -> str:
+    """The marker of a facet, a point for no facet: with the colour, it tells seventy facets apart.
+
+    >>> facet_marker(9), facet_marker(10), facet_color(0) == facet_color(10)
+    ('o', 's', True)
+    """
+    return list(SHAPES)[index // len(COLORS) % len(SHAPES)] if index >= 0 else "."

@@ -27,6 +27,16 @@ def test_separable_facets_are_found_exactly_by_any_clusterer(embedding, clustere
     assert (finder.predict(codes) == finder.labels_).all()
 
 
+@pytest.mark.parametrize("k", [10, "auto"])
+@pytest.mark.parametrize("n_clusters", [None, 2])
+def test_a_clusterer_with_a_distance_threshold_finds_their_number_itself(k, n_clusters):
+    codes, labels = blobs()
+    clusterer = AgglomerativeClustering(n_clusters, distance_threshold=100)
+    finder = FacetFinder(k, embedding=None, clusterer=clusterer, random_state=0).fit(codes)
+    assert finder.n_facets_ == 4
+    assert adjusted_rand_score(labels, finder.labels_) == 1
+
+
 def test_the_same_seed_finds_the_same_facets_and_no_global_generator_is_touched():
     codes = np.random.default_rng(0).normal(size=(60, 20))
     before = np.random.get_state()[1].copy()  # noqa: NPY002

@@ -14,9 +14,9 @@ from captum_mfv import FacetFinder, RunFolder, Unit, find_facets
 from captum_mfv.attr import facet_maps
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.errors import FacetError, RunError
-from captum_mfv.figures import _marker, overlay_png, plot_attributions, plot_embedding, plot_facets, plot_history
+from captum_mfv.figures import overlay_png, plot_attributions, plot_embedding, plot_facets, plot_history
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.palette import facet_color
+from captum_mfv.palette import facet_color, facet_marker
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +170,8 @@ def test_the_map_has_a_point_for_each_image_that_could_be_read(facets, n_dimensi
     assert axis.get_legend().get_texts()[0].get_text() == "no facet, 3 images"
 
 
-def test_colour_is_never_the_only_sign_of_a_facet():
-    signs = [(facet_color(index), _marker(index)) for index in range(-1, 70)]
+def test_seventy_facets_differ_in_colour_or_marker():
+    signs = [(facet_color(index), facet_marker(index)) for index in range(-1, 70)]
     assert len(set(signs)) == 71
     assert len({color for color, _ in signs}) == 11
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from captum_mfv import Code, Unit
+from captum_mfv.notebook import swatch
 from captum_mfv.optvis.render import Rendering
 
 NASTY = '<script>alert("1")</script>\n‮&amp;🫑'
@@ -53,6 +54,10 @@ def test_a_facet_set_shows_a_row_for_each_facet(facets):
         assert f"|{facet.index}|{len(facet)}|{facet.activations.mean():.3g}|{facet.stability:.2f}|" in seen.text
     alone = Seen(replace(facets, stability=None, p_value=0.003)._repr_html_())
     assert "p = 0.003" in alone.text
+
+
+def test_facets_are_told_apart_by_colour_and_shape():
+    assert len({swatch(index, "") for index in range(70)}) == 70
 
 
 def test_a_rendering_shows_its_image_its_start_and_its_figures(facets):

@@ -213,14 +213,24 @@ def _ascent(
     return Phase(steps, {term: 1.0}, "tv", Ramp(*lr), scale, Ramp(*tv, released=True), transforms)
 
 
-_AFFINE = {"affine": {"degrees": 15.0, "scale": 0.25, "shift": 0.1}}
+_AFFINE: Mapping[str, Mapping[str, float]] = {"affine": {"degrees": 15.0, "scale": 0.25, "shift": 0.1}}
+
+
+def _adam(
+    steps: int,
+    weights: Mapping[str, float],
+    lr: tuple[float, float],
+    transforms: Mapping[str, Mapping[str, float]] = _AFFINE,
+) -> Phase:
+    return Phase(steps, weights, lr=Ramp(*lr), transforms=transforms)
+
 
 _FACET = Recipe(
     name="facet",
     summary="from the mean image: the unit, the facet's code, and activations distributed as on its images",
     start="mean",
     param="fft",
-    phases=(Phase(160, FACET_WEIGHTS, lr=Ramp(0.05, 0.01), transforms=_AFFINE),),
+    phases=(_adam(160, FACET_WEIGHTS, (0.05, 0.01)),),
 )
 
 _FACET_FROM_NOISE = replace(
@@ -229,8 +239,8 @@ _FACET_FROM_NOISE = replace(
     summary="the same from noise with the spectrum of the facet's images, to see what the mean image gives away",
     start="spectrum",
     phases=(  # the facet first: a unit that is driven hard from noise finds what any facet has
-        Phase(120, {**FACET_WEIGHTS, "capped_unit": 0.5}, lr=Ramp(0.05, 0.03), transforms=_AFFINE),
-        Phase(80, FACET_WEIGHTS, lr=Ramp(0.03, 0.01), transforms=_AFFINE),
+        _adam(120, {**FACET_WEIGHTS, "capped_unit": 0.5}, (0.05, 0.03)),
+        _adam(80, FACET_WEIGHTS, (0.03, 0.01)),
     ),
 )
 
@@ -267,7 +277,7 @@ _LOGIT = Recipe(
     summary="from the mean image: the unit alone, as a control",
     start="mean",
     param="fft",
-    phases=(Phase(200, {"unit": 1.0}, lr=Ramp(0.01, 0.01), transforms=_AFFINE),),
+    phases=(_adam(200, {"unit": 1.0}, (0.01, 0.01)),),
 )
 
 _MACO = Recipe(
@@ -290,22 +300,18 @@ _FACETED = Recipe(
     summary="from noise: the unit and a probe of the facet (faceted feature visualization, Goh et al. 2021)",
     start="noise",
     param="fft",
-    phases=(Phase(200, {"unit": 1.0, "probe": 1.0, "grey": 10.0}, lr=Ramp(0.02, 0.02), transforms=_AFFINE),),
+    phases=(_adam(200, {"unit": 1.0, "probe": 1.0, "grey": 10.0}, (0.02, 0.02)),),
 )
+
+# Lucent's jitter is by 4 + 2 of 128 pixels; it fills with grey what comes in at the border, ours reflects it.
+_LUCENT = {"jitter": {"shift": 0.05}, "affine": {"degrees": 10.0, "scale": 0.1, "shift": 0.0}}
 
 _PLAIN = Recipe(
     name="plain",
-    summary="from noise: the unit alone, as activation maximisation draws it without facets",
+    summary="from noise: the unit alone, without facets, in Lucent's default steps, learning rate and transforms",
     start="noise",
     param="fft",
-    phases=(
-        Phase(
-            160,
-            {"unit": 1.0},
-            lr=Ramp(0.05, 0.05),
-            transforms={"jitter": {"shift": 0.05}, "affine": {"degrees": 10.0, "scale": 0.1, "shift": 0.0}},
-        ),
-    ),
+    phases=(_adam(512, {"unit": 1.0}, (0.05, 0.05), _LUCENT),),
 )
 
 RECIPES: Mapping[str, Recipe] = {

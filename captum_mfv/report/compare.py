@@ -15,13 +15,21 @@ from scipy.optimize import linear_sum_assignment
 from captum_mfv.errors import RunError
 from captum_mfv.files import write_whole
 from captum_mfv.images import to_pil
+from captum_mfv.report import words
 from captum_mfv.report.pictures import pixel_class, small_url
-from captum_mfv.report.templates import fill, format_interval
+from captum_mfv.report.templates import fill, format_interval, p_value, short_name
 from captum_mfv.result import RunFolder
 
 __all__ = ["compare"]
 
-_SIDE = 256  # of the images, in pixels
+_SIDE = 384  # of the images, in pixels
+_ALONE = {
+    "shuffled": "Nearest to clusters that mean nothing",
+    "held_out": "Sort images held out",
+    "over_seeds": "Nearest to their own of another seed",
+    "separation": "Distance of real images across facets over that within",
+}
+"""Figures of a verdict that have no controls."""
 
 Table = dict[str, list[str]]
 """What is in a table's row, and a cell for each run."""
@@ -170,7 +178,7 @@ def _figures(folder: RunFolder) -> dict[str, str]:
         "nearest to their own facet, in the network's own codes": metrics["retention"],
         "by chance": metrics["chance"],
         "multifacetedness": unit["score"],
-        "p-value of one facet": unit["p_value"],
+        "p-value of one facet": p_value(unit["p_value"]),
         "share of activation in stable facets": unit["coverage"],
         "mean stability": float(np.mean(stable)) if stable else None,
         "mean share of real images that activate the unit less": np.mean([s["percentile"] for s in metrics["facets"]]),
@@ -181,22 +189,19 @@ def _figures(folder: RunFolder) -> dict[str, str]:
 
 
 def _judged(judge: Mapping[str, Any] | None) -> dict[str, str]:
-    """A judge's figures, whichever there are: means with intervals, and plain numbers."""
-    return {} if judge is None else {"judge": str(judge["name"]), **_numbers(judge)}
+    """A judge's figures, whichever there are, each above those of its controls."""
+    if judge is None:
+        return {}
+    others = {words.CONTROLS.get(name, name): scores for name, scores in judge["controls"].items()}
+    found: dict[str, Any] = {}
+    for key, (title, _) in words.FIGURES.items():
+        found[title] = judge["scores"][key]
+        found |= {f"{title}: {name}": scores[key] for name, scores in others.items()}
+        found[f"{title}: all real images"] = judge.get(words.REAL.get(key, ""))
+    found |= {title: judge.get(key) for key, title in _ALONE.items()}
+    texts = {title: format_interval(figure) for title, figure in found.items() if figure is not None}
+    return {"judge": short_name(str(judge["name"])), "chance": _short(judge["chance"]), **texts}
 
 
-def _numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    rows: dict[str, str] = {}
-    for name, value in found.items():
-        title = f"{prefix}{name}".replace("_", " ")
-        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-            rows[title] = format_interval(value)
-        elif isinstance(value, dict):
-            rows |= _numbers(value, f"{title}: ")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            rows[title] = _short(value)
-    return rows
-
-
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+def _short(value: str | float) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -43,20 +43,18 @@
     const svg = map.querySelector("svg");
     const dots = all("a.dot", svg);
     const tip = map.querySelector(".tip");
-    const place = (dot) => ["cx", "cy"].map((axis) => Number(dot.querySelector("circle").getAttribute(axis)));
+    const place = (dot) => { const { e, f } = dot.transform.baseVal.consolidate().matrix; return [e, f]; };
 
     const tell = (dot) => {
       const thumbnail = document.getElementById(`image-${dot.dataset.row}`);
       const picture = tip.querySelector("img");
       picture.hidden = !thumbnail;
       if (thumbnail) picture.src = thumbnail.src;
-      const badge = tip.querySelector(".badge");
-      badge.className = `badge ${[...dot.classList].find((name) => name.startsWith("hue"))}`;
-      badge.textContent = dot.dataset.facet;
+      tip.querySelector(".badge").replaceWith(document.querySelector(`[data-key="${dot.dataset.facet}"] .badge`).cloneNode(true));
       tip.querySelector("bdi").textContent = dot.dataset.name;
       tip.querySelector("small").textContent = `activation ${dot.dataset.activation}`;
       tip.hidden = false;
-      const here = dot.querySelector("circle").getBoundingClientRect();
+      const here = dot.querySelector("use").getBoundingClientRect();
       const frame = map.getBoundingClientRect();
       const left = here.left - frame.left + here.width / 2 - tip.offsetWidth / 2;
       const below = here.top < tip.offsetHeight + 16;

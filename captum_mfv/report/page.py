@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_mfv.errors import ImageError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
 from captum_mfv.images import to_pil
-from captum_mfv.report.charts import SPARK, Strip, plane, sparkline, strip
+from captum_mfv.report.charts import SPARK, Strip, plane, strip
 from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
 from captum_mfv.report.templates import fill
 from captum_mfv.result import NEAREST, MemberImages, RunFolder
@@ -38,14 +39,24 @@ class Member:
 
 @dataclass(frozen=True)
 class Card:
-    """A facet's card."""
+    """A facet's card.
+
+    Args:
+        index: the facet's.
+        row: its entry in facets.json.
+        share: of all facets' images.
+        score: its entry in metrics.json.
+        judged: the facet whose center the judge finds nearest, if there is one.
+        image: the image as it is, and ``small``, ``start`` and ``overlay`` as the page shows them.
+        bars: its images' activations, as a path.
+        ascent: (n_steps,) the unit's activation at each step.
+        members: its nearest images, with attributions.
+        others: more of them, as many as the page has room for.
+    """
 
     index: int
-    size: int
+    row: Mapping[str, Any]
     share: float
-    activation: float
-    stability: float | None
-    stability_interval: tuple[float, float] | None
     score: Mapping[str, Any]
     judged: int | None
     image: str
@@ -53,15 +64,9 @@ class Card:
     start: str
     overlay: str | None
     bars: str
-    mark: float
-    beyond: bool
-    sparkline: str
-    first: float
-    last: float
-    steps: int
+    ascent: NDArray[Any]
     members: list[Member]
     others: list[Member]
-    n_more: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def build(folder: RunFolder) -> Path:
     scores = metrics["facets"]
     real = facets.activations[np.isfinite(facets.activations)]
     activations = strip(real, [score["activation"] for score in scores])
-    cards = _cards(folder, facets, rows, metrics, activations)
+    cards = _cards(folder, facets, metrics, activations)
     html = fill(
         "page.html",
         manifest=folder.manifest,
@@ -111,50 +116,38 @@ def build(folder: RunFolder) -> Path:
     return path
 
 
-def _cards(
-    folder: RunFolder,
-    facets: FacetSet,
-    rows: Sequence[Mapping[str, Any]],
-    metrics: Mapping[str, Any],
-    activations: Strip,
-) -> list[Card]:
+def _cards(folder: RunFolder, facets: FacetSet, metrics: Mapping[str, Any], activations: Strip) -> list[Card]:
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
-    history = folder.read_histories()["activation"]
-    pictures = folder.member_images()
+    ascents, rows = folder.read_histories()["activation"], folder.read_members()
     total = sum(row["size"] for row in rows)
-    n_shown = max(NEAREST, _SHOWN // len(rows))
     judged = (metrics.get("judge") or {}).get("confusion")
-    cards = []
-    for k, (facet, row) in enumerate(zip(facets, rows, strict=True)):
-        score = metrics["facets"][k]
-        members = [_member(pictures, *pair) for pair in zip(facet.members[:n_shown], row["members"], strict=False)]
-        cards.append(
-            Card(
-                index=k,
-                size=row["size"],
-                share=row["size"] / total,
-                activation=row["activation"],
-                stability=row["stability"],
-                stability_interval=row.get("stability_interval"),
-                score=score,
-                judged=None if judged is None else int(np.argmax(judged[k])),
-                image=data_url(to_pil(images[k])),
-                small=small_url(to_pil(images[k]), 2 * THUMBNAIL),
-                start=small_url(to_pil(starts[k]), _LARGE),
-                overlay=_overlay(folder, k, None, _LARGE),
-                bars=activations.path(facet.activations),
-                mark=activations.mark(score["activation"]),
-                beyond=score["activation"] > activations.high,
-                sparkline=sparkline(history[k]),
-                first=float(history[k][0]),
-                last=float(history[k][-1]),
-                steps=len(history[k]),
-                members=[_with_overlay(folder, k, n, member) for n, member in enumerate(members[:NEAREST])],
-                others=members[NEAREST:],
-                n_more=row["size"] - len(members),
-            )
+    return [
+        Card(
+            index=k,
+            row=row,
+            share=row["size"] / total,
+            score=metrics["facets"][k],
+            judged=None if judged is None else int(np.argmax(judged[k])),
+            image=data_url(to_pil(images[k])),
+            small=small_url(to_pil(images[k]), 2 * THUMBNAIL),
+            start=small_url(to_pil(starts[k]), _LARGE),
+            overlay=_overlay(folder, k, None, _LARGE),
+            bars=activations.path(facets[k].activations),
+            ascent=ascents[k],
+            members=[_with_overlay(folder, k, n, member) for n, member in enumerate(members[:NEAREST])],
+            others=members[NEAREST:],
         )
-    return cards
+        for k, (row, members) in enumerate(zip(rows, _members(folder, facets, rows), strict=True))
+    ]
+
+
+def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[Member]]:
+    """The images of each facet, as many as the page has room for, nearest first."""
+    pictures, n_shown = folder.member_images(), max(NEAREST, _SHOWN // len(rows))
+    return [
+        [_member(pictures, *pair) for pair in zip(facet.members[:n_shown], row["members"], strict=False)]
+        for facet, row in zip(facets, rows, strict=True)
+    ]
 
 
 def _member(pictures: MemberImages, index: int, row: Mapping[str, Any]) -> Member:

@@ -11,42 +11,50 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from captum_mfv._version import __version__
-from captum_mfv.palette import COLORS, NOISE
+from captum_mfv.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
+from captum_mfv.report import words
+from captum_mfv.report.charts import sparkline
 
-__all__ = ["fill", "format_interval"]
+__all__ = ["environment", "fill", "format_interval", "p_value", "short_name"]
 
 _FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for where <bdi> can't be
 
 
 def fill(template: str, **values: Any) -> bytes:
     """A template's page as UTF-8; everything that comes in is escaped."""
-    environment = _environment()
-    style = Markup(environment.get_template("page.css").render(colors=COLORS, noise=NOISE))
-    script = Markup(environment.get_template("page.js").render())
+    templates = environment()
+    style = Markup(templates.get_template("page.css").render(colors=COLORS, noise=NOISE))
+    script = Markup(templates.get_template("page.js").render())
     policy = (
         f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    page = environment.get_template(template)
+    page = templates.get_template(template)
     html = page.render(style=style, script=script, policy=policy, version=__version__, **values)
     return html.encode("utf-8", "replace")
 
 
-def _environment() -> Environment:
-    environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters.update(
+def environment() -> Environment:
+    """Where the templates are, and the filters they use."""
+    made = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
+    made.globals.update(words=words, shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
+    made.filters.update(
         above=_above,
         hue=lambda index: f"hue-{index % len(COLORS)}" if index >= 0 else "hue-none",
         ink_on=_ink_on,
         interval=format_interval,
+        shape=lambda index: f"shape-{list(SHAPES).index(facet_marker(index))}",
+        short=short_name,
         isolated=lambda text: f"{_FIRST_STRONG}{_visible(text)}{_END}",
+        marker=facet_marker,
         number=lambda value: f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}",
-        p_value=lambda p: "p\u00a0<\u00a0.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.2g}".replace("0.", "."),
+        p_value=lambda p: p_value(p, "p\u00a0"),
         percent=lambda share: f"{share:.0%}",
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        sparkline=sparkline,
         visible=_visible,
     )
-    return environment
+    return made
 
 
 def _above(percentile: float) -> str:
@@ -57,6 +65,23 @@ def _above(percentile: float) -> str:
 def _digest(text: str) -> str:
     """What a Content-Security-Policy calls an inline style or script by."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _outline(shape: Polygon) -> str:
+    """A marker's shape as an SVG path about (0, 0)."""
+    if not shape:
+        return "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z"
+    return f"M{'L'.join(f'{x:g} {y:g}' for x, y in shape)}z"
+
+
+def p_value(p: float, name: str = "") -> str:
+    """A p-value, and its name, as papers write them."""
+    return f"{name}<\u00a0.001" if p < 0.001 else f"{name}{'=' + chr(0xA0) if name else ''}{p:.2g}".replace("0.", ".")
+
+
+def short_name(path: str) -> str:
+    """A file's name, without its folders."""
+    return path.replace("\\", "/").rpartition("/")[2] or path
 
 
 def _visible(value: object) -> str:
