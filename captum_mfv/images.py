@@ -27,6 +27,7 @@ __all__ = [
     "from_pil",
     "image_at",
     "open_image",
+    "read_image",
     "resize",
     "stack",
     "to_pil",
@@ -117,7 +118,7 @@ class ImageFolder:
 
     Items are (C, size, size) float32 in [0, 1]: upright (EXIF), transparency on white, the short side
     scaled to the model's size and the middle cut out. Folders are searched all the way down; hidden
-    files are left out and links to folders not followed.
+    files are left out and links to folders not followed. Links to files are: datasets are often made of them.
 
     Args:
         root: the folder.
@@ -125,7 +126,8 @@ class ImageFolder:
 
     Raises:
         ImageError: if the folder doesn't exist or holds no files; on access, if a file can't be read as
-            an image or has over 89 million pixels. `batches` passes such files over and names them.
+            an image, or has over 89 million pixels or would once it is scaled. `batches` passes such files over
+            and names them.
     """
 
     def __init__(self, root: str | os.PathLike[str], input_spec: InputSpec | None = None) -> None:
@@ -141,7 +143,7 @@ class ImageFolder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_tensor(open_image(self.paths[index]), self.input_spec)
+        return read_image(self.paths[index], self.input_spec)
 
     def name(self, index: int) -> str:
         """The path of an image relative to the folder, with forward slashes."""
@@ -151,8 +153,16 @@ class ImageFolder:
         """A hash of names and sizes: tells another or a changed folder without reading it."""
         digest = hashlib.sha256()
         for index, path in enumerate(self.paths):
-            digest.update(f"{self.name(index)}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{self.name(index)}\0{_size(path)}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
+
+
+def _size(path: Path) -> int:
+    """Of a file in bytes; -1 of a link that leads nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -161,8 +171,21 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
-def open_image(path: Path) -> Image.Image:
-    """A file as an upright image in mode RGB, whatever its mode.
+def read_image(path: Path, spec: InputSpec) -> Tensor:
+    """A file as (C, size, size) in [0, 1], as `ImageFolder` gives it.
+
+    Raises:
+        ImageError: if it can't be read, naming the file and why.
+    """
+    image = open_image(path)
+    try:
+        return to_tensor(image, spec)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def open_image(path: Path, formats: tuple[str, ...] = FORMATS, *, grey: bool = False) -> Image.Image:
+    """A file as an upright image in mode RGB, whatever its mode; with ``grey``, grey ones in mode L.
 
     Raises:
         ImageError: if it can't be read, naming the file and why.
@@ -170,13 +193,18 @@ def open_image(path: Path) -> Image.Image:
     try:
         if not path.is_file():  # a pipe or a device would block
             raise ImageError("not a regular file")
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
-            return _rgb(ImageOps.exif_transpose(image))
+        with Image.open(path, formats=formats) as image:
+            _check_pixels(*image.size)
+            upright = ImageOps.exif_transpose(image)
+            return upright if grey and upright.mode == "L" else _rgb(upright)
     except Exception as error:  # decoders raise all sorts on hostile files
         reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         raise ImageError(f"{path}: {reason}") from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -194,12 +222,17 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
-    """An RGB image as (C, size, size) in [0, 1], the short side scaled and the middle cut out."""
+    """An RGB image as (C, size, size) in [0, 1], the short side scaled and the middle cut out.
+
+    Raises:
+        ImageError: if it would have over 89 million pixels once it is scaled.
+    """
     size = spec.size
     image = image.convert("L") if spec.channels == 1 else image
     if min(image.size) != size:
         scale = size / min(image.size)
         shape = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
+        _check_pixels(*shape)  # of a line of pixels, the short side scaled makes many
         image = image.resize(shape, Image.Resampling.BILINEAR)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return from_pil(image.crop((left, top, left + size, top + size)))

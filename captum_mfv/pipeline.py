@@ -28,6 +28,7 @@ from captum_mfv.errors import FacetError, ImageError, MFVWarning, ModelError, Re
 from captum_mfv.facets import FacetSet, find_facets, nearest
 from captum_mfv.figures import overlay_png
 from captum_mfv.files import write_whole
+from captum_mfv.foreign import read_json
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.lock import hold
 from captum_mfv.metrics import multifacetedness, percentile, score_images
@@ -223,7 +224,7 @@ def _model(job: Job, progress: bool) -> tuple[nn.Module, InputSpec]:
 
 def _read_labels(path: str) -> dict[str, int]:
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = read_json(Path(path))
         return {str(name): int(group) for name, group in table.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise FacetError(f"{path} isn't a JSON table of image path and group number: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from captum_mfv.errors import ImageError
+from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, sparkline, strip
+from captum_mfv.report.parts import read_parts
 from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
 from captum_mfv.report.templates import fill
 from captum_mfv.result import NEAREST, MemberImages, RunFolder
@@ -77,12 +79,17 @@ def build(folder: RunFolder) -> Path:
     """Write ``report.html`` of a run's folder and return its path.
 
     The page opens from disk and needs no network: images are inside it. Thumbnails of real images need the
-    run's image folder; without it their names stand alone.
+    run's image folder, as it was; without it their names stand alone.
 
     Raises:
-        RunError: if the folder's files can't be read.
+        FacetError: if the folder's facets can't be read.
+        RunError: if its other files can't be, or don't belong together.
+
+    Warns:
+        MFVWarning: if another folder is where the run's images were.
     """
-    facets, metrics, rows = folder.read_facets(), folder.read_metrics(), folder.read_members()
+    parts = read_parts(folder)
+    facets, rows, metrics = parts.facets, parts.rows, parts.metrics
     scores = metrics["facets"]
     real = facets.activations[np.isfinite(facets.activations)]
     activations = strip(real, [score["activation"] for score in scores])
@@ -121,6 +128,8 @@ def _cards(
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
     history = folder.read_histories()["activation"]
     pictures = folder.member_images()
+    if pictures.refused is not None and pictures.root.is_dir():
+        warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=3)
     total = sum(row["size"] for row in rows)
     n_shown = max(NEAREST, _SHOWN // len(rows))
     judged = (metrics.get("judge") or {}).get("confusion")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,6 +13,7 @@ from markupsafe import Markup
 
 from captum_mfv._version import __version__
 from captum_mfv.palette import COLORS, NOISE
+from captum_mfv.text import visible
 
 __all__ = ["fill", "format_interval"]
 
@@ -32,6 +34,7 @@ def fill(template: str, **values: Any) -> bytes:
     return html.encode("utf-8", "replace")
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(
@@ -39,12 +42,12 @@ def _environment() -> Environment:
         hue=lambda index: f"hue-{index % len(COLORS)}" if index >= 0 else "hue-none",
         ink_on=_ink_on,
         interval=format_interval,
-        isolated=lambda text: f"{_FIRST_STRONG}{_visible(text)}{_END}",
+        isolated=lambda text: f"{_FIRST_STRONG}{visible(text)}{_END}",
         number=lambda value: f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}",
         p_value=lambda p: "p\u00a0<\u00a0.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.2g}".replace("0.", "."),
         percent=lambda share: f"{share:.0%}",
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
-        visible=_visible,
+        visible=visible,
     )
     return environment
 
@@ -57,11 +60,6 @@ def _above(percentile: float) -> str:
 def _digest(text: str) -> str:
     """What a Content-Security-Policy calls an inline style or script by."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _visible(value: object) -> str:
-    """Text with its control characters as pictures of them, so that a newline in a file's name shows."""
-    return "".join(chr(0x2400 + ord(c)) if ord(c) < 0x20 else "\u2421" if c == "\x7f" else c for c in str(value))
 
 
 def format_interval(found: dict[str, Any]) -> str:
