@@ -350,6 +350,17 @@ def test_a_page_is_written_in_the_place_of_a_link_not_through_it(theirs, tmp_pat
     assert (tmp_path / "victim").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", [".lock", ".owner"])
+def test_a_link_in_the_place_of_a_lock_is_not_written_through(theirs, tmp_path, capsys, name):
+    (tmp_path / "victim").write_text("mine")
+    (theirs / name).unlink(missing_ok=True)
+    (theirs / name).symlink_to(tmp_path / "victim")
+    status, said = command(capsys, "report", theirs)
+    assert status == 2
+    assert f"{name} leads out of the folder" in said
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
 @pytest.mark.parametrize("arrays", [["../victim"], ["/tmp/victim"]])
 def test_rows_of_a_stopped_pass_are_not_looked_for_outside_its_folder(tmp_path, arrays):
     np.save(tmp_path / "victim.npy", np.zeros((3, 1)))
@@ -480,6 +491,12 @@ def test_an_overflow_under_autocast_has_a_name():
     facets = find_facets(loud(), mfv.Unit("fc", 1), images, n_facets=2, input_spec=SPEC)
     with pytest.raises(RenderError, match="isn't finite"):
         render_facets(loud(), facets, images, steps=3, dtype=torch.float16, input_spec=SPEC)
+
+
+@pytest.mark.parametrize("n_images", [1, 2])
+def test_a_unit_of_hardly_any_images_has_one_facet(n_images):
+    facets = find_facets(small_cnn(), mfv.Unit("fc", 1), planted_images(1)[0][:n_images], n_facets=1, input_spec=SPEC)
+    assert mfv.metrics.multifacetedness(facets).p_value == 1
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64)])
