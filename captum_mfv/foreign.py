@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 __all__ = [
+    "LARGEST_SIDE",
     "Header",
     "Manifest",
     "Metrics",
@@ -16,6 +17,8 @@ __all__ = [
     "Settings",
     "check",
     "inside",
+    "is_file",
+    "is_folder",
     "parse_json",
     "read_json",
     "read_text",
@@ -25,6 +28,22 @@ _MOST_BYTES = 2**29
 _DEEPEST = 50
 _LARGEST = 1e100  # what isn't larger can be added and squared
 _NAMES = {dict: "a table", list: "a list", str: "text", int: "a whole number", float: "a number", type(None): "null"}
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; names that no system takes are none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, likewise."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def read_text(path: Path) -> str:
@@ -157,8 +176,11 @@ def _check_kind(value: Any, kind: Any, where: str) -> None:
         raise ValueError(f"{where} must be {_NAMES[kind]}, not {str(value)[:40]!r}")
 
 
-Side = Annotated[int, 1, 9_000]
-"""Of an image, in pixels."""
+LARGEST_SIDE = 9_000
+"""Of an image that is drawn or read, in pixels; a square of it can be decoded again."""
+
+Side = Annotated[int, 1, LARGEST_SIDE]
+Seed = Annotated[int, 0, 2**32 - 1]
 
 
 class Spec(TypedDict):
@@ -184,7 +206,7 @@ class Settings(_Given):
     unit: str
     images: str
     recipe: str
-    seed: int
+    seed: Seed
     input_spec: Spec
 
 

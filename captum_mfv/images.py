@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
+from captum_mfv.foreign import is_folder
 
 __all__ = [
     "ImageFolder",
@@ -133,7 +134,7 @@ class ImageFolder:
     def __init__(self, root: str | os.PathLike[str], input_spec: InputSpec | None = None) -> None:
         self.root = Path(root)
         self.input_spec = input_spec or InputSpec()
-        if not self.root.is_dir():
+        if not is_folder(self.root):
             raise ImageError(f"{os.fspath(root)!r} isn't a folder of images")
         self.paths: tuple[Path, ...] = tuple(sorted(_files(self.root)))
         if not self.paths:

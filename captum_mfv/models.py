@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import ModelError
+from captum_mfv.foreign import is_file
 from captum_mfv.images import InputSpec
 
 __all__ = ["autocast_dtype", "digest", "load", "names"]
@@ -118,7 +119,7 @@ def _function(source: str, function: str) -> Callable[[], Any]:
 
 
 def _run_file(path: Path) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"there is no file {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -141,7 +142,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"there is no weights file {str(path)!r}")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -28,7 +28,7 @@ from captum_mfv._version import __version__
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import remove, sweep, tensor_file, write_whole
-from captum_mfv.foreign import Manifest, Metrics, Row, Settings, check, inside, read_json
+from captum_mfv.foreign import Manifest, Metrics, Row, Settings, check, inside, is_file, is_folder, read_json
 from captum_mfv.images import ImageFolder, InputSpec, from_pil, open_image, read_image, to_pil
 from captum_mfv.optvis.render import Rendering
 
@@ -448,10 +448,10 @@ def _leads_out(path: PurePosixPath) -> bool:
 
 def _why_not_read(root: Path, members: Sequence[Mapping[str, Any]], images_hash: str | None) -> str | None:
     """Why an image folder isn't the run's; it is listed only if the first members are there."""
-    if not root.is_dir():
+    if not is_folder(root):
         return f"the run's images are gone: {root} isn't a folder; put it back"
     paths = [PurePosixPath(member["path"]) for member in members[:_TRIED]]
-    there = all(not _leads_out(path) and (root / path).is_file() for path in paths)
+    there = all(not _leads_out(path) and is_file(root / path) for path in paths)
     if not there or ImageFolder(root).digest() != images_hash:
         return f"{root} isn't the run's folder of images: names or sizes of its files differ; put the run's back"
     return None

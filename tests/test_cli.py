@@ -311,7 +311,7 @@ BAD = {
     "an unknown recipe": ({"recipe": "papermean"}, "no recipe 'papermean'; there are .*did you mean paper-mean"),
     "no number": ({"facets": "many"}, "'many' is neither a number nor auto"),
     "a recipe file that isn't there": ({"recipe": "mine.json"}, "mine.json can't be read as a recipe"),
-    "no size": ({"size": 0}, "--size must be at least 1 pixel, not 0"),
+    "no size": ({"size": 0}, "--size must be 1 to 9000 pixels, not 0"),
     "an unknown device": ({"device": "gpu"}, "--device gpu can't be used"),
     "an unknown precision": ({"dtype": "int8"}, "--dtype must be one of bfloat16, float16, not 'int8'"),
     "too few steps": ({"recipe": "paper-mean", "steps": 1}, "steps must be at least that"),

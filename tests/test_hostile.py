@@ -303,7 +303,9 @@ def test_links_that_replace_an_image_are_not_followed_unless_they_always_were_th
     assert shown(theirs) == 0
 
 
-@pytest.mark.parametrize("path", ["../secret/00.png", "/etc/passwd", "a/../../secret/00.png", "\ud800", "a\0b"])
+@pytest.mark.parametrize(
+    "path", ["../secret/00.png", "/etc/passwd", "y" * 3000, "a/../../secret/00.png", "\ud800", "a\0b"]
+)
 def test_members_outside_the_image_folder_are_not_read(theirs, path):
     tamper(theirs, "facets.json", 0, "members", 0, "path", value=path)
     assert shown(theirs) == 0
@@ -330,7 +332,7 @@ def test_what_is_no_file_of_the_folder_is_not_read(theirs, made, name, kind):
         path.mkdir()
     else:
         path.symlink_to({"link out": made / "run" / name, "circle": path, "device": "/dev/zero"}[kind])
-    with pytest.raises((RunError, FacetError), match=r"can't be read|isn't a facet set"):
+    with pytest.raises((RunError, FacetError), match=r"can't be (read|used)|isn't a facet set|no run"):
         report.build(RunFolder.read(theirs))
 
 
@@ -497,6 +499,18 @@ def test_an_overflow_under_autocast_has_a_name():
 def test_a_unit_of_hardly_any_images_has_one_facet(n_images):
     facets = find_facets(small_cnn(), mfv.Unit("fc", 1), planted_images(1)[0][:n_images], n_facets=1, input_spec=SPEC)
     assert mfv.metrics.multifacetedness(facets).p_value == 1
+
+
+@pytest.mark.parametrize(
+    "option", [("--size", 10**9), ("--input-size", 10**6), ("--unit", f"fc:{'9' * 5000}"), ("--weights", "w" * 5000)]
+)
+def test_an_option_that_no_memory_or_file_name_holds_is_one_line(tmp_path, capsys, option):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    arguments = ["--model", MODEL, "--unit", "fc:1", "--images", tmp_path, "--facets", "1", "--out", tmp_path / "run"]
+    status, said = command(capsys, "run", *arguments, *option)
+    assert status == 2
+    assert said.count("\n") <= 2
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64)])

@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import write_whole
+from captum_mfv.foreign import is_folder
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, sparkline, strip
 from captum_mfv.report.parts import read_parts
@@ -128,7 +129,7 @@ def _cards(
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
     history = folder.read_histories()["activation"]
     pictures = folder.member_images()
-    if pictures.refused is not None and pictures.root.is_dir():
+    if pictures.refused is not None and is_folder(pictures.root):
         warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=3)
     total = sum(row["size"] for row in rows)
     n_shown = max(NEAREST, _SHOWN // len(rows))
