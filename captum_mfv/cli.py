@@ -489,7 +489,7 @@ _COLUMNS = ("retention", "centered", "predicts", "top1", "probability", "distanc
     metavar="NAME",
     help="A control to draw and judge too, or `all`; needs --model, and takes as long as the run's images did.",
 )
-@click.option("--model", help="The run's model, to draw controls and to tell the facets of images held out.")
+@click.option("--model", help="The run's model (a file.py is run), for controls and images held out.")
 @click.option("--weights", help="Its weights file.")
 @click.option("--seed", type=_SEED, default=0, help="Seed of bootstrap samples.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")

@@ -45,7 +45,8 @@ def evaluate(
         controls: names of `metrics.CONTROLS` to draw and judge too, by the run's recipe; each takes as long as
             the run's images did, and is kept in the run's folder. Drawing them needs the model.
         held_out: other images that activate the unit; needs the model.
-        model: the run's model, which draws controls and tells the facets of images held out.
+        model: the run's model, which draws controls and tells the facets of images held out; the one that the
+            run's manifest names is never loaded.
         seed: of bootstrap samples and shuffles.
         progress: show progress bars.
 
