@@ -81,8 +81,9 @@ class Phase:
     transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or not 1 <= self.steps <= _MOST_STEPS:
-            raise RecipeError(f"a phase's steps must be an integer of 1 to {_MOST_STEPS}, not {self.steps!r}")
+        if type(self.steps) is not int or self.steps < 1:
+            raise RecipeError(f"a phase's steps must be an integer of at least 1, not {self.steps!r}")
+        _check_most(self.steps)
         if not self.weights:
             raise RecipeError(f"a phase needs at least one objective; there are {', '.join(TERMS)}")
         for name in self.weights:
@@ -149,8 +150,7 @@ class Recipe:
         """
         if steps < len(self.phases):
             raise RecipeError(f"recipe {self.name} has {len(self.phases)} phases, so steps must be at least that")
-        if steps > _MOST_STEPS:
-            raise RecipeError(f"steps must be at most {_MOST_STEPS}, not {steps}")
+        _check_most(steps)
         total = sum(phase.steps for phase in self.phases)
         shares = [max(1, round(phase.steps * steps / total)) for phase in self.phases]
         while sum(shares) != steps:
@@ -202,6 +202,11 @@ def _known(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
     for name in data:
         _among(f"setting of a {kind.__name__.lower()}", name, names)
     return dict(data)
+
+
+def _check_most(steps: int) -> None:
+    if steps > _MOST_STEPS:
+        raise RecipeError(f"steps must be at most {_MOST_STEPS}, not {steps}")
 
 
 def _finite(what: str, *numbers: float) -> None:
