@@ -270,7 +270,7 @@ class RunFolder:
     def write_control(self, name: str, images: Sequence[Tensor]) -> None:
         """Write a control's images, one a facet, as ``controls/NAME/facet_NN.png``."""
         for path, image in zip(self._control(name, len(images)), images, strict=True):
-            self._write(self._own(path), _png(image))
+            self._write(self.path / path, _png(image))
 
     def read_control(self, name: str, n_facets: int) -> list[Tensor]:
         """A control's images as they were saved, one a facet."""
@@ -365,7 +365,7 @@ class RunFolder:
         """Write a file whole; before the first one the manifest, by which a stopped run is known again."""
         if path.name != "manifest.json" and not (self.path / "manifest.json").exists():
             self._write_manifest()
-        write_whole(path, content)
+        write_whole(self._own(path.relative_to(self.path).as_posix()), content)
 
     def _write_manifest(self) -> None:
         self.write_json("manifest.json", self.manifest)
