@@ -289,20 +289,23 @@ class RunFolder:
 
     def read_renderings(self, facets: FacetSet) -> list[Rendering]:
         """What `write_renderings` wrote, images and transparencies rounded to 255 levels, one a facet."""
-        histories, (transparency,) = self.read_histories(), self._read_tensors("transparency").values()
+        histories, tensors = self.read_histories(), self._read_tensors("transparency")
         images, starts = self.read_images(facets), self.read_images(facets, "_start")
-        return [
-            Rendering(
-                facet=facet,
-                image=images[k],
-                start=starts[k],
-                history={term: values[k] for term, values in histories.items()},
-                seed=self.manifest["seed"],
-                recipe=self.manifest["recipe"],
-                transparency=torch.from_numpy(transparency[k]) / 255,
-            )
-            for k, facet in enumerate(facets)
-        ]
+        try:
+            return [
+                Rendering(
+                    facet=facet,
+                    image=images[k],
+                    start=starts[k],
+                    history={term: values[k] for term, values in histories.items()},
+                    seed=self.manifest["seed"],
+                    recipe=self.manifest["recipe"],
+                    transparency=torch.from_numpy(tensors[""][k]) / 255,
+                )
+                for k, facet in enumerate(facets)
+            ]
+        except (KeyError, IndexError, TypeError) as error:
+            raise RunError(f"{self.path}: the tensors aren't of these facets' images: {error!r}") from error
 
     def write_plain(self, rendering: Rendering) -> None:
         """Write the image that the whole unit has without facets."""

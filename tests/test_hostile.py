@@ -334,6 +334,24 @@ def test_what_is_no_file_of_the_folder_is_not_read(theirs, made, name, kind):
         report.build(RunFolder.read(theirs))
 
 
+def test_a_folder_in_the_place_of_the_page_is_one_line(theirs, capsys):
+    (theirs / "report.html").unlink()
+    (theirs / "report.html").mkdir()
+    status, said = command(capsys, "report", theirs)
+    assert status == 2
+    assert "is a folder; the page can't be written" in said
+
+
+@pytest.mark.parametrize("key", ["seed", "recipe"])
+def test_renderings_of_a_manifest_that_lacks_something_are_refused_by_name(theirs, key):
+    manifest = json.loads((theirs / "manifest.json").read_text())
+    del manifest[key]
+    (theirs / "manifest.json").write_text(json.dumps(manifest))
+    folder = RunFolder.read(theirs)
+    with pytest.raises(RunError, match=key):
+        folder.read_renderings(folder.read_facets())
+
+
 def test_a_control_is_not_written_through_a_link(theirs, tmp_path):
     (tmp_path / "victim").mkdir()
     (theirs / "controls").symlink_to(tmp_path / "victim")
@@ -399,6 +417,7 @@ def test_models_that_a_manifest_names_are_never_run(theirs, made, capsys):
         ("metrics.json", ("facets",), []),
         ("metrics.json", ("facets", 0, "activation"), float("inf")),
         ("metrics.json", ("multifacetedness", "score"), None),
+        ("metrics.json", ("facets", 0), {"activation": 1, "percentile": 1, "nearest_facet": 0, "off_facet": 0.1}),
         ("metrics.json", ("judge",), {"name": "x"}),
     ],
 )

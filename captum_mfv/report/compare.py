@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from captum_mfv.errors import RunError
-from captum_mfv.files import write_whole
 from captum_mfv.images import to_pil
 from captum_mfv.report.parts import Parts, read_parts
 from captum_mfv.report.pictures import pixel_class, small_url
-from captum_mfv.report.templates import fill, format_interval
+from captum_mfv.report.templates import fill, format_interval, save
 from captum_mfv.result import RunFolder
 
 __all__ = ["compare"]
@@ -67,7 +66,6 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
     for folder in folders:
         if not folder.finished:
             raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
-    path = Path(path)
     parts = [read_parts(folder) for folder in folders]
     differing, same = _settings(folders)
     html = fill(
@@ -80,8 +78,7 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
         figures=_aligned([_figures(*pair) for pair in zip(folders, parts, strict=True)]),
         judged=_aligned([_judged(part.metrics.get("judge")) for part in parts]),
     )
-    write_whole(path, html)
-    return path
+    return save(Path(path), html)
 
 
 def _titles(folders: Sequence[RunFolder]) -> list[str]:

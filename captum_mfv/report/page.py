@@ -13,13 +13,12 @@ from torch import Tensor
 
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.facets import FacetSet
-from captum_mfv.files import write_whole
 from captum_mfv.foreign import is_folder
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, sparkline, strip
 from captum_mfv.report.parts import read_parts
 from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
-from captum_mfv.report.templates import fill
+from captum_mfv.report.templates import fill, save
 from captum_mfv.result import NEAREST, MemberImages, RunFolder
 
 __all__ = ["build"]
@@ -114,9 +113,7 @@ def build(folder: RunFolder) -> Path:
         spark=SPARK,
         pixels=pixel_class(folder.read_images(facets)[0]),
     )
-    path = folder.path / "report.html"
-    write_whole(path, html)
-    return path
+    return save(folder.path / "report.html", html)
 
 
 def _cards(

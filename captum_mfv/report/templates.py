@@ -6,16 +6,19 @@ import base64
 import hashlib
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from captum_mfv._version import __version__
+from captum_mfv.errors import RunError
+from captum_mfv.files import write_whole
 from captum_mfv.palette import COLORS, NOISE
 from captum_mfv.text import visible
 
-__all__ = ["fill", "format_interval"]
+__all__ = ["fill", "format_interval", "save"]
 
 _FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for where <bdi> can't be
 
@@ -32,6 +35,18 @@ def fill(template: str, **values: Any) -> bytes:
     page = environment.get_template(template)
     html = page.render(style=style, script=script, policy=policy, version=__version__, **values)
     return html.encode("utf-8", "replace")
+
+
+def save(path: Path, html: bytes) -> Path:
+    """Write a page and return its path.
+
+    Raises:
+        RunError: if a folder is in its place.
+    """
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; the page can't be written")
+    write_whole(path, html)
+    return path
 
 
 @cache
