@@ -196,7 +196,6 @@ class _Given(TypedDict, total=False):
     size: Side | None
     dtype: str | None
     recipe_data: dict[str, Any]
-    command: str
 
 
 class Settings(_Given):
@@ -206,6 +205,7 @@ class Settings(_Given):
     unit: str
     images: str
     recipe: str
+    command: str
     seed: Seed
     input_spec: Spec
 

@@ -238,7 +238,7 @@ class RunFolder:
         """Every facet's images, from the run's image folder.
 
         A manifest that somebody else wrote may name any folder, so nothing is read of one that hasn't the names
-        and sizes of the run's images; `MemberImages.refused` says so.
+        and sizes of the run's images; ``refused`` says so.
         """
         rows, spec = self.read_members(), self.input_spec
         members = tuple(member for row in rows for member in row["members"])

@@ -410,6 +410,7 @@ def test_models_that_a_manifest_names_are_never_run(theirs, made, capsys):
         ("manifest.json", ("settings", "input_spec", "mean"), "x"),
         ("manifest.json", ("settings", "size"), 10**6),
         ("manifest.json", ("settings", "model"), None),
+        ("manifest.json", ("settings", "command"), None),
         ("manifest.json", ("timings", "facets"), "x"),
         ("facets.json", (0, "size"), 5),
         ("facets.json", (0, "members", 0, "activation"), "x"),
