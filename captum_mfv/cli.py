@@ -19,6 +19,7 @@ from tqdm import tqdm
 from captum_mfv._version import __version__
 from captum_mfv.errors import MFVError, MFVWarning
 from captum_mfv.progress import waiting
+from captum_mfv.text import visible
 
 __all__ = ["main"]
 
@@ -84,7 +85,7 @@ def _recipes() -> list[str]:
     return list(RECIPES)
 
 
-_FILE, _FOLDER = click.Path(), click.Path(file_okay=False)
+_FILE, _FOLDER, _SEED = click.Path(), click.Path(file_okay=False), click.IntRange(0, 2**32 - 1)
 
 
 def _facets(context: click.Context, option: click.Parameter, value: str) -> int | str:
@@ -112,7 +113,7 @@ def _kinds(option: click.Parameter) -> tuple[str, tuple[type, ...]]:
     if option.name == "facets":
         return option.name, (int, str)
     flag = isinstance(option, click.Option) and option.is_flag
-    return option.name, (bool,) if flag else (int,) if option.type is click.INT else (str,)
+    return option.name, (bool,) if flag else (int,) if isinstance(option.type, type(click.INT)) else (str,)
 
 
 def _loudness(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -282,7 +283,8 @@ _WHAT, _FACETS, _IMAGES, _RUN = "What is looked at", "Facets", "Synthesised imag
     is_eager=True,
     expose_value=False,
     callback=_read_config,
-    help="TOML file of these options, such as a run's own run.toml; those given here come first.",
+    help="TOML file of these options, such as a run's own run.toml; those given here come first. A file.py that it "
+    "names is run.",
 )
 @click.option(
     "--device",
@@ -292,7 +294,7 @@ _WHAT, _FACETS, _IMAGES, _RUN = "What is looked at", "Facets", "Synthesised imag
     show_default="a GPU if there is one",
     help="cpu, cuda, cuda:1, mps ….",
 )
-@click.option("--seed", cls=_Option, under=_RUN, default=0, help="Seed of everything random.")
+@click.option("--seed", cls=_Option, under=_RUN, type=_SEED, default=0, help="Seed of everything random.")
 @click.option(
     "--update",
     cls=_Option,
@@ -447,7 +449,7 @@ def report(folder: str) -> None:
 
     run = RunFolder.read(folder)  # before a folder that is none is touched
     with hold(folder):
-        click.echo(build(run))
+        click.echo(os.fsencode(build(run)))
 
 
 @app.command()
@@ -464,7 +466,7 @@ def compare(folders: tuple[str, ...], out: str) -> None:
     from captum_mfv.report import compare as write
     from captum_mfv.result import RunFolder
 
-    click.echo(write([RunFolder.read(folder) for folder in folders], out))
+    click.echo(os.fsencode(write([RunFolder.read(folder) for folder in folders], out)))
 
 
 _COLUMNS = ("retention", "centered", "predicts", "top1", "probability", "distance")
@@ -487,9 +489,9 @@ _COLUMNS = ("retention", "centered", "predicts", "top1", "probability", "distanc
     metavar="NAME",
     help="A control to draw and judge too, or `all`; needs --model, and takes as long as the run's images did.",
 )
-@click.option("--model", help="The run's model, to draw controls and to tell the facets of images held out.")
+@click.option("--model", help="The run's model (a file.py is run), for controls and images held out.")
 @click.option("--weights", help="Its weights file.")
-@click.option("--seed", default=0, help="Seed of bootstrap samples.")
+@click.option("--seed", type=_SEED, default=0, help="Seed of bootstrap samples.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def evaluate(folder: str, **options: Any) -> None:
     """Show the images of a finished run's FOLDER to a network that took no part.
@@ -551,7 +553,7 @@ def _evaluate(
     network, spec = models.load(judge, judge_weights)
     if judge_input is not None:
         spec = InputSpec(spec.size, *((number,) * spec.channels for number in judge_input))
-    own = InputSpec(**folder.settings["input_spec"])
+    own = folder.input_spec
     unit = None if judge_unit is None else Unit.parse(judge_unit)
     with hold(path):
         return evaluate(
@@ -585,7 +587,9 @@ def _bars(quiet: bool) -> bool:
 def _sum_up(folder: Any) -> None:
     """A finished run in a few lines."""
     facets, metrics = folder.read_facets(), folder.read_metrics()
-    click.echo(f"{len(facets)} facets of {facets.unit}, of {', '.join(str(len(facet)) for facet in facets)} images")
+    click.echo(
+        f"{len(facets)} facets of {visible(facets.unit)}, of {', '.join(str(len(facet)) for facet in facets)} images"
+    )
     click.echo(
         f"images nearest to their own facet, in the network's own codes: {metrics['retention']:.0%} "
         f"(chance {metrics['chance']:.0%})"
@@ -597,14 +601,14 @@ def _sum_up(folder: Any) -> None:
     )
     if "adjusted_rand_index" in metrics:
         click.echo(f"facets against the known groups: adjusted Rand index {metrics['adjusted_rand_index']:.3f}")
-    click.echo(f"page: {folder.path / 'report.html'}")
+    click.echo(os.fsencode(f"page: {folder.path / 'report.html'}"))
 
 
 class _Lines(logging.Handler):
     """Log records as lines on standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(visible(self.format(record)), file=sys.stderr)
 
 
 @contextmanager
@@ -633,7 +637,7 @@ def _plain_warnings() -> Iterator[None]:
     said: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        line = f"captum-mfv: {'' if issubclass(category, MFVWarning) else f'{category.__name__}: '}{message}"
+        line = visible(f"captum-mfv: {'' if issubclass(category, MFVWarning) else f'{category.__name__}: '}{message}")
         if line not in said:
             tqdm.write(line, file=sys.stderr)
         said.add(line)
@@ -655,7 +659,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(0)
     except (click.ClickException, MFVError, OSError) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"captum-mfv: error: {' '.join(text.split())}", err=True)
+        click.echo(f"captum-mfv: error: {visible(' '.join(text.split()))}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         if "_CAPTUM_MFV_COMPLETE" not in os.environ:  # a shell that asked for completion has a line to keep clean

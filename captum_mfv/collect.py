@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, overload
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from captum_mfv import models
 from captum_mfv.activations import LayerCall, capture, code_layer, guard, layer_name, place, trace
-from captum_mfv.errors import ImageError, UnitError
+from captum_mfv.errors import ImageError, MFVWarning, UnitError
 from captum_mfv.fields import Field, receptive_field
 from captum_mfv.images import ImageFolder, Images, InputSpec, batches, image_at
 from captum_mfv.memory import Portions, at_once
@@ -194,9 +195,12 @@ def top_images(
         The top images of the unit; of several, a list in their order.
 
     Raises:
-        UnitError: if a unit isn't in the model, or is ambiguous.
+        UnitError: if a unit isn't in the model, or is ambiguous, or is finite on no image.
         ImageError: if no image can be read, or ``k`` is below 1.
         RunError: if the store holds rows of another model, units or dataset.
+
+    Warns:
+        MFVWarning: if a unit isn't finite on some images, which are left out.
     """
     if k < 1:
         raise ImageError(f"k must be at least 1 image, not {k}")
@@ -211,6 +215,7 @@ def top_images(
 
     facts = {"units": [asdict(one) for one in units]}
     rows = _Pass(model, images, spec, batch_size, store, progress).rows(layers, read, facts)
+    _check_finite(units, rows["activations"][np.flatnonzero(rows["read"] == 1)])
     peaked = dict.fromkeys(one.layer_name for one in units if one.reduce == "max")
     fields = {name: receptive_field(model, name, spec) for name in peaked}
     found = [
@@ -218,6 +223,17 @@ def top_images(
         for i, one in enumerate(units)
     ]
     return found[0] if isinstance(unit, Unit) else found
+
+
+def _check_finite(units: Sequence[Unit], activations: NDArray[np.float32]) -> None:
+    """Tell a unit that is broken from one that is dead."""
+    n_images = len(activations)
+    for unit, n_wrong in zip(units, (~np.isfinite(activations)).sum(0).tolist(), strict=True):
+        if n_wrong == n_images:
+            raise UnitError(f"{unit} isn't finite on any of {n_images} images; look for NaN in the weights")
+        if n_wrong:
+            message = f"{unit} isn't finite on {n_wrong} of {n_images} images; they are left out"
+            warnings.warn(message, MFVWarning, stacklevel=3)
 
 
 def _peak(unit: Unit, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,7 +255,7 @@ def _top(
     field: Field | None,
     spec: InputSpec,
 ) -> TopImages:
-    strength = np.nan_to_num(activations, nan=-np.inf)
+    strength = np.where(np.isfinite(activations), activations, -np.inf)
     order = np.argsort(-strength, kind="stable")[:k]
     order = order[strength[order] > 0]
     if field is None or (peaks[order] < 0).any():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_mfv.errors import RunError
+from captum_mfv.foreign import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +28,8 @@ def read(path: str | os.PathLike[str], options: Mapping[str, tuple[type, ...]]) 
     """The options that a file gives, by their names in Python.
 
     Relative paths are relative to the file's folder. Names may be written as on the command line or as in
-    Python: ``top-k`` or ``top_k``.
+    Python: ``top-k`` or ``top_k``. A file may name a model as ``file.py:function``, and a run *runs* it: give
+    only files that you trust, or have read.
 
     Args:
         path: the file.
@@ -61,8 +63,8 @@ def dumps(options: Mapping[str, str | int | float], folder: str | os.PathLike[st
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError) as error:
+        return tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} can't be read as TOML: {error}") from error
 
 

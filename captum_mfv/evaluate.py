@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_mfv import report
 from captum_mfv.collect import collect
-from captum_mfv.errors import RunError
+from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet, nearest
 from captum_mfv.images import ImageFolder
 from captum_mfv.metrics import Control, Judge, Judged, Verdict, draw_control, verdict
@@ -45,7 +45,8 @@ def evaluate(
         controls: names of `metrics.CONTROLS` to draw and judge too, by the run's recipe; each takes as long as
             the run's images did, and is kept in the run's folder. Drawing them needs the model.
         held_out: other images that activate the unit; needs the model.
-        model: the run's model, which draws controls and tells the facets of images held out.
+        model: the run's model, which draws controls and tells the facets of images held out; the one that the
+            run's manifest names is never loaded.
         seed: of bootstrap samples and shuffles.
         progress: show progress bars.
 
@@ -53,11 +54,14 @@ def evaluate(
         RunError: if the run isn't finished, or controls or images held out lack the model, or images are held
             out of a run on crops.
         FacetError: if there is no control of a name.
-        ImageError: if the run's images are gone.
+        ImageError: if the run's images are gone, or others are where they were.
     """
     if not folder.finished:
         raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
-    run = _Run(folder, folder.read_facets(), folder.member_images(), model, progress)
+    parts, members = report.read_parts(folder), folder.member_images()
+    if members.refused is not None:
+        raise ImageError(members.refused)
+    run = _Run(folder, parts.facets, members, model, progress)
     chosen = {name: get_control(name) for name in controls}  # all names are tried before the first is drawn
     told = None if held_out is None else run.tell(held_out)
     drawn = {name: run.draw(name, control) for name, control in chosen.items()}
@@ -73,7 +77,7 @@ def evaluate(
         held_out=None if held_out is None or told is None else Judged(judge(held_out), told),
         seed=seed,
     )
-    folder.write_metrics({**folder.read_metrics(), "judge": {"name": judge_name, **asdict(found)}})
+    folder.write_metrics({**parts.metrics, "judge": {"name": judge_name, **asdict(found)}})
     report.build(folder)
     return found
 
@@ -98,11 +102,11 @@ class _Run:
                 self._model(f"control {name!r} must be drawn"),
                 facets,
                 self.members,
-                Recipe.from_dict(settings["recipe_data"]),
-                size=settings["size"],
+                Recipe.from_dict(settings.get("recipe_data", {})),
+                size=settings.get("size"),
                 input_spec=self.members.item_spec,
                 seed=settings["seed"],
-                dtype=autocast_dtype(settings["dtype"]),
+                dtype=autocast_dtype(settings.get("dtype")),
                 progress=self.progress,
             )
             if not all(rendering.complete for rendering in renderings):

@@ -26,6 +26,7 @@ from torch import nn
 from captum_mfv.collect import Collection, View, collect
 from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.files import tensor_file, write_whole
+from captum_mfv.foreign import Header, check, inside, parse_json
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.notebook import swatch, table
 from captum_mfv.progress import waiting
@@ -38,6 +39,7 @@ __all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "neares
 Floats = NDArray[np.float32]
 
 _FEW = 1000
+_LARGEST = 1e15  # whose square float32 holds, and a sum of many
 _ARRAYS = ("labels", "embedding", "codes", "activations")
 
 
@@ -257,7 +259,7 @@ class FacetSet(Sequence[Facet]):
         stability_interval: of each facet, between which values it lies in 95 % of bootstrap samples; or None.
 
     Raises:
-        FacetError: if a facet has no members.
+        FacetError: if a facet has no members, or the arrays don't belong together.
     """
 
     unit: Unit
@@ -272,6 +274,10 @@ class FacetSet(Sequence[Facet]):
     facets: tuple[Facet, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if len({len(array) for array in self.arrays().values()}) > 1:
+            raise FacetError("labels, embedding, codes and activations must have a row for each image")
+        if not len(self.labels) or self.labels.max() >= len(self.labels):  # counting them would fill the memory
+            raise FacetError("there must be no more facets than images, and at least one")
         counts = np.bincount(self.labels[self.labels >= 0])
         if not len(counts) or not counts.all():
             raise FacetError("every facet must have at least one image")
@@ -399,22 +405,57 @@ class FacetSet(Sequence[Facet]):
         """
         from safetensors import SafetensorError, safe_open
 
-        file_path = Path(path) / "tensors.safetensors" if Path(path).is_dir() else path
         try:
-            with safe_open(file_path, framework="numpy") as file:
-                header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+            with safe_open(_file_of(Path(path)), framework="numpy") as file:
+                header = {name: parse_json(text) for name, text in (file.metadata() or {}).items()}
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            stability, interval = header.get("stability"), header.get("stability_interval")
-            return cls(
+            check(header, Header, "header")
+            found = cls(
                 Unit(**header["unit"]),
                 Code(**header["code"]),
-                **arrays,
+                **_belonging(arrays),
                 p_value=header["p_value"],
-                stability=None if stability is None else tuple(stability),
-                stability_interval=None if interval is None else tuple(map(tuple, interval)),
+                stability=_tuples(header.get("stability")),
+                stability_interval=_tuples(header.get("stability_interval")),
             )
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
+        return found
+
+
+def _file_of(path: Path) -> Path:
+    """The file of a facet set, in the run's folder if there is one; pipes and devices would block."""
+    if path.is_dir():
+        return inside(path, "tensors.safetensors")
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    return path
+
+
+def _tuples(rows: Any) -> Any:
+    return tuple(map(_tuples, rows)) if isinstance(rows, list) else rows
+
+
+def _belonging(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays of a file as those of a facet set: numbers or NaN in whole rows, of the same images."""
+    axes = {name: array.ndim for name, array in arrays.items()}
+    if axes != {"labels": 1, "embedding": 2, "codes": 2, "activations": 1} or not all(a.size for a in arrays.values()):
+        raise ValueError(f"arrays of shapes {', '.join(str(array.shape) for array in arrays.values())}")
+    if arrays["labels"].dtype.kind != "i" or any(arrays[name].dtype.kind != "f" for name in _ARRAYS[1:]):
+        raise ValueError("labels must be integers, all else floating-point numbers")
+    with np.errstate(over="ignore"):
+        floats = {name: arrays[name].astype(np.float32) for name in _ARRAYS[1:]}
+    labels, seen = arrays["labels"].astype(np.int64), np.isfinite(floats["activations"])
+    for name, array in floats.items():
+        rows = array.reshape(len(array), -1)
+        there = np.isfinite(rows).all(1)
+        if not np.array_equal(there, seen) or not np.array_equal(there, ~np.isnan(rows).all(1)):
+            raise ValueError(f"{name} must be finite, or NaN for images that can't be read")
+        if (np.abs(rows[there]) > _LARGEST).any():
+            raise ValueError(f"{name} above {_LARGEST:g} leave distances without a meaning")
+    if labels.min() < -1 or (labels[~seen] >= 0).any():
+        raise ValueError("labels must be facets of images that can be read, or -1")
+    return {"labels": labels, **floats}
 
 
 def find_facets(
@@ -488,8 +529,12 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
     rows = collection.indices
     told_by = (collection.codes if collection.views is None else collection.views)[rows]
     activations = collection.activations[rows]
-    if not all(np.isfinite(values).all() for values in (told_by, collection.codes[rows], activations)):
-        raise FacetError(f"the activations of {collection.code.layer} or {collection.unit} aren't finite")
+    finite = np.isfinite(activations) & np.isfinite(collection.codes[rows]).all(1) & np.isfinite(told_by).all(1)
+    if not finite.all():
+        raise FacetError(
+            f"the activations of {collection.code.layer} or {collection.unit} aren't finite on {(~finite).sum()} of "
+            f"{len(rows)} images; look for NaN in the weights, or take a wider floating-point type"
+        )
     if not activations.any():
         message = f"{collection.unit} is 0 on all {len(rows)} images: it is dead, or they don't activate it"
         warnings.warn(message, MFVWarning, stacklevel=2)

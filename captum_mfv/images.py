@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
+from captum_mfv.foreign import is_folder
 
 __all__ = [
     "ImageFolder",
@@ -27,6 +28,7 @@ __all__ = [
     "from_pil",
     "image_at",
     "open_image",
+    "read_image",
     "resize",
     "stack",
     "to_pil",
@@ -117,7 +119,7 @@ class ImageFolder:
 
     Items are (C, size, size) float32 in [0, 1]: upright (EXIF), transparency on white, the short side
     scaled to the model's size and the middle cut out. Folders are searched all the way down; hidden
-    files are left out and links to folders not followed.
+    files are left out and links to folders not followed. Links to files are: datasets are often made of them.
 
     Args:
         root: the folder.
@@ -125,13 +127,14 @@ class ImageFolder:
 
     Raises:
         ImageError: if the folder doesn't exist or holds no files; on access, if a file can't be read as
-            an image or has over 89 million pixels. `batches` passes such files over and names them.
+            an image, or has over 89 million pixels or would once it is scaled. `batches` passes such files over
+            and names them.
     """
 
     def __init__(self, root: str | os.PathLike[str], input_spec: InputSpec | None = None) -> None:
         self.root = Path(root)
         self.input_spec = input_spec or InputSpec()
-        if not self.root.is_dir():
+        if not is_folder(self.root):
             raise ImageError(f"{os.fspath(root)!r} isn't a folder of images")
         self.paths: tuple[Path, ...] = tuple(sorted(_files(self.root)))
         if not self.paths:
@@ -141,7 +144,7 @@ class ImageFolder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_tensor(open_image(self.paths[index]), self.input_spec)
+        return read_image(self.paths[index], self.input_spec)
 
     def name(self, index: int) -> str:
         """The path of an image relative to the folder, with forward slashes."""
@@ -151,8 +154,16 @@ class ImageFolder:
         """A hash of names and sizes: tells another or a changed folder without reading it."""
         digest = hashlib.sha256()
         for index, path in enumerate(self.paths):
-            digest.update(f"{self.name(index)}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{self.name(index)}\0{_size(path)}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
+
+
+def _size(path: Path) -> int:
+    """Of a file in bytes; -1 of a link that leads nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -161,8 +172,21 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
-def open_image(path: Path) -> Image.Image:
-    """A file as an upright image in mode RGB, whatever its mode.
+def read_image(path: Path, spec: InputSpec) -> Tensor:
+    """A file as (C, size, size) in [0, 1], as `ImageFolder` gives it.
+
+    Raises:
+        ImageError: if it can't be read, naming the file and why.
+    """
+    image = open_image(path)
+    try:
+        return to_tensor(image, spec)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def open_image(path: Path, formats: tuple[str, ...] = FORMATS, *, grey: bool = False) -> Image.Image:
+    """A file as an upright image in mode RGB, whatever its mode; with ``grey``, grey ones in mode L.
 
     Raises:
         ImageError: if it can't be read, naming the file and why.
@@ -170,13 +194,18 @@ def open_image(path: Path) -> Image.Image:
     try:
         if not path.is_file():  # a pipe or a device would block
             raise ImageError("not a regular file")
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
-            return _rgb(ImageOps.exif_transpose(image))
+        with Image.open(path, formats=formats) as image:
+            _check_pixels(*image.size)
+            upright = ImageOps.exif_transpose(image)
+            return upright if grey and upright.mode == "L" else _rgb(upright)
     except Exception as error:  # decoders raise all sorts on hostile files
         reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         raise ImageError(f"{path}: {reason}") from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -194,12 +223,17 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
-    """An RGB image as (C, size, size) in [0, 1], the short side scaled and the middle cut out."""
+    """An RGB image as (C, size, size) in [0, 1], the short side scaled and the middle cut out.
+
+    Raises:
+        ImageError: if it would have over 89 million pixels once it is scaled.
+    """
     size = spec.size
     image = image.convert("L") if spec.channels == 1 else image
     if min(image.size) != size:
         scale = size / min(image.size)
         shape = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
+        _check_pixels(*shape)  # of a line of pixels, the short side scaled makes many
         image = image.resize(shape, Image.Resampling.BILINEAR)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return from_pil(image.crop((left, top, left + size, top + size)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from captum_mfv.errors import RunError
+from captum_mfv.foreign import inside
 
 __all__ = ["hold"]
 
@@ -29,9 +30,10 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
     made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} can't be a folder: {error}; choose another folder for the run") from error
-    lock = FileLock(path / _LOCK, timeout=0)
+        owner = inside(path, _OWNER)  # what is written through a link would be lost
+        lock = FileLock(inside(path, _LOCK), timeout=0)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be a run's folder: {error}; choose another folder for the run") from error
     try:
         lock.acquire()
     except Timeout:
@@ -40,10 +42,10 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise RunError(f"{path} can't be written to: {error}") from error
     try:
         since = datetime.now().astimezone().isoformat(" ", "minutes")
-        (path / _OWNER).write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
+        owner.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
         yield
     finally:
-        (path / _OWNER).unlink(missing_ok=True)
+        owner.unlink(missing_ok=True)
         lock.release()
         if made and [item.name for item in path.iterdir()] == [_LOCK]:  # nothing came of it
             (path / _LOCK).unlink()
@@ -52,6 +54,6 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 def _owner(path: Path) -> str:
     try:
-        return (path / _OWNER).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
-    except OSError:
+        return inside(path, _OWNER).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+    except (OSError, ValueError):
         return "another process"

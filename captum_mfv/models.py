@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import ModelError
+from captum_mfv.foreign import is_file
 from captum_mfv.images import InputSpec
 
 __all__ = ["autocast_dtype", "digest", "load", "names"]
@@ -47,7 +48,8 @@ def load(
         progress: show torchvision's progress bar while it downloads.
 
     Raises:
-        ModelError: if there is no such model or function, or the weights can't be read or don't fit.
+        ModelError: if there is no such model or function, or the weights can't be read, don't fit or aren't
+            finite.
     """
     path = None if weights is None else Path(weights)
     state = None if path is None else _read_weights(path)
@@ -56,6 +58,7 @@ def load(
         model, spec = _from_function(name) if ":" in name else _from_torchvision(name, **preset)
     if state is not None:
         _fill(model, state, f"{name} and {path}")
+    _check_finite(model, str(path or name))
     return model.eval(), spec
 
 
@@ -116,7 +119,7 @@ def _function(source: str, function: str) -> Callable[[], Any]:
 
 
 def _run_file(path: Path) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"there is no file {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -139,7 +142,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"there is no weights file {str(path)!r}")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -184,6 +187,17 @@ def _fill(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
     if problems:
         raise ModelError(f"weights and model don't fit ({what}): {'; '.join(problems)}")
     model.load_state_dict(state, strict=False)
+
+
+def _check_finite(model: nn.Module, source: str) -> None:
+    """Name the first tensor that makes every answer NaN; a buffer may be infinite, as masks of attention are."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        wrong = (~value.isfinite() if name in parameters else value.isnan()).sum().item()
+        if wrong:
+            raise ModelError(f"{source}: {name} has {wrong} numbers that aren't finite, of {value.numel()}")
 
 
 def digest(model: nn.Module) -> str:

@@ -28,6 +28,7 @@ from captum_mfv.errors import FacetError, ImageError, MFVWarning, ModelError, Re
 from captum_mfv.facets import FacetSet, find_facets, nearest
 from captum_mfv.figures import overlay_png
 from captum_mfv.files import write_whole
+from captum_mfv.foreign import LARGEST_SIDE, read_json
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.lock import hold
 from captum_mfv.metrics import multifacetedness, percentile, score_images
@@ -192,6 +193,9 @@ def _do(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
 
 def _load(job: Job, progress: bool) -> _Parts:
     check_method(job.attribution)
+    for name, size in {"--size": job.size, "--input-size": job.input_size}.items():
+        if size is not None and not 1 <= size <= LARGEST_SIDE:
+            raise ImageError(f"{name} must be 1 to {LARGEST_SIDE} pixels, not {size}")
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
     unit = _unit(job)
@@ -200,8 +204,6 @@ def _load(job: Job, progress: bool) -> _Parts:
     spec = spec if job.input_size is None else replace(spec, size=job.input_size)
     unit, code = resolve(model, unit, Code.parse(job.code), spec)
     images = ImageFolder(job.images, spec)
-    if job.size is not None and job.size < 1:
-        raise ImageError(f"--size must be at least 1 pixel, not {job.size}")
     if job.top_k is not None and job.top_k < 1:
         raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
     if job.facets != "auto" and not 1 <= job.facets <= len(images):
@@ -221,7 +223,7 @@ def _model(job: Job, progress: bool) -> tuple[nn.Module, InputSpec]:
 
 def _read_labels(path: str) -> dict[str, int]:
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = read_json(Path(path))
         return {str(name): int(group) for name, group in table.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise FacetError(f"{path} isn't a JSON table of image path and group number: {error}") from error

@@ -28,7 +28,8 @@ from captum_mfv._version import __version__
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import remove, sweep, tensor_file, write_whole
-from captum_mfv.images import InputSpec, from_pil, open_image, to_pil, to_tensor
+from captum_mfv.foreign import Manifest, Metrics, Row, Settings, check, inside, is_file, is_folder, read_json
+from captum_mfv.images import ImageFolder, InputSpec, from_pil, open_image, read_image, to_pil
 from captum_mfv.optvis.render import Rendering
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
 
 _PLAIN = "images/plain.png"
+_TRIED = 100  # members, before a folder is listed
 
 _LEFT: Mapping[str, Sequence[str]] = {
     "facets": ("facets.json", "tensors.safetensors"),
@@ -133,14 +135,16 @@ class RunFolder:
         """
         path = Path(path)
         try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            manifest = read_json(inside(path, "manifest.json"))
             found = manifest["format"]
-            if not isinstance(manifest["stages"], list) or not isinstance(manifest["settings"], dict):
-                raise TypeError("its manifest isn't one of ours")
+            if found == FORMAT:
+                check(manifest, Manifest, "the manifest")
+                if not isinstance(manifest["stages"], list):
+                    raise TypeError("its manifest isn't one of ours")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} holds no run that can be read: {error}") from error
         if found != FORMAT:
-            raise RunError(f"{path} has format {found}, and this version reads format {FORMAT}")
+            raise RunError(f"{path} has format {_short(found)}, and this version reads format {FORMAT}")
         return cls(path, manifest)
 
     @property
@@ -214,16 +218,34 @@ class RunFolder:
 
     def read_members(self) -> list[dict[str, Any]]:
         """The rows of ``facets.json``."""
-        rows: list[dict[str, Any]] = self._read_json("facets.json")
+        rows: list[dict[str, Any]] = self._read_json("facets.json", list[Row])
         return rows
 
+    @property
+    def input_spec(self) -> InputSpec:
+        """What turned images into the model's input.
+
+        Raises:
+            RunError: if the settings don't tell.
+        """
+        try:
+            check(self.settings, Settings, "settings")
+        except ValueError as error:
+            raise RunError(f"{self.path}: the manifest can't be used: {error}") from error
+        return InputSpec(**self.settings["input_spec"])
+
     def member_images(self) -> MemberImages:
-        """Every facet's images, from the run's image folder."""
-        rows = self.read_members()
-        members = [member for row in rows for member in row["members"]]
+        """Every facet's images, from the run's image folder.
+
+        A manifest that somebody else wrote may name any folder, so nothing is read of one that hasn't the names
+        and sizes of the run's images; ``refused`` says so.
+        """
+        rows, spec = self.read_members(), self.input_spec
+        members = tuple(member for row in rows for member in row["members"])
         labels = np.repeat([row["index"] for row in rows], [len(row["members"]) for row in rows])
-        spec = InputSpec(**self.settings["input_spec"])
-        return MemberImages(Path(self.settings["images"]), tuple(members), labels.astype(np.int64), spec)
+        root = Path(self.settings["images"])
+        refused = _why_not_read(root, members, self.settings.get("images_hash"))
+        return MemberImages(root, members, labels.astype(np.int64), spec, refused)
 
     def write_renderings(self, facets: FacetSet, renderings: Sequence[Rendering]) -> None:
         """Write every facet's image and start, and add histories and transparencies (of 255) to the tensors."""
@@ -238,42 +260,52 @@ class RunFolder:
 
     def read_images(self, facets: FacetSet, suffix: str = "") -> list[Tensor]:
         """The images as they were saved, one a facet; with suffix ``_start``, the start images."""
-        paths = [self.path / f"images/facet_{facet.index:02d}{suffix}.png" for facet in facets]
-        return [_read_png(path) for path in paths]
+        names = [f"images/facet_{facet.index:02d}{suffix}.png" for facet in facets]
+        return [_read_png(self.path, name) for name in names]
 
     def has_control(self, name: str, n_facets: int) -> bool:
         """Whether every image of a control (`metrics.CONTROLS`) is there."""
-        return all(path.exists() for path in self._control(name, n_facets))
+        return all((self.path / path).exists() for path in self._control(name, n_facets))
 
     def write_control(self, name: str, images: Sequence[Tensor]) -> None:
         """Write a control's images, one a facet, as ``controls/NAME/facet_NN.png``."""
         for path, image in zip(self._control(name, len(images)), images, strict=True):
-            self._write(path, _png(image))
+            self._write(self.path / path, _png(image))
 
     def read_control(self, name: str, n_facets: int) -> list[Tensor]:
         """A control's images as they were saved, one a facet."""
-        return [_read_png(path) for path in self._control(name, n_facets)]
+        return [_read_png(self.path, path) for path in self._control(name, n_facets)]
 
-    def _control(self, name: str, n_facets: int) -> list[Path]:
+    def _control(self, name: str, n_facets: int) -> list[str]:
         slug = "-".join(re.findall("[a-z]+", name))
-        return [self.path / f"controls/{slug}/facet_{k:02d}.png" for k in range(n_facets)]
+        return [f"controls/{slug}/facet_{k:02d}.png" for k in range(n_facets)]
+
+    def _own(self, name: str) -> Path:
+        """The path of one of the folder's files, which no link leads out of it."""
+        try:
+            return inside(self.path, name)
+        except ValueError as error:
+            raise RunError(f"{self.path}: {error}") from error
 
     def read_renderings(self, facets: FacetSet) -> list[Rendering]:
         """What `write_renderings` wrote, images and transparencies rounded to 255 levels, one a facet."""
-        histories, (transparency,) = self.read_histories(), self._read_tensors("transparency").values()
+        histories, tensors = self.read_histories(), self._read_tensors("transparency")
         images, starts = self.read_images(facets), self.read_images(facets, "_start")
-        return [
-            Rendering(
-                facet=facet,
-                image=images[k],
-                start=starts[k],
-                history={term: values[k] for term, values in histories.items()},
-                seed=self.manifest["seed"],
-                recipe=self.manifest["recipe"],
-                transparency=torch.from_numpy(transparency[k]) / 255,
-            )
-            for k, facet in enumerate(facets)
-        ]
+        try:
+            return [
+                Rendering(
+                    facet=facet,
+                    image=images[k],
+                    start=starts[k],
+                    history={term: values[k] for term, values in histories.items()},
+                    seed=self.manifest["seed"],
+                    recipe=self.manifest["recipe"],
+                    transparency=torch.from_numpy(tensors[""][k]) / 255,
+                )
+                for k, facet in enumerate(facets)
+            ]
+        except (KeyError, IndexError, TypeError) as error:
+            raise RunError(f"{self.path}: the tensors aren't of these facets' images: {error!r}") from error
 
     def write_plain(self, rendering: Rendering) -> None:
         """Write the image that the whole unit has without facets."""
@@ -281,13 +313,12 @@ class RunFolder:
 
     def read_plain(self) -> Tensor | None:
         """The image that the whole unit has without facets; None in a run that has none."""
-        path = self.path / _PLAIN
-        return _read_png(path) if path.exists() else None
+        return _read_png(self.path, _PLAIN) if (self.path / _PLAIN).exists() else None
 
     def read_overlay(self, index: int, member: int | None = None) -> Tensor | None:
         """The overlay of a facet's image or of its member-th nearest member; None if there is none."""
-        path = self.path / f"attributions/facet_{index:02d}{'' if member is None else f'_member_{member}'}.png"
-        return _read_png(path) if path.exists() else None
+        name = f"attributions/facet_{index:02d}{'' if member is None else f'_member_{member}'}.png"
+        return _read_png(self.path, name) if (self.path / name).exists() else None
 
     def read_histories(self) -> dict[str, NDArray[np.float32]]:
         """Term → (n_facets, n_steps)."""
@@ -296,10 +327,10 @@ class RunFolder:
     def _read_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The tensors whose names begin so, by the rest of the name."""
         try:
-            with safe_open(self.path / "tensors.safetensors", framework="numpy") as file:
+            with safe_open(inside(self.path, "tensors.safetensors"), framework="numpy") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 found = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{self.path}: tensors.safetensors can't be read: {error}") from error
         if not found:
             raise RunError(f"{self.path}: tensors.safetensors holds no {prefix.rstrip('.')}; is the run finished?")
@@ -317,7 +348,7 @@ class RunFolder:
 
     def read_metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` holds."""
-        metrics: dict[str, Any] = self._read_json("metrics.json")
+        metrics: dict[str, Any] = self._read_json("metrics.json", Metrics)
         return metrics
 
     def write_json(self, name: str, value: Any) -> None:
@@ -325,17 +356,19 @@ class RunFolder:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
         self._write(self.path / name, (text + "\n").encode("utf-8", "surrogateescape"))
 
-    def _read_json(self, name: str) -> Any:
+    def _read_json(self, name: str, kind: Any) -> Any:
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8", errors="surrogateescape"))
+            value = read_json(inside(self.path, name))
+            check(value, kind, Path(name).stem)
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path}: {name} can't be read: {error}") from error
+        return value
 
     def _write(self, path: Path, content: bytes) -> None:
         """Write a file whole; before the first one the manifest, by which a stopped run is known again."""
         if path.name != "manifest.json" and not (self.path / "manifest.json").exists():
             self._write_manifest()
-        write_whole(path, content)
+        write_whole(self._own(path.relative_to(self.path).as_posix()), content)
 
     def _write_manifest(self) -> None:
         self.write_json("manifest.json", self.manifest)
@@ -374,12 +407,14 @@ class MemberImages:
         members: a row of ``facets.json`` for each, of which ``path`` and ``crop`` count.
         labels: (n,) the facet of each.
         input_spec: what the model sees.
+        refused: why nothing is read of the image folder; None: it is the run's.
     """
 
     root: Path
     members: tuple[Mapping[str, Any], ...]
     labels: NDArray[np.int64]
     input_spec: InputSpec
+    refused: str | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -397,12 +432,32 @@ class MemberImages:
         """A member as the model sees it.
 
         Raises:
-            ImageError: if it can't be read, or its path leads out of the image folder.
+            ImageError: if it can't be read, its path leads out of the image folder, or that isn't the run's.
         """
-        path = PurePosixPath(member["path"])
-        if path.is_absolute() or ".." in path.parts:
+        if self.refused is not None:
+            raise ImageError(self.refused)
+        path, size = PurePosixPath(member["path"]), self.input_spec.size
+        left, top, right, bottom = member.get("crop", (0, 0, size, size))
+        if _leads_out(path):
             raise ImageError(f"{member['path']!r} leads out of the run's image folder")
-        return to_pil(to_tensor(open_image(self.root / path), self.input_spec)).crop(member.get("crop"))
+        if not (0 <= left < right <= size and 0 <= top < bottom <= size):
+            raise ImageError(f"the crop of {member['path']!r} leaves the image")
+        return to_pil(read_image(self.root / path, self.input_spec)).crop((left, top, right, bottom))
+
+
+def _leads_out(path: PurePosixPath) -> bool:
+    return path.is_absolute() or ".." in path.parts
+
+
+def _why_not_read(root: Path, members: Sequence[Mapping[str, Any]], images_hash: str | None) -> str | None:
+    """Why an image folder isn't the run's; it is listed only if the first members are there."""
+    if not is_folder(root):
+        return f"the run's images are gone: {root} isn't a folder; put it back"
+    paths = [PurePosixPath(member["path"]) for member in members[:_TRIED]]
+    there = all(not _leads_out(path) and is_file(root / path) for path in paths)
+    if not there or ImageFolder(root).digest() != images_hash:
+        return f"{root} isn't the run's folder of images: names or sizes of its files differ; put the run's back"
+    return None
 
 
 def _keys(settings: Mapping[str, Any], needs: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -426,12 +481,14 @@ def _png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _read_png(path: Path) -> Tensor:
+def _read_png(folder: Path, name: str) -> Tensor:
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            return from_pil(image if image.mode == "L" else image.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} can't be read: {error}") from error
+        image = open_image(inside(folder, name), ("PNG",), grey=True)
+    except ValueError as error:
+        raise RunError(f"{folder / name} can't be read: {error}") from error
+    if image.width != image.height:
+        raise RunError(f"{folder / name} can't be read: it isn't square")
+    return from_pil(image)
 
 
 def _versions() -> dict[str, str]:

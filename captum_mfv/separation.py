@@ -286,7 +286,7 @@ def _principal(codes: Array) -> tuple[Array, Array]:
     """Codes about their mean in their principal axes, and the standard deviation along each."""
     codes = codes - codes.mean(0)
     left, sizes, _ = np.linalg.svd(codes, full_matrices=False)
-    kept = sizes > 1e-6 * max(sizes[0], 1e-30)
+    kept = sizes > 1e-6 * sizes.max(initial=1e-30)
     axes: Array = (left * sizes)[:, kept]
     return axes, sizes[kept] / np.sqrt(len(codes))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from captum_mfv.errors import RunError
 from captum_mfv.files import write_whole
+from captum_mfv.foreign import inside, read_json
 
 __all__ = ["Store"]
 
@@ -83,7 +84,10 @@ class Store:
         if self._folder is None:
             return np.empty((self.n_images, *shape), dtype)
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{name}.npy"
+        try:
+            path = inside(self._folder, f"{name}.npy")
+        except ValueError as error:
+            raise RunError(f"{self._folder}: {error}") from error
         array = np.lib.format.open_memmap(path, "w+", dtype, (self.n_images, *shape))
         if hasattr(os, "posix_fallocate"):  # a write into a mapped file kills the process where the disk is full
             with path.open("r+b") as file:
@@ -107,10 +111,12 @@ class Store:
                 raise RunError(f"{folder} holds something else than rows of a pass; choose another folder")
             return
         try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            state = read_json(inside(folder, "state.json"))
             facts, n_done, names = dict(state["facts"]), int(state["n_done"]), list(state["arrays"])
+            if not all(str(name).isidentifier() for name in names):  # a path would lead out of the folder
+                raise ValueError(f"arrays can't be called {names}")
             arrays: dict[str, NDArray[Any]] = {
-                str(name): np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in names
+                str(name): np.lib.format.open_memmap(inside(folder, f"{name}.npy"), "r+") for name in names
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder} can't be continued: {error}") from error

@@ -110,7 +110,7 @@ class Unit:
         Unit(layer='features.12', index=37, reduce='mean', channels=None)
         """
         layer, colon, index = text.rpartition(":")
-        if not (layer and colon and index.isascii() and index.isdigit()):
+        if not (layer and colon and index.isascii() and index.isdigit() and len(index) <= 18):
             raise UnitError(f"unit {text!r} isn't LAYER:INDEX, such as features.12:37")
         return cls(layer, int(index))
 

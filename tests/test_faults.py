@@ -135,7 +135,7 @@ def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
         raise Stop
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("words")
-    with pytest.raises(RunError, match="can't be a folder"), lock.hold(tmp_path / "file"):
+    with pytest.raises(RunError, match="can't be a run's folder"), lock.hold(tmp_path / "file"):
         pass
 
 

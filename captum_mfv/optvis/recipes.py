@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from captum_mfv.errors import RecipeError
+from captum_mfv.foreign import read_json
 from captum_mfv.optvis.objectives import FACET_WEIGHTS
 from captum_mfv.optvis.terms import TERMS
 from captum_mfv.optvis.transform import make_transform
@@ -22,6 +24,7 @@ __all__ = ["PARAMS", "RECIPES", "STARTS", "Phase", "Ramp", "Recipe", "get_recipe
 STARTS = ("mean", "medoid", "noise", "spectrum")
 PARAMS = ("fft", "pixel", "maco")
 OPTIMIZERS = ("adam", "tv")
+_MOST_STEPS = 10**6
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Ramp:
     start: float
     end: float
     released: bool = False
+
+    def __post_init__(self) -> None:
+        _finite("what a phase's numbers begin and end with", self.start, self.end)
 
     def at(self, step: int, n_steps: int) -> float:
         """The value at step 0 … n_steps − 1."""
@@ -75,8 +81,9 @@ class Phase:
     transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if type(self.steps) is not int or self.steps < 1:
             raise RecipeError(f"a phase's steps must be an integer of at least 1, not {self.steps!r}")
+        _check_most(self.steps)
         if not self.weights:
             raise RecipeError(f"a phase needs at least one objective; there are {', '.join(TERMS)}")
         for name in self.weights:
@@ -86,7 +93,9 @@ class Phase:
             raise RecipeError(f"a phase's scale must be above 0 and at most 16, not {self.scale}")
         if min(self.lr.start, self.lr.end) < 0:
             raise RecipeError(f"a phase's lr must be at least 0, not {self.lr.start} to {self.lr.end}")
+        _finite("an objective's weight", *self.weights.values())
         for name, arguments in self.transforms.items():
+            _finite(f"the arguments of transform {name}", *arguments.values())
             make_transform(name, arguments, 1, torch.Generator())
 
 
@@ -124,6 +133,9 @@ class Recipe:
         _among("colors", self.colors, ("imagenet", "images"))
         if not self.phases:
             raise RecipeError(f"recipe {self.name} has no phase")
+        if type(self.n_images) is not int or self.n_images < 1:
+            raise RecipeError(f"recipe {self.name}: n_images must be an integer of at least 1, not {self.n_images!r}")
+        _finite(f"recipe {self.name}: noise", *self.noise)
         if self.param != "pixel" and any(phase.optimizer == "tv" for phase in self.phases):
             raise RecipeError(f"recipe {self.name}: the optimizer tv steps on pixels; set param to pixel")
 
@@ -138,6 +150,7 @@ class Recipe:
         """
         if steps < len(self.phases):
             raise RecipeError(f"recipe {self.name} has {len(self.phases)} phases, so steps must be at least that")
+        _check_most(steps)
         total = sum(phase.steps for phase in self.phases)
         shares = [max(1, round(phase.steps * steps / total)) for phase in self.phases]
         while sum(shares) != steps:
@@ -189,6 +202,17 @@ def _known(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
     for name in data:
         _among(f"setting of a {kind.__name__.lower()}", name, names)
     return dict(data)
+
+
+def _check_most(steps: int) -> None:
+    if steps > _MOST_STEPS:
+        raise RecipeError(f"steps must be at most {_MOST_STEPS}, not {steps}")
+
+
+def _finite(what: str, *numbers: float) -> None:
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise RecipeError(f"{what} must be finite numbers, not {number!r}")
 
 
 def _among(what: str, name: Any, names: Any) -> None:
@@ -342,7 +366,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         RecipeError: if it can't be read.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{os.fspath(path)} can't be read as a recipe: {error}") from error
     return Recipe.from_dict(data)

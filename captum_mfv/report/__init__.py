@@ -2,5 +2,6 @@
 
 from captum_mfv.report.compare import compare
 from captum_mfv.report.page import build
+from captum_mfv.report.parts import Parts, read_parts
 
-__all__ = ["build", "compare"]
+__all__ = ["Parts", "build", "compare", "read_parts"]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from captum_mfv.errors import RunError
-from captum_mfv.files import write_whole
 from captum_mfv.images import to_pil
 from captum_mfv.report import words
+from captum_mfv.report.parts import Parts, read_parts
 from captum_mfv.report.pictures import pixel_class, small_url
-from captum_mfv.report.templates import fill, format_interval, p_value, short_name
+from captum_mfv.report.templates import fill, format_interval, p_value, save, short_name
 from captum_mfv.result import RunFolder
 
 __all__ = ["compare"]
@@ -74,7 +74,7 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
     for folder in folders:
         if not folder.finished:
             raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
-    path = Path(path)
+    parts = [read_parts(folder) for folder in folders]
     differing, same = _settings(folders)
     html = fill(
         "compare.html",
@@ -82,12 +82,11 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
         units=list(dict.fromkeys(folder.settings["unit"] for folder in folders)),
         differing=differing,
         same=same,
-        rows=_rows(folders),
-        figures=_aligned([_figures(folder) for folder in folders]),
-        judged=_aligned([_judged(folder.read_metrics().get("judge")) for folder in folders]),
+        rows=_rows(folders, parts),
+        figures=_aligned([_figures(*pair) for pair in zip(folders, parts, strict=True)]),
+        judged=_aligned([_judged(part.metrics.get("judge")) for part in parts]),
     )
-    write_whole(path, html)
-    return path
+    return save(Path(path), html)
 
 
 def _titles(folders: Sequence[RunFolder]) -> list[str]:
@@ -119,12 +118,13 @@ def _aligned(columns: Sequence[Mapping[str, str]]) -> Table:
     return {name: [column.get(name, "\u2013") for column in columns] for name in names}
 
 
-def _rows(folders: Sequence[RunFolder]) -> list[Row]:
+def _rows(folders: Sequence[RunFolder], parts: Sequence[Parts]) -> list[Row]:
     """A row for each facet of the first run, then one for each that is paired with none."""
-    members = [[_keys(row) for row in folder.read_members()] for folder in folders]
+    members = [[_keys(row) for row in part.rows] for part in parts]
     overlaps = [_overlap(members[0], other) for other in members]
     pairs = [matched(overlap) for overlap in overlaps]
-    cells = [_cells(*each, first=n == 0) for n, each in enumerate(zip(folders, pairs, overlaps, strict=True))]
+    each = zip(folders, parts, pairs, overlaps, strict=True)
+    cells = [_cells(*its, first=n == 0) for n, its in enumerate(each)]
     rows = [
         Row(k, [own.get(pair.get(k, -1)) for own, pair in zip(cells, pairs, strict=True)])
         for k in range(len(members[0]))
@@ -151,8 +151,10 @@ def matched(overlap: NDArray[np.float64]) -> dict[int, int]:
     return {int(a): int(b) for a, b in pairs if overlap[a, b] > 0}
 
 
-def _cells(folder: RunFolder, pair: Mapping[int, int], overlap: NDArray[np.float64], *, first: bool) -> dict[int, Cell]:
-    images, scores = folder.read_images(folder.read_facets()), folder.read_metrics()["facets"]
+def _cells(
+    folder: RunFolder, parts: Parts, pair: Mapping[int, int], overlap: NDArray[np.float64], *, first: bool
+) -> dict[int, Cell]:
+    images, scores = folder.read_images(parts.facets), parts.metrics["facets"]
     beside = {} if first else {b: float(overlap[a, b]) for a, b in pair.items()}
     return {
         k: Cell(
@@ -164,12 +166,12 @@ def _cells(folder: RunFolder, pair: Mapping[int, int], overlap: NDArray[np.float
             stability=row["stability"],
             overlap=beside.get(k),
         )
-        for k, row in enumerate(folder.read_members())
+        for k, row in enumerate(parts.rows)
     }
 
 
-def _figures(folder: RunFolder) -> dict[str, str]:
-    metrics, rows = folder.read_metrics(), folder.read_members()
+def _figures(folder: RunFolder, parts: Parts) -> dict[str, str]:
+    metrics, rows = parts.metrics, parts.rows
     unit = metrics["multifacetedness"]
     stable = [row["stability"] for row in rows if row["stability"] is not None]
     found = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_mfv.errors import ImageError
+from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.facets import FacetSet
-from captum_mfv.files import write_whole
+from captum_mfv.foreign import is_folder
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, strip
+from captum_mfv.report.parts import read_parts
 from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
-from captum_mfv.report.templates import fill
+from captum_mfv.report.templates import fill, save
 from captum_mfv.result import NEAREST, MemberImages, RunFolder
 
 __all__ = ["build"]
@@ -82,12 +84,17 @@ def build(folder: RunFolder) -> Path:
     """Write ``report.html`` of a run's folder and return its path.
 
     The page opens from disk and needs no network: images are inside it. Thumbnails of real images need the
-    run's image folder; without it their names stand alone.
+    run's image folder, as it was; without it their names stand alone.
 
     Raises:
-        RunError: if the folder's files can't be read.
+        FacetError: if the folder's facets can't be read.
+        RunError: if its other files can't be, or don't belong together.
+
+    Warns:
+        MFVWarning: if another folder is where the run's images were.
     """
-    facets, metrics, rows = folder.read_facets(), folder.read_metrics(), folder.read_members()
+    parts = read_parts(folder)
+    facets, rows, metrics = parts.facets, parts.rows, parts.metrics
     scores = metrics["facets"]
     real = facets.activations[np.isfinite(facets.activations)]
     activations = strip(real, [score["activation"] for score in scores])
@@ -111,9 +118,7 @@ def build(folder: RunFolder) -> Path:
         spark=SPARK,
         pixels=pixel_class(folder.read_images(facets)[0]),
     )
-    path = folder.path / "report.html"
-    write_whole(path, html)
-    return path
+    return save(folder.path / "report.html", html)
 
 
 def _cards(folder: RunFolder, facets: FacetSet, metrics: Mapping[str, Any], activations: Strip) -> list[Card]:
@@ -144,6 +149,8 @@ def _cards(folder: RunFolder, facets: FacetSet, metrics: Mapping[str, Any], acti
 def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[Member]]:
     """The images of each facet, as many as the page has room for, nearest first."""
     pictures, n_shown = folder.member_images(), max(NEAREST, _SHOWN // len(rows))
+    if pictures.refused is not None and is_folder(pictures.root):
+        warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=4)
     return [
         [_member(pictures, *pair) for pair in zip(facet.members[:n_shown], row["members"], strict=False)]
         for facet, row in zip(facets, rows, strict=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from captum_mfv._version import __version__
+from captum_mfv.errors import RunError
+from captum_mfv.files import write_whole
 from captum_mfv.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
 from captum_mfv.report import words
 from captum_mfv.report.charts import sparkline
+from captum_mfv.text import visible
 
-__all__ = ["environment", "fill", "format_interval", "p_value", "short_name"]
+__all__ = ["environment", "fill", "format_interval", "p_value", "save", "short_name"]
 
 _FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for where <bdi> can't be
 
@@ -34,6 +38,18 @@ def fill(template: str, **values: Any) -> bytes:
     return html.encode("utf-8", "replace")
 
 
+def save(path: Path, html: bytes) -> Path:
+    """Write a page and return its path.
+
+    Raises:
+        RunError: if a folder is in its place.
+    """
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; the page can't be written")
+    write_whole(path, html)
+    return path
+
+
 def environment() -> Environment:
     """Where the templates are, and the filters they use."""
     made = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
@@ -45,14 +61,14 @@ def environment() -> Environment:
         interval=format_interval,
         shape=lambda index: f"shape-{list(SHAPES).index(facet_marker(index))}",
         short=short_name,
-        isolated=lambda text: f"{_FIRST_STRONG}{_visible(text)}{_END}",
+        isolated=lambda text: f"{_FIRST_STRONG}{visible(text)}{_END}",
         marker=facet_marker,
         number=lambda value: f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}",
         p_value=lambda p: p_value(p, "p\u00a0"),
         percent=lambda share: f"{share:.0%}",
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         sparkline=sparkline,
-        visible=_visible,
+        visible=visible,
     )
     return made
 
@@ -82,11 +98,6 @@ def p_value(p: float, name: str = "") -> str:
 def short_name(path: str) -> str:
     """A file's name, without its folders."""
     return path.replace("\\", "/").rpartition("/")[2] or path
-
-
-def _visible(value: object) -> str:
-    """Text with its control characters as pictures of them, so that a newline in a file's name shows."""
-    return "".join(chr(0x2400 + ord(c)) if ord(c) < 0x20 else "\u2421" if c == "\x7f" else c for c in str(value))
 
 
 def format_interval(found: dict[str, Any]) -> str:
