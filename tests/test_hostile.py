@@ -334,6 +334,12 @@ def test_what_is_no_file_of_the_folder_is_not_read(theirs, made, name, kind):
         report.build(RunFolder.read(theirs))
 
 
+@pytest.mark.parametrize("activation", [-1.9e85, 1e99, 0])
+def test_an_activation_of_any_size_has_a_place_on_the_page(theirs, activation):
+    tamper(theirs, "metrics.json", "facets", 0, "activation", value=activation)
+    report.build(RunFolder.read(theirs))
+
+
 def test_a_folder_in_the_place_of_the_page_is_one_line(theirs, capsys):
     (theirs / "report.html").unlink()
     (theirs / "report.html").mkdir()

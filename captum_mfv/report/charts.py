@@ -56,7 +56,7 @@ class Strip:
 
     def path(self, activations: NDArray[Any]) -> str:
         """A histogram of some of them as a path."""
-        counts, _ = np.histogram(activations, _BINS, (self.low, self.high))
+        counts, _ = np.histogram(activations.astype(np.float64), _BINS, (self.low, self.high))
         step = self.width / _BINS
         heights = counts / self.top * (self.height - 4)
         return "".join(
@@ -73,9 +73,9 @@ class Strip:
 def strip(real: NDArray[Any], made: Sequence[float]) -> Strip:
     """The strip of real images' activations that has room for those of the images made."""
     low, highest = float(real.min()), float(real.max())
-    span = max(highest - low, 1e-6)
+    span = max(highest - low, 1e-6 * max(1.0, abs(low), abs(highest)))
     low, high = min(low, *made, low + span), max(highest, min(max(made), highest + span), low + span)
-    counts, _ = np.histogram(real, _BINS, (low, high))
+    counts, _ = np.histogram(real.astype(np.float64), _BINS, (low, high))
     empty = Strip(low, high, int(counts.max()), "")
     return Strip(low, high, empty.top, empty.path(real))
 
