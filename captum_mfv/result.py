@@ -391,11 +391,14 @@ class RunFolder:
         if kept == self.manifest["stages"]:
             return
         _log.info("to be done again: %s", ", ".join(stages))
+        names = [name for stage in stages for name in _LEFT.get(stage, ())]
+        left = [
+            self._own(name) if "." in name else self.path / name for name in names
+        ]  # of a link, `remove` takes that
         self.manifest |= {"stages": kept, "status": "running"}
         self._write_manifest()
-        for name in [name for stage in stages for name in _LEFT.get(stage, ())]:
-            remove(self.path / name)
-        remove(self.unfinished)
+        for path in [*left, self.unfinished]:
+            remove(path)
 
 
 @dataclass(frozen=True, eq=False)

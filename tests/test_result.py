@@ -101,3 +101,16 @@ def test_the_facets_of_a_run_are_loaded_from_its_folder(folder, facets, tmp_path
     assert FacetModel(small_cnn(), FacetSet.load(folder.path)).n_facets == 3
     with pytest.raises(FacetError, match="isn't a facet set"):
         FacetSet.load(tmp_path)
+
+
+def test_what_an_update_removes_is_the_folders_own(folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "plain.png").write_bytes(b"precious")
+    (folder.path / "images").symlink_to(tmp_path / "mine")
+    needs = {**NEEDS, "plain image": ("seed",)}
+    with folder.stage("plain image"):
+        pass
+    with pytest.raises(RunError, match="leads out of the folder"):
+        RunFolder.open(folder.path, {**SETTINGS, "seed": 1}, needs, update=True)
+    assert RunFolder.read(folder.path).done("plain image")
+    assert (tmp_path / "mine" / "plain.png").read_bytes() == b"precious"
