@@ -61,17 +61,20 @@ def main() -> None:
     layer = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))][-1]
     facets = find_facets(model, Unit(layer, 0), images, n_facets=2, input_spec=spec)
     seconds: list[float] = []
+    cpu: list[float] = []
     memory: list[float] = []
     before: Counter[str] = Counter()
     for n in tqdm(range(_WARM + args.renders)):
         if n == _WARM:
             before = held(model)
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         render_facets(model, facets, images, steps=3, input_spec=spec, seed=n)
         seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - spent)
         memory.append(resident())
     after = held(model)
-    for name, values, unit in (("seconds", seconds[_WARM:], "s"), ("memory", memory[_WARM:], "MiB")):
+    for name, every, unit in (("seconds", seconds, "s"), ("of the processor", cpu, "s"), ("memory", memory, "MiB")):
+        values = every[_WARM:]
         first, last = median(values[:_COMPARED]), median(values[-_COMPARED:])
         print(f"{name}: first {_COMPARED} {first:.3f} {unit}, last {_COMPARED} {last:.3f} {unit}, {last / first:.3f} x")
     print("more than before:", ", ".join(f"{name} {after[name] - before[name]}" for name in after))

@@ -56,6 +56,18 @@ def planted_images(n_each: int = 20, seed: int = 0) -> tuple[Tensor, np.ndarray]
     return torch.stack(images), np.array(labels)
 
 
+class Failing:
+    """A forward hook that raises an error once a layer ran so many times."""
+
+    def __init__(self, error: BaseException, after: int) -> None:
+        self.error, self.left = error, after
+
+    def __call__(self, *args: object) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+
+
 def fingerprint(model: nn.Module) -> dict[str, object]:
     """Everything of a model, and of the process's random state, that a call must leave as it was."""
     hooks = [name for name in vars(nn.Module()) if name.endswith("hooks")]

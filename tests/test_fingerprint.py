@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from captum.attr import IntegratedGradients
-from conftest import SPEC, fingerprint, planted_images, same, small_cnn
+from conftest import SPEC, Failing, fingerprint, planted_images, same, small_cnn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -54,18 +54,6 @@ CALLS = {
     "score_images": _score,
     **{f"render_facets {recipe}": _render(recipe) for recipe in RECIPES},
 }
-
-
-class Failing:
-    """A forward hook that raises an error once a layer ran so many times."""
-
-    def __init__(self, error, after):
-        self.error, self.left = error, after
-
-    def __call__(self, *args):
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SPEC, small_cnn
+from conftest import SPEC, Failing, small_cnn
 from torch import nn
 
 from captum_mfv import InputSpec, Unit, find_facets
@@ -63,18 +63,8 @@ def test_rendering_leaves_the_model_and_the_random_state_as_they_were(model, rec
     render_facets(model, facets, planted[0], recipe=recipe, steps=6, input_spec=SPEC)
 
 
-class Interrupt:
-    def __init__(self, error, after):
-        self.error, self.left = error, after
-
-    def __call__(self, *args):
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
-
-
 def test_errors_come_through_and_leave_the_model_as_it_was(model, facets, planted, request):
-    model.conv2.register_forward_hook(Interrupt(RuntimeError("out of memory"), after=6))
+    model.conv2.register_forward_hook(Failing(RuntimeError("out of memory"), after=6))
     request.getfixturevalue("unchanged")
     with pytest.raises(RuntimeError, match="out of memory"):
         render_facets(model, facets, planted[0], steps=20, input_spec=SPEC)
