@@ -392,9 +392,8 @@ class RunFolder:
             return
         _log.info("to be done again: %s", ", ".join(stages))
         names = [name for stage in stages for name in _LEFT.get(stage, ())]
-        left = [
-            self._own(name) if "." in name else self.path / name for name in names
-        ]  # of a link, `remove` takes that
+        # a file may lie in a linked folder, which is refused; of a folder that is a link, `remove` takes the link
+        left = [self._own(name) if "." in name else self.path / name for name in names]
         self.manifest |= {"stages": kept, "status": "running"}
         self._write_manifest()
         for path in [*left, self.unfinished]:

@@ -17,7 +17,7 @@ from captum_mfv.facets import FacetSet
 from captum_mfv.foreign import is_folder
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, strip
-from captum_mfv.report.parts import read_parts
+from captum_mfv.report.parts import Parts, read_parts
 from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
 from captum_mfv.report.templates import fill, save
 from captum_mfv.result import NEAREST, MemberImages, RunFolder
@@ -98,7 +98,7 @@ def build(folder: RunFolder) -> Path:
     scores = metrics["facets"]
     real = facets.activations[np.isfinite(facets.activations)]
     activations = strip(real, [score["activation"] for score in scores])
-    cards = _cards(folder, facets, metrics, activations)
+    cards = _cards(folder, parts, activations)
     html = fill(
         "page.html",
         manifest=folder.manifest,
@@ -121,9 +121,10 @@ def build(folder: RunFolder) -> Path:
     return save(folder.path / "report.html", html)
 
 
-def _cards(folder: RunFolder, facets: FacetSet, metrics: Mapping[str, Any], activations: Strip) -> list[Card]:
+def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[Card]:
+    facets, rows, metrics = parts.facets, parts.rows, parts.metrics
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
-    ascents, rows = folder.read_histories()["activation"], folder.read_members()
+    ascents = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
     judged = (metrics.get("judge") or {}).get("confusion")
     return [
