@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_mfv.errors import RunError
 from captum_mfv.files import tensor_file, write_whole
+from captum_mfv.foreign import parse_json
 
 __all__ = ["Checkpoint"]
 
@@ -54,7 +55,7 @@ class Checkpoint:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
+                facts = parse_json((file.metadata() or {})["facts"])
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             other = [name for name in self._facts if facts.get(name) != self._facts[name]]
         except (SafetensorError, OSError, KeyError, ValueError, AttributeError) as error:
