@@ -1,18 +1,24 @@
 #!/usr/bin/env python
 """What many renders leave behind in one process: python benchmarks/endurance.py [--renders 200] [--model squeezenet1_0]
 
-Renders two facets again and again and prints the median seconds and the memory of the first and of the last fifty,
-after ten that warm up, and how many hooks, threads, open files and tensors there are more at the end than before.
+Renders two facets again and again. Before and after each render another process, which renders nothing, takes a few
+steps of the bare model: a machine that gets slower or faster for a while does so for both, and a process that ages
+doesn't. Prints the medians of the first and of the last fifty renders, after ten that warm up: seconds, seconds over
+those of the bare model, and memory; and how many hooks, threads, open files and tensors there are more at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -47,6 +53,31 @@ def held(model: nn.Module) -> Counter[str]:
     )
 
 
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+@cache
+def network(name: str) -> nn.Module:
+    """The model, with random weights."""
+    torch.set_num_threads(2)
+    return torchvision.models.get_model(name, weights=None).eval()
+
+
+def bare(name: str, size: int) -> float:
+    """Seconds of some steps of the bare model; what the other process does."""
+    images = torch.zeros(2, 3, size, size, requires_grad=True)
+
+    def steps() -> None:
+        for _ in range(3):
+            network(name)(images).sum().backward()
+
+    return timed(steps)
+
+
 def main() -> None:
     """Render, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -54,29 +85,35 @@ def main() -> None:
     parser.add_argument("--model", default="squeezenet1_0")
     parser.add_argument("--size", type=int, default=128)
     args = parser.parse_args()
-    torch.set_num_threads(2)
     spec = InputSpec(args.size)
-    model = torchvision.models.get_model(args.model, weights=None).eval()
+    model = network(args.model)
     images = torch.rand(20, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     layer = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))][-1]
     facets = find_facets(model, Unit(layer, 0), images, n_facets=2, input_spec=spec)
     seconds: list[float] = []
-    cpu: list[float] = []
+    others: list[float] = []
     memory: list[float] = []
     before: Counter[str] = Counter()
-    for n in tqdm(range(_WARM + args.renders)):
-        if n == _WARM:
-            before = held(model)
-        began, spent = time.perf_counter(), time.process_time()
-        render_facets(model, facets, images, steps=3, input_spec=spec, seed=n)
-        seconds.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - spent)
-        memory.append(resident())
-    after = held(model)
-    for name, every, unit in (("seconds", seconds, "s"), ("of the processor", cpu, "s"), ("memory", memory, "MiB")):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as elsewhere:
+
+        def other() -> float:
+            return elsewhere.submit(bare, args.model, args.size).result()
+
+        last = other()
+        for n in tqdm(range(_WARM + args.renders)):
+            if n == _WARM:
+                before = held(model)
+            seconds.append(timed(lambda n=n: render_facets(model, facets, images, steps=3, input_spec=spec, seed=n)))
+            last, earlier = other(), last
+            others.append((earlier + last) / 2)
+            memory.append(resident())
+        after = held(model)
+    relative = [own / bare for own, bare in zip(seconds, others, strict=True)]
+    rows = (("seconds", seconds, "s"), ("over the bare model's", relative, "x"), ("memory", memory, "MiB"))
+    for name, every, unit in rows:
         values = every[_WARM:]
-        first, last = median(values[:_COMPARED]), median(values[-_COMPARED:])
-        print(f"{name}: first {_COMPARED} {first:.3f} {unit}, last {_COMPARED} {last:.3f} {unit}, {last / first:.3f} x")
+        begin, end = median(values[:_COMPARED]), median(values[-_COMPARED:])
+        print(f"{name}: first {_COMPARED} {begin:.3f} {unit}, last {_COMPARED} {end:.3f} {unit}, {end / begin:.3f} x")
     print("more than before:", ", ".join(f"{name} {after[name] - before[name]}" for name in after))
 
 
