@@ -22,6 +22,7 @@ from captum_mfv.images import InputSpec
 
 __all__ = ["autocast_dtype", "digest", "load", "names"]
 
+_SAFE_PICKLES = "2.10"  # before it, weights_only=True could be made to run code: CVE-2025-32434, CVE-2026-24747
 _DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -161,6 +162,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
+    if torch.__version__ < _SAFE_PICKLES:
+        raise ModelError(
+            f"{path} may be a pickle that runs code: PyTorch {torch.__version__} has known holes there; save the state "
+            f"dict as safetensors, or update PyTorch to {_SAFE_PICKLES}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles, which are refused below

@@ -6,8 +6,9 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,9 @@ from torch import nn
 import captum_mfv as mfv
 from captum_mfv import cli, config, models, report
 from captum_mfv.errors import MFVError
+from captum_mfv.evaluate import evaluate
 from captum_mfv.images import to_pil
+from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
 from captum_mfv.pipeline import Job, run
 
@@ -121,7 +124,8 @@ def hostile_values(texts: list[str]) -> st.SearchStrategy[Any]:
     numbers = [-1, 0, 1, 2, 9_001, 2**31, 2**40, 2**63, 10**30, -0.0, 1e-320, 1e15, 1e99, 1e308]
     words = ["", "x", "0", "nan", "\x1b[31m\x07", "\ud800", "\udcff", "a\0b", "<script>", "y" * 3000, "..", *texts]
     odd = [None, True, False, float("nan"), float("inf"), [], {}, [[]], [{}], {"": 0}, [0] * 100, *numbers, *words]
-    return st.one_of(st.sampled_from(odd), st.integers(1, 3000).map(_nested), st.floats(), st.text(max_size=4))
+    apart = st.sampled_from(odd).map(deepcopy)  # mutations of one input must not reach the next
+    return st.one_of(apart, st.integers(1, 3000).map(_nested), st.floats(), st.text(max_size=4))
 
 
 def _nested(depth: int) -> Any:
@@ -354,7 +358,7 @@ def targets(folder: Path) -> list[Target]:
         Target("facet sets", mutated_safetensors(tensors, values), facet_set, (here,)),
         Target("recipes", recipes, recipe, (here,)),
         Target("configs", st.one_of(mutated_bytes(texts), _toml(texts[0], values)), toml, (here,)),
-        _runs(folder, made, secret, values),
+        *_runs(folder, made, secret, values),
     ]
 
 
@@ -393,11 +397,25 @@ def _tiny_run(folder: Path, secret: Path) -> Path:
         to_pil(torch.rand(3, 20, 20, generator=generator)).save(secret / f"{i}.png")
     job = Job("fuzz_targets:network", "5:1", str(images), facets=2, steps=2)
     path: Path = run(job, folder / "run").path
+    _judge(path, images)
     return path
 
 
-def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]) -> Target:
-    """Run folders with another file in the place of one of theirs."""
+def _judge(path: Path, held_out: Path) -> None:
+    """Evaluate a run, with a control and images held out."""
+    model, _ = network()
+    evaluate(
+        mfv.RunFolder.read(path),
+        Judge(model, mfv.Unit("5", 1), mfv.Code("2"), SPEC),
+        judge_name="itself",
+        controls=["shuffled clusters"],
+        held_out=mfv.ImageFolder(held_out, SPEC),
+        model=model,
+    )
+
+
+def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]) -> list[Target]:
+    """Run folders with another file in the place of one of theirs: read, and evaluated."""
     copy, other = folder / "copy", mfv.RunFolder.read(made)
     names = ("manifest.json", "facets.json", "metrics.json")
     pieces = [(name, mutated_json(json.loads((made / name).read_text()), values).map(_deep_dumped)) for name in names]
@@ -415,11 +433,16 @@ def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]
     )
     _copy(made, copy)
 
-    def use(pair: tuple[str, Any]) -> None:
-        name, kind = pair
-        before = (made / name).read_bytes()
+    @contextmanager
+    def changed(name: str, kind: Any) -> Iterator[None]:
         _put(copy / name, kind)
         try:
+            yield
+        finally:
+            _put(copy / name, (made / name).read_bytes())
+
+    def read(pair: tuple[str, Any]) -> None:
+        with changed(*pair):
             found = mfv.RunFolder.read(copy)
             report.build(found)
             report.compare([other, found], copy / "compare.html")
@@ -428,10 +451,19 @@ def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]
             members = found.member_images()
             if members.refused is None:
                 assert members[0].shape[0] == 3
-        finally:
-            _put(copy / name, before)
 
-    return Target("run folders", inputs, use, (made, copy, folder / "images"), listed=(secret,))
+    def evaluated(pair: tuple[str, Any]) -> None:
+        try:
+            with changed(*pair):
+                _judge(copy, folder / "images")
+        finally:
+            _copy(made, copy)
+
+    folders = made, copy, folder / "images"
+    return [
+        Target("run folders", inputs, read, folders, listed=(secret,)),
+        Target("run folders: evaluate", inputs, evaluated, folders, listed=(secret,)),
+    ]
 
 
 def _copy(source: Path, target: Path) -> None:

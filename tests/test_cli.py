@@ -304,7 +304,7 @@ BAD = {
     "a folder of text": ({"images": "{text}", "facets": 1}, "no image can be read"),
     "weights that are not there": ({"weights": "/nowhere.safetensors"}, "no weights file"),
     "weights that are no safetensors": ({"weights": "{text}/notes.safetensors"}, "isn't a safetensors file"),
-    "a pickle with code": ({"weights": "{text}/evil.pth"}, "tensors alone"),
+    "a pickle with code": ({"weights": "{text}/evil.pth"}, "as safetensors"),
     "weights of another model": ({"weights": "{text}/other.safetensors"}, "don't fit.*lacking 0.bias"),
     "more facets than images": ({"facets": 61}, "61 facets can't be found in 60 images"),
     "no facets": ({"facets": 0}, "0 facets"),

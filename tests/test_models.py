@@ -1,10 +1,12 @@
 import pickle
 import textwrap
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from captum_mfv import InputSpec, models
 from captum_mfv.errors import ModelError
@@ -90,6 +92,16 @@ def test_weights_that_are_not_weights_are_refused_and_never_run(source, tmp_path
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=message):
         models.load(f"{source}:make", tmp_path / name)
+
+
+@pytest.mark.parametrize(("version", "safe"), [("2.6.0", False), ("2.9.1+cu128", False), ("2.10.0", True), ("2.11", True)])
+def test_pickles_are_refused_by_versions_of_pytorch_whose_reader_has_holes(
+    source, tmp_path, monkeypatch, version, safe
+):
+    torch.save({"weight": torch.ones(2, 4), "bias": torch.zeros(2)}, tmp_path / "w.pth")
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    with nullcontext() if safe else pytest.raises(ModelError, match=r"known holes.*safetensors.*2\.10"):
+        models.load(f"{source}:make", tmp_path / "w.pth")
 
 
 def test_weights_that_do_not_fit_are_told_apart(source, tmp_path):
