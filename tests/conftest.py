@@ -18,6 +18,7 @@ SPEC = mfv.InputSpec(32)
 DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 needs_data = pytest.mark.skipif(not (DATA / "bell_pepper").is_dir(), reason=f"research data not in {DATA}")
+needs_pickles = pytest.mark.skipif(torch.__version__ < "2.10", reason="this PyTorch's pickles are refused")
 
 
 def small_cnn(seed: int = 0) -> nn.Sequential:

@@ -557,7 +557,8 @@ def test_the_documented_line_gives_each_shell_its_script(shell, capsys, monkeypa
 
 
 def test_the_module_is_the_command_and_a_closed_pipe_is_no_error():
-    command = f"{sys.executable} -W error -m captum_mfv list models | head -n 1"
+    own = "ignore:Implicitly cleaning up:ResourceWarning"  # PyTorch 2.6's
+    command = f"{sys.executable} -W error -W '{own}' -m captum_mfv list models | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alexnet\n", "")
 

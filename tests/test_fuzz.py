@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from conftest import needs_pickles
 from fuzz_targets import targets
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -24,7 +25,7 @@ def found(tmp_path_factory):
     [
         "images",
         "weights: safetensors",
-        "weights: pickles",
+        pytest.param("weights: pickles", marks=needs_pickles),
         "facet sets",
         "recipes",
         "configs",

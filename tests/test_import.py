@@ -1,7 +1,18 @@
 import subprocess
 import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import captum_mfv
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(captum_mfv.__file__).parents[1]
 
 
 def python(code):
@@ -29,3 +40,12 @@ def test_the_first_import_is_light():
 def test_the_public_names_are_these_and_no_other_exists():
     assert sorted(captum_mfv.__all__) == dir(captum_mfv) == captum_mfv.__all__
     assert not hasattr(captum_mfv, "nothing")
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "tests" / "oldest.txt").read_text().splitlines()
+    tested = {name: Version(version) for name, version in (line.split("==") for line in lines if "==" in line)}
+    for requirement in map(Requirement, project["dependencies"]):
+        (lowest,) = (Version(bound.version) for bound in requirement.specifier if bound.operator == ">=")
+        assert tested[requirement.name] == lowest, requirement

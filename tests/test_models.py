@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import needs_pickles
 from safetensors.torch import save_file
 from torch import nn
 from torch.torch_version import TorchVersion
@@ -62,6 +63,7 @@ def test_a_function_that_gives_no_model_is_named(source, function, message):
         models.load(f"{source}:{function}")
 
 
+@needs_pickles
 def test_weights_come_from_safetensors_or_from_pickles_of_tensors_alone(source, tmp_path):
     state = {"weight": torch.ones(2, 4), "bias": torch.zeros(2)}
     save_file(state, tmp_path / "w.safetensors")
@@ -81,9 +83,9 @@ class Evil:
     [
         ("w.safetensors", b"PK\x03\x04 not safetensors", "isn't a safetensors file"),
         ("w.safetensors", b"", "isn't a safetensors file"),
-        ("w.pth", pickle.dumps(Evil()), "tensors alone"),
-        ("w.pt", b"\x80garbage", "tensors alone"),
-        ("w.bin", b"", "tensors alone"),
+        pytest.param("w.pth", pickle.dumps(Evil()), "tensors alone", marks=needs_pickles),
+        pytest.param("w.pt", b"\x80garbage", "tensors alone", marks=needs_pickles),
+        pytest.param("w.bin", b"", "tensors alone", marks=needs_pickles),
         ("w.pth", None, "no weights file"),
     ],
 )
@@ -94,7 +96,9 @@ def test_weights_that_are_not_weights_are_refused_and_never_run(source, tmp_path
         models.load(f"{source}:make", tmp_path / name)
 
 
-@pytest.mark.parametrize(("version", "safe"), [("2.6.0", False), ("2.9.1+cu128", False), ("2.10.0", True), ("2.11", True)])
+@pytest.mark.parametrize(
+    ("version", "safe"), [("2.6.0", False), ("2.9.1+cu128", False), ("2.10.0", True), ("2.11", True)]
+)
 def test_pickles_are_refused_by_versions_of_pytorch_whose_reader_has_holes(
     source, tmp_path, monkeypatch, version, safe
 ):

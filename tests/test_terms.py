@@ -34,7 +34,7 @@ def test_the_unit_counts_in_its_mean_on_the_facets_images(facets, planted):
 
 def test_a_capped_unit_levels_off_beyond_real_images_and_is_the_same_below(facets):
     facet = facets[0]
-    most, mean = facets.activations.max(), float(abs(facet.activations).mean())
+    most, mean = float(facets.activations.max()), float(abs(facet.activations).mean())
     activations = (most * torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.5, 4.0, 40.0])).requires_grad_()
     outputs = {"fc": activations[:, None].expand(-1, 5)}
     rows = [0] * len(activations)
