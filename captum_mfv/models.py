@@ -43,8 +43,8 @@ def load(
         name: a torchvision model (``"resnet50"``), or a function of yours that takes no argument and
             returns the model, or the model and its `InputSpec`: ``"path/to/file.py:function"`` or
             ``"package.module:function"``. Such a file is *run*: name only files that you trust.
-        weights: a ``.safetensors`` file, or a ``.pt``/``.pth`` file of tensors alone. Without it a
-            torchvision model comes with its default pretrained weights, which torchvision downloads.
+        weights: a ``.safetensors`` file, or a ``.pt``/``.pth`` file of tensors alone (from PyTorch 2.10
+            on). Without it a torchvision model comes with its default pretrained weights, which torchvision downloads.
         pretrained: whether it does; False: fresh weights, enough to see its layers.
         progress: show torchvision's progress bar while it downloads.
 
