@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -291,16 +292,16 @@ class _Pass:
                 total=len(self.images), initial=rows.n_done, desc="activations", unit="image", disable=not self.progress
             ) as bar,
         ):
+
+            def look(batch: Tensor, part: slice) -> Outputs:
+                with torch.no_grad(), capture(self.model, layers) as run:
+                    outputs = run(feed(batch[part]))
+                return read(outputs, batch[part])  # uncaptured: a view may run the model itself
+
+            if rows.n_done:
+                rows.check(_rows([look(self.spec.grey(), slice(None))]))
             for indices, batch in batches(self.images, self.batch_size, self._begin(rows.n_done)):
-
-                def look(rows: slice, batch: Tensor = batch) -> Outputs:
-                    with torch.no_grad(), capture(self.model, layers) as run:
-                        outputs = run(feed(batch[rows]))
-                    return read(outputs, batch[rows])  # uncaptured: a view may run the model itself
-
-                parts = portions(len(batch), look)
-                values = {name: _array(torch.cat([part[name] for part in parts])) for name in parts[0]}
-                rows.write(indices, {"read": np.ones(len(indices), np.int8), **values})
+                rows.write(indices, _rows(portions(len(batch), partial(look, batch))))
                 bar.update(rows.n_done - bar.n)
         if "read" not in rows:
             raise ImageError("no image can be read")
@@ -328,6 +329,12 @@ def _why_empty(images: Images) -> str:
     if isinstance(images, TopImages):
         return f"no image activates {images.unit} above zero: it is dead, or the dataset doesn't show what it looks for"
     return "the dataset holds no images"
+
+
+def _rows(parts: Sequence[Outputs]) -> dict[str, NDArray[Any]]:
+    """What is noted of each image of a batch that went through in parts."""
+    values = {name: _array(torch.cat([part[name] for part in parts])) for name in parts[0]}
+    return {"read": np.ones(len(next(iter(values.values()))), np.int8), **values}
 
 
 def _array(values: Tensor) -> NDArray[Any]:

@@ -529,11 +529,12 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
     rows = collection.indices
     told_by = (collection.codes if collection.views is None else collection.views)[rows]
     activations = collection.activations[rows]
-    finite = np.isfinite(activations) & np.isfinite(collection.codes[rows]).all(1) & np.isfinite(told_by).all(1)
-    if not finite.all():
+    numbers = activations[:, None], collection.codes[rows], told_by
+    usable = np.all([(abs(values) <= _LARGEST).all(1) for values in numbers], 0)  # NaN isn't
+    if not usable.all():
         raise FacetError(
-            f"the activations of {collection.code.layer} or {collection.unit} aren't finite on {(~finite).sum()} of "
-            f"{len(rows)} images; look for NaN in the weights, or take a wider floating-point type"
+            f"the activations of {collection.code.layer} or {collection.unit} aren't finite on {(~usable).sum()} of "
+            f"{len(rows)} images, or beyond {_LARGEST:g}; look for NaN in the weights, or take a wider type of numbers"
         )
     if not activations.any():
         message = f"{collection.unit} is 0 on all {len(rows)} images: it is dead, or they don't activate it"

@@ -56,7 +56,8 @@ def tensor_file(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str])
     """A safetensors file, the same bytes for the same content: the library itself shuffles the metadata."""
     from safetensors.numpy import save
 
-    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=dict(metadata))
+    together = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}  # 0-d too
+    content = save(together, metadata=dict(metadata))
     data = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:data])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -22,6 +22,7 @@ __all__ = [
     "parse_json",
     "read_json",
     "read_text",
+    "within",
 ]
 
 _MOST_BYTES = 2**29
@@ -102,16 +103,25 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         ValueError: if a link leads it out of the folder, or it is neither a regular file nor missing.
     """
+    path = within(folder, name)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name} isn't a regular file")
+    return path
+
+
+def within(folder: Path, name: str) -> Path:
+    """The path of something in a folder.
+
+    Raises:
+        ValueError: if a link leads it out of the folder.
+    """
     path = folder / name
     try:
-        found = path.resolve()
-        leads_out = not found.is_relative_to(folder.resolve())
+        leads_out = not path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError) as error:  # links in a circle
         raise ValueError(f"{name} can't be followed: {error}") from error
     if leads_out:
         raise ValueError(f"{name} leads out of the folder")
-    if found.exists() and not found.is_file():
-        raise ValueError(f"{name} isn't a regular file")
     return path
 
 

@@ -264,7 +264,7 @@ def _narrowed(folder: RunFolder, top_k: int, parts: _Parts, progress: bool) -> _
             parts.folder,
             top_k,
             input_spec=parts.spec,
-            store=folder.unfinished / "top",
+            store=folder.unfinished("top"),
             progress=progress,
         )
     return replace(parts, images=top, spec=top.input_spec)
@@ -297,7 +297,7 @@ def _find(folder: RunFolder, job: Job, parts: _Parts, progress: bool) -> None:
             code=parts.code,
             input_spec=parts.spec,
             seed=job.seed,
-            store=folder.unfinished / "codes",
+            store=folder.unfinished("codes"),
             progress=progress,
         )
         folder.write_facets(facets, parts.sources())
@@ -328,7 +328,7 @@ def _render(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, progre
         return
     _log.info("synthesising %d images in %d steps", len(facets), parts.recipe.n_steps)
     with folder.stage("images", recipe=job.recipe):
-        saved = folder.unfinished / "images.safetensors"
+        saved = folder.unfinished("images.safetensors")
         folder.write_renderings(facets, _drawn(facets, job, parts, progress, saved, recipe=parts.recipe))
 
 
@@ -339,7 +339,7 @@ def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, pr
     _log.info("synthesising what the unit shows without facets")
     with folder.stage("plain image"):
         try:
-            saved = folder.unfinished / "plain.safetensors"
+            saved = folder.unfinished("plain.safetensors")
             (rendering,) = _drawn(facets.whole(), job, parts, progress, saved, recipe="plain", steps=job.steps)
         except RenderError as error:
             warnings.warn(f"no image without facets: {error}", MFVWarning, stacklevel=2)

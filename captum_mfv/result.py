@@ -28,7 +28,7 @@ from captum_mfv._version import __version__
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets import FacetSet
 from captum_mfv.files import remove, sweep, tensor_file, write_whole
-from captum_mfv.foreign import Manifest, Metrics, Row, Settings, check, inside, is_file, is_folder, read_json
+from captum_mfv.foreign import Manifest, Metrics, Row, Settings, check, inside, is_file, is_folder, read_json, within
 from captum_mfv.images import ImageFolder, InputSpec, from_pil, open_image, read_image, to_pil
 from captum_mfv.optvis.render import Rendering
 
@@ -43,6 +43,7 @@ NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
 
 _PLAIN = "images/plain.png"
+_UNFINISHED = ".unfinished"
 _TRIED = 100  # members, before a folder is listed
 
 _LEFT: Mapping[str, Sequence[str]] = {
@@ -108,7 +109,7 @@ class RunFolder:
             for place, _, _ in os.walk(path):
                 sweep(Path(place))
             if folder.finished:
-                remove(folder.unfinished)
+                remove(path / _UNFINISHED)
             return folder
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another folder for the run")
@@ -174,16 +175,22 @@ class RunFolder:
         self.manifest.update(facts)
         self._write_manifest()
 
-    @property
-    def unfinished(self) -> Path:
-        """A folder for what a stopped stage goes on with; it is removed when the run is finished."""
-        return self.path / ".unfinished"
+    def unfinished(self, name: str) -> Path:
+        """A place for what a stopped stage goes on with; it is removed when the run is finished.
+
+        Raises:
+            RunError: if a link leads it out of the run's folder.
+        """
+        try:
+            return within(self.path, f"{_UNFINISHED}/{name}")
+        except ValueError as error:
+            raise RunError(f"{self.path}: {error}") from error
 
     def finish(self) -> None:
         """Note that every stage is done."""
         self.manifest["status"] = "finished"
         self._write_manifest()
-        remove(self.unfinished)
+        remove(self.path / _UNFINISHED)
 
     def write_facets(self, facets: FacetSet, sources: Sequence[Mapping[str, Any]]) -> None:
         """Write ``facets.json`` and the facet set's tensors.
@@ -396,7 +403,7 @@ class RunFolder:
         left = [self._own(name) if "." in name else self.path / name for name in names]
         self.manifest |= {"stages": kept, "status": "running"}
         self._write_manifest()
-        for path in [*left, self.unfinished]:
+        for path in [*left, self.path / _UNFINISHED]:
             remove(path)
 
 

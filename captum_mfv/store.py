@@ -68,6 +68,17 @@ class Store:
         if monotonic() - self._noted > _SECONDS:
             self._note()
 
+    def check(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse arrays that aren't such as some rows would make.
+
+        Raises:
+            RunError: if they aren't.
+        """
+        wanted = {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
+        found = {name: (array.shape[1:], array.dtype) for name, array in self._arrays.items()}
+        if found != wanted:
+            raise RunError(f"{self._folder} can't be continued: its arrays are {found}, not {wanted}")
+
     def finish(self) -> None:
         """Note that every image was dealt with."""
         for name in self._arrays:
@@ -115,9 +126,7 @@ class Store:
             facts, n_done, names = dict(state["facts"]), int(state["n_done"]), list(state["arrays"])
             if not all(str(name).isidentifier() for name in names):  # a path would lead out of the folder
                 raise ValueError(f"arrays can't be called {names}")
-            arrays: dict[str, NDArray[Any]] = {
-                str(name): np.lib.format.open_memmap(inside(folder, f"{name}.npy"), "r+") for name in names
-            }
+            arrays = {str(name): _opened(inside(folder, f"{name}.npy")) for name in names}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder} can't be continued: {error}") from error
         other = [name for name in self._facts if facts.get(name) != self._facts[name]]
@@ -126,3 +135,19 @@ class Store:
         if any(len(array) != self.n_images for array in arrays.values()):
             raise RunError(f"{folder} can't be continued: its arrays have another length")
         self._arrays, self.n_done = arrays, n_done
+
+
+def _opened(path: Path) -> NDArray[Any]:
+    """An array that is there in whole, to write to.
+
+    Raises:
+        ValueError: if it isn't.
+    """
+    try:
+        rows = np.lib.format.open_memmap(path, "r")  # to write to, a file that is too short would be extended
+    except Exception as error:  # on hostile bytes the reader raises all sorts
+        raise ValueError(f"{path.name} can't be read: {error}") from error
+    if not rows.ndim:
+        raise ValueError(f"{path.name} holds no rows")
+    del rows
+    return np.lib.format.open_memmap(path, "r+")

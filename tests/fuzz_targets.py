@@ -3,15 +3,18 @@
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,8 +29,10 @@ from captum_mfv.errors import MFVError
 from captum_mfv.evaluate import evaluate
 from captum_mfv.images import to_pil
 from captum_mfv.metrics import Judge
+from captum_mfv.optvis import checkpoint
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
 from captum_mfv.pipeline import Job, run
+from captum_mfv.store import Store
 
 SPEC = mfv.InputSpec(16)
 
@@ -74,7 +79,8 @@ class Watch:
             return
         found = os.path.realpath(os.fsdecode("." if path is None else path))
         allowed = self.folders + self.LIBRARIES + ((*self.listed,) if event in ("os.listdir", "os.scandir") else ())
-        if not any(found == folder or found.startswith(f"{folder}/") for folder in (*allowed, "/dev/null")):
+        allowed += ("/dev/null", f"/proc/{os.getpid()}/maps")  # the latter of threadpoolctl
+        if not any(found == folder or found.startswith(f"{folder}/") for folder in allowed):
             self.outside.append(f"{event} {found!r}")
 
     def _code(self, event: str, code: Any) -> None:
@@ -213,6 +219,30 @@ def mutated_safetensors(content: bytes, values: st.SearchStrategy[Any]) -> st.Se
         lambda pair: content[: (at := end + pair[1] % len(body) // 4 * 4)] + pair[0] + content[at + 4 :]
     )
     return st.one_of(lying, lying, mutated_bytes([content]), odd)
+
+
+def mutated_rows(content: bytes) -> st.SearchStrategy[bytes]:
+    """An npy file whose header lies, or whose numbers are odd ones."""
+    array = np.load(io.BytesIO(content))
+    shapes = [(2**40, *array.shape[1:]), (*array.shape, 2**20), array.shape[:1], (), (0,), (len(array), 3), (-1, 2)]
+    types = ["<f8", "<i2", "|b1", "<c8", "|O", "<U4", "|V4", ">f4", "x" * 99]
+    odd = st.sampled_from([np.nan, np.inf, 1e16, 3e38, -1, 100, 0])
+
+    def lie(shape: tuple[int, ...], kind: str, fortran: bool) -> bytes:
+        header = f"{{'descr': {kind!r}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n".encode()
+        return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + array.tobytes()
+
+    def numbers(at: int, value: float) -> bytes:
+        other = array.copy()
+        with np.errstate(all="ignore"):
+            other.flat[at % other.size] = np.float64(value).astype(other.dtype)
+        np.save(file := io.BytesIO(), other)
+        return file.getvalue()
+
+    lying = st.builds(
+        lie, st.sampled_from([array.shape, *shapes]), st.sampled_from([array.dtype.str, *types]), st.booleans()
+    )
+    return st.one_of(lying, st.builds(numbers, st.integers(0, 2**20), odd))
 
 
 # The targets
@@ -359,6 +389,7 @@ def targets(folder: Path) -> list[Target]:
         Target("recipes", recipes, recipe, (here,)),
         Target("configs", st.one_of(mutated_bytes(texts), _toml(texts[0], values)), toml, (here,)),
         *_runs(folder, made, secret, values),
+        _gone_on(folder, secret, values),
     ]
 
 
@@ -395,9 +426,28 @@ def _tiny_run(folder: Path, secret: Path) -> Path:
     for i in range(8):
         to_pil(torch.rand(3, 16, 16, generator=generator) * (i % 2 + 1) / 2).save(images / f"{i}.png")
         to_pil(torch.rand(3, 20, 20, generator=generator)).save(secret / f"{i}.png")
-    job = Job("fuzz_targets:network", "5:1", str(images), facets=2, steps=2)
-    path: Path = run(job, folder / "run").path
+    path: Path = run(_job(images), folder / "run").path
     _judge(path, images)
+    return path
+
+
+def _job(images: Path) -> Job:
+    return Job("fuzz_targets:network", "5:1", str(images), facets=2, steps=3)
+
+
+def _stopped(folder: Path, where: type, method: str, calls: int) -> Path:
+    """A run that was stopped in a method's call, once it had done what it does."""
+    path, plain, left = folder / f"stopped in {method}", getattr(where, method), calls
+
+    def stopping(*args: Any) -> None:
+        nonlocal left
+        left -= 1
+        plain(*args)
+        if not left:
+            raise KeyboardInterrupt
+
+    with patch.object(where, method, stopping), patch.object(checkpoint, "_SECONDS", 0), suppress(KeyboardInterrupt):
+        run(_job(folder / "images"), path)
     return path
 
 
@@ -464,6 +514,38 @@ def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]
         Target("run folders", inputs, read, folders, listed=(secret,)),
         Target("run folders: evaluate", inputs, evaluated, folders, listed=(secret,)),
     ]
+
+
+def _gone_on(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> Target:
+    """Folders of runs that were stopped, with another file in the place of one of theirs, gone on with."""
+    collected = _stopped(folder, Store, "finish", 1)
+    drawn = _stopped(folder, checkpoint.Checkpoint, "save", 2)
+    copies, numbers, strategies = folder / "gone on", count(), []
+    for made in (collected, drawn):
+        for path in filter(Path.is_file, sorted(made.rglob("*"))):
+            content, name = path.read_bytes(), str(path.relative_to(made))
+            kinds = [st.sampled_from(["missing", "folder", "circle", secret / "0.png", Path("/dev/zero")])]
+            if path.suffix == ".json":
+                kinds.append(mutated_json(json.loads(content), values).map(_deep_dumped))
+            elif path.suffix == ".safetensors":
+                kinds.append(mutated_safetensors(content, values))
+            elif path.suffix == ".npy":
+                kinds.append(mutated_rows(content))
+            kinds.append(mutated_bytes([content]))
+            strategies.append(st.tuples(st.just(made), st.just(name), st.one_of(kinds)))
+
+    def use(what: tuple[Path, str, Any]) -> None:
+        made, name, kind = what
+        one, before = copies / str(next(numbers)), Path.cwd()
+        shutil.copytree(made, one)
+        _put(one / name, kind)
+        os.chdir(one)  # folders are removed by names alone, relative to one that is held open
+        try:
+            assert run(_job(folder / "images"), one).finished
+        finally:
+            os.chdir(before)
+
+    return Target("run folders: go on", st.one_of(strategies), use, (copies, folder / "images", collected, drawn))
 
 
 def _copy(source: Path, target: Path) -> None:

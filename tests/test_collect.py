@@ -201,6 +201,30 @@ def test_a_store_that_cannot_be_read_is_refused(content, images, tmp_path):
         collect(small_cnn(), Unit("fc", 1), images, input_spec=SPEC, store=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((60, 9), np.float32),
+        np.zeros(60),
+        np.array([["words"]] * 60),
+        np.zeros(()),
+        np.zeros((61, 12)),
+        b"short",
+    ],
+)
+@pytest.mark.usefixtures("eager_notes")
+def test_a_store_whose_arrays_are_not_such_as_the_pass_makes_is_refused(rows, images, tmp_path):
+    options = {"input_spec": SPEC, "batch_size": 10, "store": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        collect(small_cnn(), Unit("fc", 1), Stops(images, 30), **options)
+    path = tmp_path / "codes.npy"
+    path.write_bytes(path.read_bytes()[:-4]) if isinstance(rows, bytes) else np.save(path, rows)
+    size = path.stat().st_size
+    with pytest.raises(RunError, match="can't be continued"):
+        collect(small_cnn(), Unit("fc", 1), images, **options)
+    assert path.stat().st_size == size
+
+
 def test_a_folder_of_other_things_is_refused(images, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="something else"):

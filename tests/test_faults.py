@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SPEC, small_cnn
@@ -90,6 +91,30 @@ def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, fa
         render_facets(model, facets, planted[0], **options, **change)
     assert path.read_bytes() == before
     path.write_bytes(b"not tensors")
+    with pytest.raises(RunError, match="can't be continued"):
+        render_facets(small_cnn(), facets, planted[0], **options)
+
+
+def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    path = tmp_path / "a.safetensors"
+    options = {"steps": 4, "input_spec": SPEC, "checkpoint": path}
+    render_facets(small_cnn(), facets, planted[0], **options)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for place in np.linspace(end, len(content) - 1, 12).astype(int):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(RunError, match="can't be continued: it was changed; remove it"):
+            render_facets(small_cnn(), facets, planted[0], **options)
+
+
+@pytest.mark.parametrize("change", ["param.0", "optimizer.0.exp_avg", "generators", "phase", "step", "totals"])
+def test_a_forged_checkpoint_is_refused(change, facets, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    save, options = checkpoint.Checkpoint.save, {"steps": 4, "input_spec": SPEC, "checkpoint": tmp_path / "a.st"}
+    without = {name: torch.ones(2, 3) for name in (change,)}
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda self, state: save(self, {**state, **without}))
+    render_facets(small_cnn(), facets, planted[0], **options)
     with pytest.raises(RunError, match="can't be continued"):
         render_facets(small_cnn(), facets, planted[0], **options)
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from captum_mfv.errors import MFVWarning
 
-EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "images": 150}
+EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: go on": 25, "images": 150}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def found(tmp_path_factory):
         "configs",
         "run folders",
         "run folders: evaluate",
+        "run folders: go on",
     ],
 )
 def test_whatever_comes_is_used_or_refused_by_name_and_nothing_else_is_opened(found, name):

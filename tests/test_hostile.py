@@ -366,6 +366,13 @@ def test_a_control_is_not_written_through_a_link(theirs, tmp_path):
     assert list((tmp_path / "victim").iterdir()) == []
 
 
+def test_a_run_is_not_gone_on_with_through_a_link(theirs, tmp_path):
+    (tmp_path / "victim").mkdir()
+    (theirs / ".unfinished").symlink_to(tmp_path / "victim")
+    with pytest.raises(RunError, match=r"\.unfinished/codes leads out of the folder"):
+        RunFolder.read(theirs).unfinished("codes")
+
+
 def test_a_page_is_written_in_the_place_of_a_link_not_through_it(theirs, tmp_path):
     (tmp_path / "victim").write_text("mine")
     (theirs / "report.html").unlink()
@@ -452,7 +459,12 @@ class Broken(nn.Module):
 
     def forward(self, x):
         codes = self.pool(self.conv(x)).flatten(1)
-        return self.fc(codes * {"nan": float("nan"), "inf": float("inf"), "dead": 0.0}[self.how])
+        return self.fc(codes * {"nan": float("nan"), "inf": float("inf"), "dead": 0.0, "huge": 1e30}[self.how])
+
+
+def test_answers_whose_distances_would_overflow_have_a_name():
+    with pytest.raises(FacetError, match=r"fc:0.* aren't finite on 12 of 12 images, or beyond 1e\+15"):
+        find_facets(Broken("huge"), mfv.Unit("fc", 0), planted_images(4)[0], n_facets=2, input_spec=SPEC)
 
 
 @pytest.mark.parametrize("how", ["nan", "inf"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -42,24 +45,46 @@ class Checkpoint:
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Write the state, in the place of the one before."""
         arrays = {name: value.detach().cpu().numpy() for name, value in state.items()}
-        write_whole(self.path, tensor_file(arrays, {"facts": json.dumps(self._facts)}))
+        facts = {"facts": json.dumps(self._facts), "sha256": _digest(state)}
+        write_whole(self.path, tensor_file(arrays, facts))
         self._saved = monotonic()
 
     def load(self) -> dict[str, Tensor] | None:
         """The state that was saved last; None if there is none.
 
         Raises:
-            RunError: if the file is another rendering's, or none of ours; it is left as it is.
+            RunError: if the file is another rendering's, or none of ours, or was changed; it is left as it is.
         """
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                facts = parse_json((file.metadata() or {})["facts"])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with self.reading(), safe_open(self.path, framework="pt") as file:
+            noted = dict(file.metadata() or {})
+            facts = parse_json(noted["facts"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             other = [name for name in self._facts if facts.get(name) != self._facts[name]]
-        except (SafetensorError, OSError, KeyError, ValueError, AttributeError) as error:
-            raise RunError(f"{self.path} can't be continued: {error}") from error
+            if not other and noted.get("sha256") != _digest(state):
+                raise ValueError("it was changed")
         if other:
             raise RunError(f"{self.path} holds another rendering (its {', '.join(other)} differ); choose another file")
         return state
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, what doesn't fit in what was saved has a name, that of the file.
+
+        Raises:
+            RunError: if anything doesn't.
+        """
+        try:
+            yield
+        except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise RunError(f"{self.path} can't be continued: {error}; remove it to begin anew") from error
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """What tells whether a state is as it was saved."""
+    total = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        total.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        total.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+    return total.hexdigest()

@@ -67,14 +67,22 @@ class Descent:
         return {"step": torch.tensor(self.step), **params, **moments, **totals}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the state of the same phase."""
+        """Go on from the state of the same phase.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: if it is another's.
+        """
         self.step = int(state["step"])
         self.totals = list(state["totals"])
+        if len(self.totals) != self.step:
+            raise ValueError(f"it has the loss of {len(self.totals)} steps, not of {self.step}")
         self.transparency.total = state["transparency"].to(self.params[0].device)
         for i, param in enumerate(self.params):
             param.data.copy_(state[f"param.{i}"])
             head = f"optimizer.{i}."
             moments = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
+            if any(value.ndim and value.shape != param.shape for value in moments.values()):
+                raise ValueError("its moments have another shape than its images")
             self.optimizer.state[param] = {
                 name: value.to(param.device if value.ndim else None) for name, value in moments.items()
             }

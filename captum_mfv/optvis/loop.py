@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -75,14 +76,17 @@ class Batch:
         start = self.start(recipe)
         canvas = start.to(next(self.model.parameters(), start).device)
         saved = None if self.checkpoint is None else self.checkpoint.load()
-        first = 0 if saved is None else self.restore(saved)
+        reading = nullcontext if self.checkpoint is None else self.checkpoint.reading
+        with reading():
+            first = 0 if saved is None else self.restore(saved)
         with guard(self.model), torch.enable_grad():
             for number, phase in enumerate(recipe.phases[first:], first):
                 if not self.interrupted:
                     canvas = _zoomed(canvas, int(self.size * phase.scale))
                     descent = Descent.begin(phase, self.param_f(canvas, recipe), self.size, self.generators)
                     if saved is not None and number == first:
-                        descent.restore(saved)
+                        with reading():
+                            descent.restore(saved)
                     canvas = self.phase(descent, number)
         return start, self.middle(canvas)
 
