@@ -26,9 +26,11 @@ if "--guided" in sys.argv:
     import atheris
 
     with atheris.instrument_imports(include=["captum_mfv"]):
-        from fuzz_targets import ReadOutside, Target, targets
+        from fuzz_targets import targets
+        from fuzz_watch import ReadOutside, Target
 else:
-    from fuzz_targets import ReadOutside, Target, targets
+    from fuzz_targets import targets
+    from fuzz_watch import ReadOutside, Target
 
 _COLUMNS = ("inputs", "accepted", "refused", "uncaught", "outside")
 

@@ -4,20 +4,26 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from copy import deepcopy
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from fuzz_mutations import (
+    deep_dumped,
+    hostile_values,
+    mutated_bytes,
+    mutated_json,
+    mutated_rows,
+    mutated_safetensors,
+    mutated_toml,
+)
+from fuzz_watch import Target
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 from safetensors.torch import save
@@ -25,7 +31,6 @@ from torch import nn
 
 import captum_mfv as mfv
 from captum_mfv import cli, config, models, report
-from captum_mfv.errors import MFVError
 from captum_mfv.evaluate import evaluate
 from captum_mfv.images import to_pil
 from captum_mfv.metrics import Judge
@@ -35,258 +40,6 @@ from captum_mfv.pipeline import Job, run
 from captum_mfv.store import Store
 
 SPEC = mfv.InputSpec(16)
-
-
-# What is opened
-
-
-class Watch:
-    """Notes what is opened, listed or started outside of some folders; an audit hook can't be taken away again."""
-
-    LIBRARIES = tuple(
-        os.path.realpath(path) for path in {sys.prefix, sys.base_prefix, *filter(None, sys.path), mfv.__path__[0]}
-    )
-
-    def __init__(self) -> None:
-        self.folders: tuple[str, ...] = ()
-        self.listed: tuple[str, ...] = ()
-        self.outside: list[str] = []
-        self.thread: int | None = None
-        sys.addaudithook(self._note)
-
-    @contextmanager
-    def over(self, *folders: Path, listed: tuple[Path, ...] = ()):
-        """Inside, whatever lies in none of the folders is noted; ``listed`` may be listed, no more."""
-        self.folders, self.listed = tuple(map(os.path.realpath, folders)), tuple(map(os.path.realpath, listed))
-        self.outside.clear()
-        self.thread = threading.get_ident()
-        try:
-            yield self
-        finally:
-            self.thread = None
-
-    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.thread is None or event not in self._EVENTS:
-            return
-        thread, self.thread = self.thread, None  # what is done here isn't looked at
-        try:
-            self._EVENTS[event](self, event, *arguments)
-        finally:
-            self.thread = thread
-
-    def _path(self, event: str, path: Any = None, *_: Any) -> None:
-        if isinstance(path, int):
-            return
-        found = os.path.realpath(os.fsdecode("." if path is None else path))
-        allowed = self.folders + self.LIBRARIES + ((*self.listed,) if event in ("os.listdir", "os.scandir") else ())
-        allowed += ("/dev/null", f"/proc/{os.getpid()}/maps")  # the latter of threadpoolctl
-        if not any(found == folder or found.startswith(f"{folder}/") for folder in allowed):
-            self.outside.append(f"{event} {found!r}")
-
-    def _code(self, event: str, code: Any) -> None:
-        name = getattr(code, "co_filename", "<")
-        if not name.startswith(("<", *self.LIBRARIES)):
-            self.outside.append(f"{event} {name!r}")
-
-    def _never(self, event: str, *what: Any) -> None:
-        self.outside.append(f"{event} {what[:1]}")
-
-    _EVENTS: ClassVar = {
-        **dict.fromkeys(("open", "os.listdir", "os.scandir"), _path),
-        "exec": _code,
-        **dict.fromkeys(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect"), _never),
-    }
-
-
-WATCH = Watch()
-
-
-# How inputs are mutated
-
-
-def mutated_bytes(originals: list[bytes]) -> st.SearchStrategy[bytes]:
-    """One of some files with bytes changed, put in, left out, or cut off."""
-    place = st.floats(0, 1, exclude_max=True)
-    change = st.tuples(st.sampled_from(["set", "insert", "delete", "cut", "repeat"]), place, st.binary(max_size=8))
-    return st.builds(_with_changes, st.sampled_from(originals), st.lists(change, max_size=6))
-
-
-def _with_changes(content: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
-    for how, place, more in changes:
-        at = int(place * len(content))
-        before, after = content[:at], content[at:]
-        content = {
-            "set": before + more + after[len(more) :],
-            "insert": before + more + after,
-            "delete": before + after[len(more) :],
-            "cut": before,
-            "repeat": before + before[-8:] * (len(more) + 1) + after,
-        }[how]
-    return content
-
-
-def hostile_values(texts: list[str]) -> st.SearchStrategy[Any]:
-    """Values that JSON can hold and nobody expects."""
-    numbers = [-1, 0, 1, 2, 9_001, 2**31, 2**40, 2**63, 10**30, -0.0, 1e-320, 1e15, 1e99, 1e308]
-    words = ["", "x", "0", "nan", "\x1b[31m\x07", "\ud800", "\udcff", "a\0b", "<script>", "y" * 3000, "..", *texts]
-    odd = [None, True, False, float("nan"), float("inf"), [], {}, [[]], [{}], {"": 0}, [0] * 100, *numbers, *words]
-    apart = st.sampled_from(odd).map(deepcopy)  # mutations of one input must not reach the next
-    return st.one_of(apart, st.integers(1, 3000).map(_nested), st.floats(), st.text(max_size=4))
-
-
-def _nested(depth: int) -> Any:
-    value: Any = 0
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def mutated_json(original: Any, values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A JSON value with some of its parts replaced, left out, doubled or moved."""
-    change = st.tuples(
-        st.sampled_from(["replace", "replace", "replace", "delete", "double", "move"]),
-        st.integers(0, 2**20),
-        st.integers(0, 2**20),
-        values,
-    )
-    return st.lists(change, min_size=1, max_size=3).map(lambda changes: _with_parts(original, changes))
-
-
-def _with_parts(original: Any, changes: list[tuple[str, int, int, Any]]) -> Any:
-    value = {"": json.loads(json.dumps(original))}
-    for how, at, other, new in changes:
-        slots = _slots(value)
-        holder, key = slots[at % len(slots)]
-        if how == "replace":
-            holder[key] = new
-        elif how == "move":
-            source, name = slots[other % len(slots)]
-            holder[key] = json.loads(_dumped(source[name]))
-        elif isinstance(holder, list):
-            holder[key : key + 1] = [] if how == "delete" else [holder[key]] * 2
-        elif key:
-            part = holder.pop(key)
-            if how == "double":
-                holder[f"{key}x"] = part
-    return value[""]
-
-
-def _slots(value: Any) -> list[tuple[Any, Any]]:
-    found, waiting = [], [value]
-    while waiting:
-        holder = waiting.pop()
-        for key in list(holder) if isinstance(holder, dict) else range(len(holder)):
-            found.append((holder, key))
-            if isinstance(holder[key], (dict, list)):
-                waiting.append(holder[key])
-    return found
-
-
-def _dumped(value: Any) -> str:
-    try:
-        return json.dumps(value)
-    except RecursionError:
-        return "0"
-
-
-def _deep_dumped(value: Any) -> bytes:
-    """JSON of values that are nested deeper than `json` goes."""
-    if isinstance(value, list) and len(value) == 1:
-        depth = 0
-        while isinstance(value, list) and len(value) == 1:
-            value, depth = value[0], depth + 1
-        return b"[" * depth + _deep_dumped(value) + b"]" * depth
-    if isinstance(value, list):
-        return b"[" + b",".join(map(_deep_dumped, value)) + b"]"
-    if isinstance(value, dict):
-        return b"{" + b",".join(json.dumps(k).encode() + b":" + _deep_dumped(v) for k, v in value.items()) + b"}"
-    return json.dumps(value).encode()
-
-
-def mutated_safetensors(content: bytes, values: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
-    """A safetensors file whose header, header's length or bytes lie."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header, body = json.loads(content[8:end]), content[end:]
-    kinds = st.sampled_from(["F64", "F16", "BF16", "I64", "I8", "U8", "BOOL", "C64", "F8_E4M3", "F4", "F32"])
-    lying = st.builds(
-        lambda text, length, body: (len(text) if length is None else length).to_bytes(8, "little") + text + body,
-        mutated_json(header, st.one_of(values, kinds)).map(_deep_dumped),
-        st.sampled_from([None, None, None, None, None, 0, 7, 2**40, 2**64 - 1]),
-        st.one_of(st.just(body), mutated_bytes([body])),
-    )
-    odd_numbers = st.tuples(st.sampled_from([b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff\x7f\x7f"]), st.integers(0))
-    odd = odd_numbers.map(
-        lambda pair: content[: (at := end + pair[1] % len(body) // 4 * 4)] + pair[0] + content[at + 4 :]
-    )
-    return st.one_of(lying, lying, mutated_bytes([content]), odd)
-
-
-def mutated_rows(content: bytes) -> st.SearchStrategy[bytes]:
-    """An npy file whose header lies, or whose numbers are odd ones."""
-    array = np.load(io.BytesIO(content))
-    shapes = [(2**40, *array.shape[1:]), (*array.shape, 2**20), array.shape[:1], (), (0,), (len(array), 3), (-1, 2)]
-    types = ["<f8", "<i2", "|b1", "<c8", "|O", "<U4", "|V4", ">f4", "x" * 99]
-    odd = st.sampled_from([np.nan, np.inf, 1e16, 3e38, -1, 100, 0])
-
-    def lie(shape: tuple[int, ...], kind: str, fortran: bool) -> bytes:
-        header = f"{{'descr': {kind!r}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n".encode()
-        return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + array.tobytes()
-
-    def numbers(at: int, value: float) -> bytes:
-        other = array.copy()
-        with np.errstate(all="ignore"):
-            other.flat[at % other.size] = np.float64(value).astype(other.dtype)
-        np.save(file := io.BytesIO(), other)
-        return file.getvalue()
-
-    lying = st.builds(
-        lie, st.sampled_from([array.shape, *shapes]), st.sampled_from([array.dtype.str, *types]), st.booleans()
-    )
-    return st.one_of(lying, st.builds(numbers, st.integers(0, 2**20), odd))
-
-
-# The targets
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is fuzzed: inputs, and what is done with one; `MFVError` is an answer, any other error a bug.
-
-    Args:
-        name: what it is called.
-        inputs: the strategy.
-        use: what is done with an input.
-        folders: where files may be opened.
-        listed: folders that may be listed, and no more.
-    """
-
-    name: str
-    inputs: st.SearchStrategy[Any]
-    use: Callable[[Any], object]
-    folders: tuple[Path, ...]
-    listed: tuple[Path, ...] = ()
-
-    def accepts(self, value: Any) -> bool:
-        """Whether an input is used; False: it is refused by name.
-
-        Raises:
-            AssertionError: if anything outside the folders was opened.
-            Exception: whatever else comes: a bug.
-        """
-        with WATCH.over(*self.folders, listed=self.listed):
-            try:
-                self.use(value)
-                accepted = True
-            except MFVError as error:
-                assert str(error)
-                accepted = False
-        if WATCH.outside:
-            raise ReadOutside(", ".join(WATCH.outside))
-        return accepted
-
-
-class ReadOutside(AssertionError):
-    """Something outside the folders was opened, listed or run."""
 
 
 def network() -> tuple[nn.Module, mfv.InputSpec]:
@@ -330,71 +83,81 @@ def pictures() -> list[bytes]:
 def targets(folder: Path) -> list[Target]:
     """All targets, their files in an empty folder."""
     TiffImagePlugin.WRITE_LIBTIFF = False
-    here, secret = folder / "here", folder / "secret"
-    here.mkdir()
+    secret = folder / "secret"
     made = _tiny_run(folder, secret)
     values = hostile_values(
         [str(secret), "../secret/0.png", str(secret / "0.png"), f"{secret}/evil.py:make", "/", "/etc"]
     )
-    tensors = (made / "tensors.safetensors").read_bytes()
-    state = network()[0].state_dict()
-    pickled = io.BytesIO()
-    torch.save(state, pickled)
-    recipes = st.sampled_from(list(RECIPES.values())).flatmap(
-        lambda recipe: mutated_json(json.loads(recipe.to_json()), values)
-    )
-    texts = [path.read_bytes() for path in (made / "run.toml",)]
-
-    def write(name: str, content: bytes) -> Path:
-        (here / name).write_bytes(content)
-        return here / name
-
-    def image(content: bytes) -> None:
-        (only := folder / "one").mkdir(exist_ok=True)
-        (only / "a.img").write_bytes(content)
-        item = mfv.ImageFolder(only, SPEC)[0]
-        assert item.shape == (3, 16, 16)
-        assert item.min() >= 0
-        assert item.max() <= 1
-
-    def weights(name: str) -> Callable[[bytes], None]:
-        def use(content: bytes) -> None:
-            model, _ = models.load("fuzz_targets:network", write(name, content))
-            assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-        return use
-
-    def facet_set(content: bytes) -> None:
-        facets = mfv.FacetSet.load(write("facets.safetensors", content))
-        assert torch.isfinite(facets.head().weight).all()
-        assert sum(map(len, facets)) <= len(facets.labels)
-        assert facets.key and facets._repr_html_()
-        mfv.attr.FacetModel(_WithLayers(facets), facets)
-
-    def recipe(value: Any) -> None:
-        again = read_recipe(write("recipe.json", _deep_dumped(value)))
-        assert again.with_steps(50).n_steps == 50
-        assert read_recipe(write("recipe.json", again.to_json().encode())) == again
-
-    options = dict(map(cli._kinds, cli.app.commands["run"].params))
-
-    def toml(content: bytes) -> None:
-        config.dumps(config.read(write("a.toml", content), options), here)
-
     return [
-        Target("images", mutated_bytes(pictures()), image, (folder / "one",)),
-        Target("weights: safetensors", mutated_safetensors(save(state), values), weights("w.safetensors"), (here,)),
-        Target("weights: pickles", mutated_bytes([pickled.getvalue()]), weights("w.pt"), (here, _temporary())),
-        Target("facet sets", mutated_safetensors(tensors, values), facet_set, (here,)),
-        Target("recipes", recipes, recipe, (here,)),
-        Target("configs", st.one_of(mutated_bytes(texts), _toml(texts[0], values)), toml, (here,)),
+        *_files(folder / "here", made, values),
         *_runs(folder, made, secret, values),
         _gone_on(folder, secret, values),
     ]
 
 
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir()) / "torch"
+def _files(here: Path, made: Path, values: st.SearchStrategy[Any]) -> list[Target]:
+    """Files that are read one by one, each in the same place."""
+    use = _Use(here)
+    tensors, text = (made / "tensors.safetensors").read_bytes(), (made / "run.toml").read_bytes()
+    state = network()[0].state_dict()
+    torch.save(state, pickled := io.BytesIO())
+    recipes = st.sampled_from(list(RECIPES.values())).flatmap(
+        lambda recipe: mutated_json(json.loads(recipe.to_json()), values)
+    )
+    configs = st.one_of(mutated_bytes([text]), mutated_toml(text, values))
+    torchs = Path(tempfile.gettempdir()) / "torch"
+    return [
+        Target("images", mutated_bytes(pictures()), use.image, (here,)),
+        Target("weights: safetensors", mutated_safetensors(save(state), values), use.safetensors, (here,)),
+        Target("weights: pickles", mutated_bytes([pickled.getvalue()]), use.pickle, (here, torchs)),
+        Target("facet sets", mutated_safetensors(tensors, values), use.facet_set, (here,)),
+        Target("recipes", recipes, use.recipe, (here,)),
+        Target("configs", configs, use.config, (here,)),
+    ]
+
+
+class _Use:
+    """What a user does with a file of a folder."""
+
+    def __init__(self, here: Path) -> None:
+        self.here = here
+        self.options = dict(map(cli._kinds, cli.app.commands["run"].params))
+        (here / "images").mkdir(parents=True)
+
+    def image(self, content: bytes) -> None:
+        item = mfv.ImageFolder(self._written("images/a.img", content).parent, SPEC)[0]
+        assert item.shape == (3, 16, 16)
+        assert item.min() >= 0
+        assert item.max() <= 1
+
+    def safetensors(self, content: bytes) -> None:
+        self._load("w.safetensors", content)
+
+    def pickle(self, content: bytes) -> None:
+        self._load("w.pt", content)
+
+    def facet_set(self, content: bytes) -> None:
+        facets = mfv.FacetSet.load(self._written("facets.safetensors", content))
+        assert torch.isfinite(facets.head().weight).all()
+        assert sum(map(len, facets)) <= len(facets.labels)
+        assert facets.key and facets._repr_html_()
+        mfv.attr.FacetModel(_WithLayers(facets), facets)
+
+    def recipe(self, value: Any) -> None:
+        again = read_recipe(self._written("recipe.json", deep_dumped(value)))
+        assert again.with_steps(50).n_steps == 50
+        assert read_recipe(self._written("recipe.json", again.to_json().encode())) == again
+
+    def config(self, content: bytes) -> None:
+        config.dumps(config.read(self._written("a.toml", content), self.options), self.here)
+
+    def _load(self, name: str, content: bytes) -> None:
+        model, _ = models.load("fuzz_targets:network", self._written(name, content))
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+    def _written(self, name: str, content: bytes) -> Path:
+        (self.here / name).write_bytes(content)
+        return self.here / name
 
 
 class _WithLayers(nn.Module):
@@ -405,15 +168,6 @@ class _WithLayers(nn.Module):
         for name in (facets.code.layer, facets.unit.layer_name):
             if name and "." not in name and not hasattr(self, name):
                 self.add_module(name, nn.Identity())
-
-
-def _toml(original: bytes, values: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
-    """A config whose values are others."""
-    names = [line.split(b" = ")[0] for line in original.splitlines() if b" = " in line]
-    line = st.builds(
-        lambda name, value: name + b" = " + _deep_dumped(value), st.sampled_from([*names, b"x", b""]), values
-    )
-    return st.lists(line, max_size=5).map(b"\n".join)
 
 
 def _tiny_run(folder: Path, secret: Path) -> Path:
@@ -464,23 +218,28 @@ def _judge(path: Path, held_out: Path) -> None:
     )
 
 
+def _changes(made: Path, secret: Path, values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, Any]]:
+    """A file of a run's folder, and bytes or something that is no file to put in its place."""
+    mutations = {
+        ".json": lambda content: mutated_json(json.loads(content), values).map(deep_dumped),
+        ".safetensors": lambda content: mutated_safetensors(content, values),
+        ".npy": mutated_rows,
+    }
+    files = [path for path in sorted(made.rglob("*")) if path.is_file()]
+    names = [str(path.relative_to(made)) for path in files]
+    told, plain = [], []
+    for path, name in zip(files, names, strict=True):
+        content = path.read_bytes()
+        plain.append(st.tuples(st.just(name), mutated_bytes([content])))
+        if path.suffix in mutations:
+            told.append(st.tuples(st.just(name), mutations[path.suffix](content)))
+    odd = ["missing", "folder", "pipe", "circle", secret / "0.png", Path("/dev/zero"), Path("/etc")]
+    return st.one_of(*told, st.one_of(*plain), st.tuples(st.sampled_from(names), st.sampled_from(odd)))
+
+
 def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]) -> list[Target]:
     """Run folders with another file in the place of one of theirs: read, and evaluated."""
-    copy, other = folder / "copy", mfv.RunFolder.read(made)
-    names = ("manifest.json", "facets.json", "metrics.json")
-    pieces = [(name, mutated_json(json.loads((made / name).read_text()), values).map(_deep_dumped)) for name in names]
-    pieces += [(name, mutated_bytes([(made / name).read_bytes()])) for name in names]
-    pieces += [("tensors.safetensors", mutated_safetensors((made / "tensors.safetensors").read_bytes(), values))]
-    files = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-    kinds: Any = st.sampled_from(
-        ["missing", "folder", "pipe", "circle", secret / "0.png", Path("/dev/zero"), Path("/etc")]
-    )
-    whole = [(name, mutated_bytes([(made / name).read_bytes()])) for name in files if name.endswith(".png")]
-    inputs = st.one_of(
-        *(st.tuples(st.just(name), content) for name, content in pieces),
-        st.tuples(st.sampled_from(files), kinds),
-        st.one_of(*(st.tuples(st.just(name), content) for name, content in whole)),
-    )
+    copy, other, inputs = folder / "copy", mfv.RunFolder.read(made), _changes(made, secret, values)
     _copy(made, copy)
 
     @contextmanager
@@ -517,25 +276,13 @@ def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]
 
 
 def _gone_on(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> Target:
-    """Folders of runs that were stopped, with another file in the place of one of theirs, gone on with."""
-    collected = _stopped(folder, Store, "finish", 1)
-    drawn = _stopped(folder, checkpoint.Checkpoint, "save", 2)
-    copies, numbers, strategies = folder / "gone on", count(), []
-    for made in (collected, drawn):
-        for path in filter(Path.is_file, sorted(made.rglob("*"))):
-            content, name = path.read_bytes(), str(path.relative_to(made))
-            kinds = [st.sampled_from(["missing", "folder", "circle", secret / "0.png", Path("/dev/zero")])]
-            if path.suffix == ".json":
-                kinds.append(mutated_json(json.loads(content), values).map(_deep_dumped))
-            elif path.suffix == ".safetensors":
-                kinds.append(mutated_safetensors(content, values))
-            elif path.suffix == ".npy":
-                kinds.append(mutated_rows(content))
-            kinds.append(mutated_bytes([content]))
-            strategies.append(st.tuples(st.just(made), st.just(name), st.one_of(kinds)))
+    """The same of runs that were stopped, gone on with."""
+    stopped = _stopped(folder, Store, "finish", 1), _stopped(folder, checkpoint.Checkpoint, "save", 2)
+    inputs = st.one_of(*(st.tuples(st.just(made), _changes(made, secret, values)) for made in stopped))
+    copies, numbers = folder / "gone on", count()
 
-    def use(what: tuple[Path, str, Any]) -> None:
-        made, name, kind = what
+    def use(what: tuple[Path, tuple[str, Any]]) -> None:
+        made, (name, kind) = what
         one, before = copies / str(next(numbers)), Path.cwd()
         shutil.copytree(made, one)
         _put(one / name, kind)
@@ -545,7 +292,7 @@ def _gone_on(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> Targ
         finally:
             os.chdir(before)
 
-    return Target("run folders: go on", st.one_of(strategies), use, (copies, folder / "images", collected, drawn))
+    return Target("run folders: go on", inputs, use, (copies, folder / "images", *stopped))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -57,6 +57,8 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
+        if not self.path.is_file():  # a pipe would block
+            raise RunError(f"{self.path} can't be continued: not a regular file")
         with self.reading(), safe_open(self.path, framework="pt") as file:
             noted = dict(file.metadata() or {})
             facts = parse_json(noted["facts"])
