@@ -31,6 +31,7 @@ from torch import nn
 
 import captum_mfv as mfv
 from captum_mfv import cli, config, models, report
+from captum_mfv.cli.options import kinds
 from captum_mfv.evaluate import evaluate
 from captum_mfv.images import to_pil
 from captum_mfv.metrics import Judge
@@ -121,7 +122,7 @@ class _Use:
 
     def __init__(self, here: Path) -> None:
         self.here = here
-        self.options = dict(map(cli._kinds, cli.app.commands["run"].params))
+        self.options = dict(map(kinds, cli.app.commands["run"].params))
         (here / "images").mkdir(parents=True)
 
     def image(self, content: bytes) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 import captum_mfv as mfv
 from captum_mfv import FacetSet, RunFolder, cli, config, find_facets, models, report, top_images
+from captum_mfv.cli.told import plain_warnings
 from captum_mfv.errors import (
     FacetError,
     ImageError,
@@ -79,7 +80,7 @@ def test_what_is_no_image_is_passed_over_and_named_and_nothing_blocks(tmp_path):
 
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path, capsys):
-    with cli._plain_warnings():
+    with plain_warnings():
         list(batches(ImageFolder(hostile_folder(tmp_path / "images"), SPEC)))
     said = capsys.readouterr().err
     assert "j\u241b[31m\u240a.png" in said

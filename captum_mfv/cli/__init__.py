@@ -1,0 +1,71 @@
+"""The command ``captum-mfv``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from captum_mfv._version import __version__
+from captum_mfv.cli.judging import evaluate
+from captum_mfv.cli.lists import list_
+from captum_mfv.cli.pages import compare, report
+from captum_mfv.cli.runs import demo, run
+from captum_mfv.cli.told import plain_warnings
+from captum_mfv.errors import MFVError
+from captum_mfv.text import visible
+
+__all__ = ["app", "main"]
+
+_EPILOG = """\b
+Exit status:
+  0    done; results are on standard output, all else on standard error
+  2    the input can't be used; one line says why, and nothing that was there is lost
+  130  interrupted; the same command goes on from there
+  1    anything else, with a traceback: a bug, please report it
+
+\b
+Completion of commands, options, models and recipes, in your shell's start-up file:
+  bash  eval "$(_CAPTUM_MFV_COMPLETE=bash_source captum-mfv)"
+  zsh   eval "$(_CAPTUM_MFV_COMPLETE=zsh_source captum-mfv)"
+  fish  _CAPTUM_MFV_COMPLETE=fish_source captum-mfv | source
+"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, prog_name="captum-mfv")
+def app() -> None:
+    """Multifaceted feature visualization: what are the facets of a unit, and how does each look?
+
+    \b
+    captum-mfv demo                                try it: half a minute, no download
+    captum-mfv list layers --model squeezenet1_0   which units there are
+    captum-mfv run --help                          the real job
+    """
+
+
+for _command in (run, demo, list_, report, compare, evaluate):
+    app.add_command(_command)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command and exit; what can't be used gets one line on standard error."""
+    try:
+        with plain_warnings():
+            status = app.main(args, prog_name="captum-mfv", standalone_mode=False)
+    except BrokenPipeError:  # whoever reads has enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (click.ClickException, MFVError, OSError) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"captum-mfv: error: {visible(' '.join(text.split()))}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        if "_CAPTUM_MFV_COMPLETE" not in os.environ:  # a shell that asked for completion has a line to keep clean
+            click.echo("captum-mfv: interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)

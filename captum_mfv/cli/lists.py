@@ -1,0 +1,97 @@
+"""``captum-mfv list``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from captum_mfv.cli.options import completed, model_names, recipe_names
+
+__all__ = ["list_"]
+
+
+@click.group(name="list")
+def list_() -> None:
+    """What there is to choose from."""
+
+
+@list_.command()
+@click.argument("name", required=False, shell_complete=completed(recipe_names))
+def recipes(name: str | None) -> None:
+    """The recipes, a line each; of one NAME, its JSON, to change and give to `run --recipe FILE.json`.
+
+    \b
+    captum-mfv list recipes facet > mine.json
+    """
+    from captum_mfv.optvis.recipes import RECIPES, get_recipe
+
+    if name is not None:
+        click.echo(get_recipe(name).to_json())
+        return
+    for recipe in RECIPES.values():
+        click.echo(f"{recipe.name:20} {recipe.n_steps:4} steps  {recipe.summary}")
+
+
+@list_.command()
+def controls() -> None:
+    """The controls that `evaluate --control` draws, a line each."""
+    from captum_mfv.metrics import CONTROLS
+
+    for name, control in CONTROLS.items():
+        click.echo(f"{name:22} {control.summary}")
+
+
+@list_.command()
+def models() -> None:
+    """The names that --model knows: torchvision's image classifiers."""
+    click.echo("\n".join(model_names()))
+
+
+@list_.command()
+@click.option(
+    "--model",
+    required=True,
+    shell_complete=completed(model_names),
+    help="One of `captum-mfv list models`, or file.py:function (which is run).",
+)
+@click.option("--unit", metavar="LAYER[:INDEX]", show_default="the last layer", help="Whose default code is marked.")
+def layers(model: str, unit: str | None) -> None:
+    """The layers of a model, in the order in which they run, and how many units each has; no download.
+
+    A unit is LAYER:INDEX, its index below the layer's number of units. The layer with a * is the default code of
+    units of the last layer, or of the one that --unit names. A layer that runs several times has no units of its
+    own; one with channels last needs `run --channels last`; = names a layer with the very same output.
+
+    \b
+    captum-mfv list layers --model resnet50 --unit fc
+    """
+    from captum_mfv.activations import code_layer, layer_name, trace
+    from captum_mfv.models import load
+
+    network, spec = load(model, pretrained=False)
+    calls = trace(network, spec.feed(network)(spec.grey()))
+    last = next(call.name for call in reversed(calls) if call.runs == 1 and not call.copies)
+    name = last if unit is None else layer_name(network, unit.partition(":")[0])
+    code = code_layer(calls, name)
+    rows = [("layer", "kind", "output", "units", "")]
+    rows += [(call.name, type(network.get_submodule(call.name)).__name__, *_layer(call, code)) for call in calls]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, row[3].rjust(5), row[4]]).rstrip())
+    click.echo(f"* code of {name} by default", err=True)
+
+
+def _layer(call: Any, code: str) -> tuple[str, str, str]:
+    """Output shape, number of units and what else is to know of a layer's run."""
+    from captum_mfv.units import is_channels_last
+
+    notes = {
+        "*": call.name == code,
+        f"= {call.copies}": call.copies is not None and call.runs == 1,
+        f"runs {call.runs} times": call.runs > 1,
+        "channels last": is_channels_last(call.shape),
+    }
+    units = "" if call.runs > 1 or call.n_units is None else str(call.n_units)
+    return " x ".join(map(str, call.shape[1:])), units, ", ".join(note for note, holds in notes.items() if holds)
