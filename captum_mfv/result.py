@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -181,10 +181,7 @@ class RunFolder:
         Raises:
             RunError: if a link leads it out of the run's folder.
         """
-        try:
-            return within(self.path, f"{_UNFINISHED}/{name}")
-        except ValueError as error:
-            raise RunError(f"{self.path}: {error}") from error
+        return self._own(f"{_UNFINISHED}/{name}", within)
 
     def finish(self) -> None:
         """Note that every stage is done."""
@@ -287,10 +284,10 @@ class RunFolder:
         slug = "-".join(re.findall("[a-z]+", name))
         return [f"controls/{slug}/facet_{k:02d}.png" for k in range(n_facets)]
 
-    def _own(self, name: str) -> Path:
-        """The path of one of the folder's files, which no link leads out of it."""
+    def _own(self, name: str, place: Callable[[Path, str], Path] = inside) -> Path:
+        """The path of one of the folder's files, or of something else in it, which no link leads out of it."""
         try:
-            return inside(self.path, name)
+            return place(self.path, name)
         except ValueError as error:
             raise RunError(f"{self.path}: {error}") from error
 

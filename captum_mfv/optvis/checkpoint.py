@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -45,7 +46,7 @@ class Checkpoint:
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Write the state, in the place of the one before."""
         arrays = {name: value.detach().cpu().numpy() for name, value in state.items()}
-        facts = {"facts": json.dumps(self._facts), "sha256": _digest(state)}
+        facts = {"facts": json.dumps(self._facts), "sha256": _digest(arrays)}
         write_whole(self.path, tensor_file(arrays, facts))
         self._saved = monotonic()
 
@@ -64,7 +65,7 @@ class Checkpoint:
             facts = parse_json(noted["facts"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             other = [name for name in self._facts if facts.get(name) != self._facts[name]]
-            if not other and noted.get("sha256") != _digest(state):
+            if not other and noted.get("sha256") != _digest({name: value.numpy() for name, value in state.items()}):
                 raise ValueError("it was changed")
         if other:
             raise RunError(f"{self.path} holds another rendering (its {', '.join(other)} differ); choose another file")
@@ -83,10 +84,10 @@ class Checkpoint:
             raise RunError(f"{self.path} can't be continued: {error}; remove it to begin anew") from error
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     """What tells whether a state is as it was saved."""
     total = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        total.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        total.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+    for name, values in sorted(arrays.items()):
+        total.update(f"{name} {values.shape} {values.dtype} ".encode())
+        total.update(np.ascontiguousarray(values).data)
     return total.hexdigest()
