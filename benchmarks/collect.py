@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from captum_mfv import FacetFinder, ImageFolder, InputSpec, Unit
-from captum_mfv.collect import collect
+from captum_mfv.activations.codes import collect
 from captum_mfv.datasets import planted_codes
 from captum_mfv.images import Images
 

@@ -21,7 +21,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
 from captum_mfv.datasets import planted_codes
-from captum_mfv.separation import excess
+from captum_mfv.facets.separation import excess
 
 Codes = NDArray[np.float64]
 

@@ -31,10 +31,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from captum_mfv import files, pipeline
 from captum_mfv.datasets import digits
+from captum_mfv.jobs import runner as pipeline
 from captum_mfv.optvis import checkpoint
-from captum_mfv.result import RunFolder
+from captum_mfv.runs.folder import RunFolder
+from captum_mfv.storage import files
 
 _MODEL = """
 import torch

@@ -18,8 +18,8 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from captum_mfv import FacetFinder, ImageFolder, Unit, models
+from captum_mfv.activations.codes import Collection, collect
 from captum_mfv.attr import pure_code
-from captum_mfv.collect import Collection, collect
 from captum_mfv.facets import cluster
 
 

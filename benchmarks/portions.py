@@ -2,7 +2,7 @@
 """How many images a network takes fastest at once on a CPU: python benchmarks/portions.py [--models NAME …]
 
 For each of torchvision's models, seconds that 32 images take in portions of each size, forward alone and with the
-gradient with respect to the images, and the size that `memory.at_once` takes by itself.
+gradient with respect to the images, and the size that `memory.cpu_batch_size` takes by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from captum_mfv import InputSpec
-from captum_mfv.memory import at_once
+from captum_mfv.activations.batching import cpu_batch_size
 
 _SIZES, _N = (1, 2, 4, 8, 16, 32), 32
 
@@ -59,7 +59,7 @@ def main() -> None:
         model = torchvision.models.get_model(name, weights=None).eval().requires_grad_(False)
         model = model.to(memory_format=torch.channels_last)
         images = torch.rand(_N, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-        taken = at_once(model, InputSpec(), _N)
+        taken = cpu_batch_size(model, InputSpec(), _N)
         for work in (forward, gradient):
             times = seconds(work, model, images, args.goes)
             row = " | ".join(f"{found:.2f}" for found in times.values())

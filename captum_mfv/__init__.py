@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from captum_mfv._version import __version__
 
 if TYPE_CHECKING:
-    from captum_mfv import attr, concept, datasets, figures, images, metrics, models, optvis, report
-    from captum_mfv.collect import TopImages, top_images
+    from captum_mfv import attr, concept, datasets, errors, figures, images, metrics, models, optvis, report
+    from captum_mfv.activations.top_k import TopImages, top_images
     from captum_mfv.errors import MFVError
-    from captum_mfv.facets import Facet, FacetFinder, FacetSet, find_facets
+    from captum_mfv.facets.facet_set import Facet, FacetSet
+    from captum_mfv.facets.find import find_facets
+    from captum_mfv.facets.finder import FacetFinder
     from captum_mfv.images import ImageFolder, InputSpec
-    from captum_mfv.result import RunFolder
+    from captum_mfv.runs.folder import RunFolder
     from captum_mfv.units import Code, Unit
 
 __all__ = [
@@ -29,8 +31,10 @@ __all__ = [
     "Unit",
     "__version__",
     "attr",
+    "collect",
     "concept",
     "datasets",
+    "errors",
     "figures",
     "find_facets",
     "images",
@@ -49,11 +53,12 @@ _HOME = {
     "ImageFolder": "images",
     "InputSpec": "images",
     "MFVError": "errors",
-    "RunFolder": "result",
-    "TopImages": "collect",
+    "RunFolder": "runs",
+    "TopImages": "activations",
     "Unit": "units",
     "find_facets": "facets",
-    "top_images": "collect",
+    "collect": "activations",
+    "top_images": "activations",
 }
 
 

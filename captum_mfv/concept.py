@@ -16,9 +16,9 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from captum_mfv.activations import capture, guard, layer_name
+from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import FacetSet
+from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
 
 __all__ = ["CentroidClassifier", "ConceptScore", "facet_concepts", "random_concepts", "tcav_table"]

@@ -22,11 +22,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_mfv.display.palette import facet_color, facet_marker
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import FacetSet
+from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, image_at
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.palette import facet_color, facet_marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

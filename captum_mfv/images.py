@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
-from captum_mfv.foreign import is_folder
+from captum_mfv.storage.untrusted import is_folder
 
 __all__ = [
     "ImageFolder",

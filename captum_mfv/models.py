@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import ModelError
-from captum_mfv.foreign import is_file
 from captum_mfv.images import InputSpec
+from captum_mfv.storage.untrusted import is_file
 
 __all__ = ["autocast_dtype", "digest", "load", "names"]
 

@@ -30,15 +30,16 @@ from safetensors.torch import save
 from torch import nn
 
 import captum_mfv as mfv
-from captum_mfv import cli, config, models, report
+from captum_mfv import cli, models, report
+from captum_mfv.activations.store import Store
 from captum_mfv.cli.options import kinds
-from captum_mfv.evaluate import evaluate
 from captum_mfv.images import to_pil
+from captum_mfv.jobs.evaluation import evaluate
+from captum_mfv.jobs.runner import Job, run
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis import checkpoint
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
-from captum_mfv.pipeline import Job, run
-from captum_mfv.store import Store
+from captum_mfv.runs import config
 
 SPEC = mfv.InputSpec(16)
 

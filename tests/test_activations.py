@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_mfv.activations import capture, code_layer, guard, layer_name, spatial_layers, trace
+from captum_mfv.activations import capture, guard, layer_name, trace
+from captum_mfv.activations.layers import code_layer, spatial_layers
 from captum_mfv.errors import UnitError
 
 X = torch.rand(2, 3, 32, 32)

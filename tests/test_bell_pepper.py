@@ -9,7 +9,7 @@ from conftest import DATA, needs_data
 from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder, ImageFolder, Unit, models
-from captum_mfv.collect import collect
+from captum_mfv.activations.codes import collect
 from captum_mfv.facets import cluster
 
 pytestmark = needs_data

@@ -261,7 +261,7 @@ def test_a_hidden_unit_is_seen_through_the_crops_of_its_peaks(inputs, tmp_path, 
 def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, monkeypatch):
     words = arguments(inputs, tmp_path / "run", unit="2:3", facets=2, **{"top-k": 30})
     with monkeypatch.context() as patch:
-        patch.setattr("captum_mfv.pipeline.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("captum_mfv.jobs.runner.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(words, capsys)[0] == 130
     assert (tmp_path / "run" / ".unfinished" / "top" / "state.json").exists()
     assert call(words, capsys)[0] == 0
@@ -280,7 +280,7 @@ def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
 def test_a_finished_run_is_not_done_again_and_a_stopped_one_goes_on(inputs, tmp_path, capsys, monkeypatch):
     words = arguments(inputs, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("captum_mfv.pipeline.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("captum_mfv.jobs.runner.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         status, _, said = call(words, capsys)
     assert status == 130
     assert "the same command goes on from here" in said
@@ -443,7 +443,7 @@ def test_a_run_is_repeated_from_its_own_config_wherever_one_stands(inputs, tmp_p
 
 def test_the_demo_is_repeated_from_its_config_too(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("captum_mfv.pipeline.get_recipe", lambda name: RECIPES[name].with_steps(2))
+    monkeypatch.setattr("captum_mfv.jobs.runner.get_recipe", lambda name: RECIPES[name].with_steps(2))
     few = [values[::6] for values in digits()]
     monkeypatch.setattr("captum_mfv.datasets.digits", lambda: few)
     assert call(["demo", "--out", "demo", "--quiet"], capsys)[1] == ""
@@ -491,7 +491,7 @@ def test_verbose_says_layers_code_and_what_took_how_long(inputs, tmp_path, capsy
         warnings.warn("old <thing>", DeprecationWarning, stacklevel=2)
         return check_method(*arguments, **options)
 
-    monkeypatch.setattr("captum_mfv.pipeline.check_method", warn)
+    monkeypatch.setattr("captum_mfv.jobs.runner.check_method", warn)
     _, said, told = call([*arguments(inputs, tmp_path / "run", steps=2), "--verbose"], capsys)
     assert len(said.splitlines()) == 4
     for words in ("unit 6:1, read by mean; code: mean of 3", "distribution reads 1, 2, 3", "DeprecationWarning: old"):

@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_images
 from captum_mfv.activations import capture, guard
-from captum_mfv.collect import collect
+from captum_mfv.activations.codes import collect
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import stack
 
@@ -137,7 +137,7 @@ class Stops:
 @pytest.fixture
 def eager_notes(monkeypatch):
     """How far a pass came is noted after every batch."""
-    monkeypatch.setattr("captum_mfv.store._SECONDS", 0.0)
+    monkeypatch.setattr("captum_mfv.activations.store._SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("eager_notes")

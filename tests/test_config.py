@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from captum_mfv import config
 from captum_mfv.optvis.recipes import RECIPES
+from captum_mfv.runs import config
 
 TYPES = dict.fromkeys(["model", "weights", "unit", "images", "labels", "out", "recipe", "top_k", "facets"], (str, int))
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 from conftest import SPEC, small_cnn
 
-from captum_mfv import find_facets, lock, pipeline
+from captum_mfv import find_facets
 from captum_mfv.errors import RunError
+from captum_mfv.jobs import runner as pipeline
 from captum_mfv.optvis import checkpoint
 from captum_mfv.optvis.recipes import RECIPES
 from captum_mfv.optvis.render import render_facets
+from captum_mfv.storage import lock
 from captum_mfv.units import Unit
 
 FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"

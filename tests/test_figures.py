@@ -13,10 +13,10 @@ from PIL import Image
 from captum_mfv import FacetFinder, RunFolder, Unit, find_facets
 from captum_mfv.attr import facet_maps
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
+from captum_mfv.display.palette import facet_color, facet_marker
 from captum_mfv.errors import FacetError, RunError
 from captum_mfv.figures import overlay_png, plot_attributions, plot_embedding, plot_facets, plot_history
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.palette import facet_color, facet_marker
 
 
 @pytest.fixture(scope="module")

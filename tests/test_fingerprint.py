@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import captum_mfv as mfv
-from captum_mfv import collect, fields, metrics
+from captum_mfv import collect, metrics
+from captum_mfv.activations import receptive_field as fields
 from captum_mfv.attr import FacetAttribution, FacetModel, facet_maps, pure_code
 from captum_mfv.optvis import reference
 from captum_mfv.optvis.recipes import RECIPES

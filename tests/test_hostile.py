@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import captum_mfv as mfv
-from captum_mfv import FacetSet, RunFolder, cli, config, find_facets, models, report, top_images
-from captum_mfv.cli.told import plain_warnings
+from captum_mfv import FacetSet, RunFolder, cli, find_facets, models, report, top_images
+from captum_mfv.activations.store import Store
+from captum_mfv.cli.console import plain_warnings
 from captum_mfv.errors import (
     FacetError,
     ImageError,
@@ -26,14 +27,14 @@ from captum_mfv.errors import (
     RunError,
     UnitError,
 )
-from captum_mfv.evaluate import evaluate
-from captum_mfv.files import tensor_file
 from captum_mfv.images import ImageFolder, batches, to_pil
+from captum_mfv.jobs.evaluation import evaluate
+from captum_mfv.jobs.runner import Job, run
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, Recipe, read_recipe
 from captum_mfv.optvis.render import render_facets
-from captum_mfv.pipeline import Job, run
-from captum_mfv.store import Store
+from captum_mfv.runs import config
+from captum_mfv.storage.files import tensor_file
 
 MODEL = "conftest:small_cnn"
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from captum_mfv import Code, Unit
-from captum_mfv.notebook import swatch
+from captum_mfv.display.notebook import swatch
 from captum_mfv.optvis.render import Rendering
 
 NASTY = '<script>alert("1")</script>\n‮&amp;🫑'

@@ -12,15 +12,15 @@ from PIL import Image
 
 from captum_mfv import Unit, models, report
 from captum_mfv.errors import RunError
-from captum_mfv.evaluate import evaluate
 from captum_mfv.images import to_pil
+from captum_mfv.jobs.evaluation import evaluate
+from captum_mfv.jobs.runner import Job, run
 from captum_mfv.metrics import Judge
-from captum_mfv.pipeline import Job, run
 from captum_mfv.report.charts import plane, sparkline, strip
 from captum_mfv.report.compare import matched
 from captum_mfv.report.pictures import data_url, small_url
 from captum_mfv.report.templates import environment
-from captum_mfv.result import RunFolder
+from captum_mfv.runs.folder import RunFolder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -7,7 +7,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
 from captum_mfv.errors import FacetError
-from captum_mfv.separation import separate
+from captum_mfv.facets.separation import separate
 
 ONE = {
     "round": lambda rng, n, d: rng.normal(size=(n, d)),

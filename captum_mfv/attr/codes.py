@@ -8,9 +8,9 @@ import torch
 from captum.attr import LayerAttribution, LayerGradientXActivation
 from torch import Tensor, nn
 
-from captum_mfv.activations import layer_name
+from captum_mfv.activations.capture import layer_name
+from captum_mfv.activations.resolve import resolve
 from captum_mfv.attr.model import unit_forward
-from captum_mfv.collect import resolve
 from captum_mfv.images import InputSpec
 from captum_mfv.units import Unit, channels_second
 

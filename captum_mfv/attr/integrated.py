@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_mfv.activations import capture, trace
+from captum_mfv.activations.capture import capture
+from captum_mfv.activations.layers import trace
 
 __all__ = ["integrate"]
 

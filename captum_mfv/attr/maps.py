@@ -11,14 +11,15 @@ from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_mfv.activations import guard, spatial_layers, trace
+from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
+from captum_mfv.activations.capture import guard
+from captum_mfv.activations.layers import spatial_layers, trace
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
 from captum_mfv.attr.methods import check_method
 from captum_mfv.attr.model import FacetModel
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import FacetSet
+from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import InputSpec
-from captum_mfv.memory import Portions, at_once
 
 __all__ = ["facet_maps"]
 
@@ -68,7 +69,7 @@ def facet_maps(
                 bar.update(len(found))
                 return found
 
-            found = Portions(at_once(model, spec, _BATCH))(len(images), explained)
+            found = AdaptiveBatches(cpu_batch_size(model, spec, _BATCH))(len(images), explained)
     maps = torch.cat(found)[:, None]
     shape = tuple(images.shape[-2:])
     if maps.shape[-2:] != shape:

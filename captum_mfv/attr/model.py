@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from captum_mfv.activations import capture, guard, layer_name
+from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import FacetSet
+from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import InputSpec
 from captum_mfv.units import Unit
 

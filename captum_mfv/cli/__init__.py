@@ -8,13 +8,13 @@ import sys
 import click
 
 from captum_mfv._version import __version__
+from captum_mfv.cli.console import plain_warnings
 from captum_mfv.cli.judging import evaluate
 from captum_mfv.cli.lists import list_
 from captum_mfv.cli.pages import compare, report
 from captum_mfv.cli.runs import demo, run
-from captum_mfv.cli.told import plain_warnings
+from captum_mfv.display.text import visible
 from captum_mfv.errors import MFVError
-from captum_mfv.text import visible
 
 __all__ = ["app", "main"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from captum_mfv.cli.console import bars
 from captum_mfv.cli.options import SEED
-from captum_mfv.cli.told import bars
 
 __all__ = ["evaluate"]
 
@@ -84,11 +84,11 @@ def _evaluate(
     quiet: bool,
 ) -> Any:
     from captum_mfv import models
-    from captum_mfv.evaluate import evaluate
     from captum_mfv.images import ImageFolder, InputSpec
-    from captum_mfv.lock import hold
+    from captum_mfv.jobs.evaluation import evaluate
     from captum_mfv.metrics import CONTROLS, Judge
-    from captum_mfv.result import RunFolder
+    from captum_mfv.runs.folder import RunFolder
+    from captum_mfv.storage.lock import hold
     from captum_mfv.units import Code, Unit
 
     folder = RunFolder.read(path)

@@ -66,7 +66,8 @@ def layers(model: str, unit: str | None) -> None:
     \b
     captum-mfv list layers --model resnet50 --unit fc
     """
-    from captum_mfv.activations import code_layer, layer_name, trace
+    from captum_mfv.activations.capture import layer_name
+    from captum_mfv.activations.layers import code_layer, trace
     from captum_mfv.models import load
 
     network, spec = load(model, pretrained=False)

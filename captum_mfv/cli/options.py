@@ -75,7 +75,7 @@ def _facets(context: click.Context, option: click.Parameter, value: str) -> int 
 def _read_config(context: click.Context, option: click.Parameter, value: str | None) -> None:
     """Defaults from a file, under what the command line gives."""
     if value is not None:
-        from captum_mfv.config import read
+        from captum_mfv.runs.config import read
 
         context.default_map = read(value, {name: kinds for name, kinds in map(kinds, context.command.params) if name})
 

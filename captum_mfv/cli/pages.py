@@ -13,9 +13,9 @@ __all__ = ["compare", "report"]
 @click.argument("folder")
 def report(folder: str) -> None:
     """Make the page of a run's FOLDER anew."""
-    from captum_mfv.lock import hold
     from captum_mfv.report import build
-    from captum_mfv.result import RunFolder
+    from captum_mfv.runs.folder import RunFolder
+    from captum_mfv.storage.lock import hold
 
     run = RunFolder.read(folder)  # before a folder that is none is touched
     with hold(folder):
@@ -34,6 +34,6 @@ def compare(folders: tuple[str, ...], out: str) -> None:
     captum-mfv compare out/pepper out/pepper-plain --out compare.html
     """
     from captum_mfv.report import compare as write
-    from captum_mfv.result import RunFolder
+    from captum_mfv.runs.folder import RunFolder
 
     click.echo(os.fsencode(write([RunFolder.read(folder) for folder in folders], out)))

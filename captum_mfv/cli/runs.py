@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from captum_mfv.cli.console import bars, told
 from captum_mfv.cli.options import FOLDER, Command, loudness, run_options
-from captum_mfv.cli.told import bars, told
-from captum_mfv.progress import waiting
-from captum_mfv.text import visible
+from captum_mfv.display.progress import waiting
+from captum_mfv.display.text import visible
 
 __all__ = ["demo", "run"]
 
@@ -63,7 +63,7 @@ def demo(out: str, quiet: bool, verbose: bool) -> None:
     should be 0, 2, 4, 6 and 8, and synthesises one image for each.
     """
     from captum_mfv.datasets import write_even_digits
-    from captum_mfv.files import write_whole
+    from captum_mfv.storage.files import write_whole
 
     digits = f"{out.rstrip('/')}-digits"
     write_whole(Path(labels := f"{digits}.json"), json.dumps(write_even_digits(digits)).encode())
@@ -76,7 +76,7 @@ def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool, update: b
     progress = bars(quiet)
     with told(quiet, verbose):
         with waiting("starting", progress):
-            from captum_mfv import pipeline  # here, so that --help is quick
+            from captum_mfv.jobs import runner as pipeline  # here, so that --help is quick
         folder = pipeline.run(pipeline.Job(**job), out, update=update, progress=progress)
     if not quiet:
         _sum_up(folder)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import FacetSet
+from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.optvis.initializer import mean_images
 from captum_mfv.optvis.recipes import Recipe
@@ -58,14 +58,14 @@ class Control:
         recipe: the recipe it takes, from the one it controls.
         start: where images start, from facets and dataset; None: where the recipe says.
         facets: the facets that are drawn, from facets and seed, and the labels of the images that judge them.
-        seeds_on: how far its seed is from the one it controls.
+        seed_offset: how far its seed is from the one it controls.
     """
 
     summary: str
     recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe
     start: Start | None = None
     facets: Callable[[FacetSet, int], tuple[FacetSet, Labels]] = lambda facets, seed: (facets, facets.labels)
-    seeds_on: int = 0
+    seed_offset: int = 0
 
 
 def _others_starts(facets: FacetSet, images: Images) -> Tensor:
@@ -100,7 +100,7 @@ CONTROLS: Mapping[str, Control] = {
         "the same of clusters that mean nothing: retention and predictions must fall to chance",
         facets=lambda facets, seed: halved(shuffled(facets, seed=seed)),
     ),
-    "another seed": Control("the same facets once more, from the next seed", seeds_on=1),
+    "another seed": Control("the same facets once more, from the next seed", seed_offset=1),
 }
 """The controls that are drawn, by name."""
 
@@ -145,7 +145,7 @@ def draw_control(
         size=size,
         start=None if control.start is None else control.start(drawn, images),
         input_spec=input_spec,
-        seed=seed + control.seeds_on,
+        seed=seed + control.seed_offset,
         dtype=dtype,
         progress=progress,
     )

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_mfv.activations import capture, guard, layer_name, trace
-from captum_mfv.collect import collect
+from captum_mfv.activations.capture import capture, guard, layer_name
+from captum_mfv.activations.codes import collect
+from captum_mfv.activations.layers import trace
 from captum_mfv.errors import FacetError
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.units import Code, Unit

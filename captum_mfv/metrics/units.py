@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import FacetSet
-from captum_mfv.separation import excess
-from captum_mfv.stability import STABLE
+from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.facets.separation import excess
+from captum_mfv.facets.stability import STABLE
 
 __all__ = ["Multifacetedness", "coverage", "multifacetedness"]
 
@@ -51,7 +51,7 @@ def multifacetedness(facets: FacetSet, *, seed: int = 0) -> Multifacetedness:
 def coverage(facets: FacetSet) -> float:
     """Share of the unit's activation, summed over its images, that lies in stable facets, in [0, 1].
 
-    Stable is a facet that bootstrap samples find again (`captum_mfv.stability`, at least .6). Negative
+    Stable is a facet that bootstrap samples find again (`captum_mfv.facets.stability`, at least .6). Negative
     activations count as none.
 
     Raises:

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captum_mfv.errors import RunError
-from captum_mfv.files import tensor_file, write_whole
-from captum_mfv.foreign import parse_json
+from captum_mfv.storage.files import tensor_file, write_whole
+from captum_mfv.storage.untrusted import parse_json
 
 __all__ = ["Checkpoint"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import Facet
+from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, resize, stack
 from captum_mfv.optvis.param import ParamF, fft_image_from, maco_image_from, mean_magnitudes
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_mfv.activations import capture, guard
+from captum_mfv.activations.batching import AdaptiveBatches
+from captum_mfv.activations.capture import capture, guard
 from captum_mfv.errors import MFVWarning, RecipeError, RenderError
-from captum_mfv.facets import Facet
+from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, resize
-from captum_mfv.memory import Portions
 from captum_mfv.optvis.checkpoint import Checkpoint
 from captum_mfv.optvis.descent import Descent
 from captum_mfv.optvis.initializer import mean_images, medoid_images, noise_images, spectra, spectral_images
@@ -63,7 +63,7 @@ class Batch:
     given: Tensor | None
     colors: Tensor | None
     dtype: torch.dtype | None
-    portions: Portions
+    portions: AdaptiveBatches
     callback: Callback | None
     bar: Any
     checkpoint: Checkpoint | None = None

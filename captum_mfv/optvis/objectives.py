@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_mfv.errors import RecipeError
-from captum_mfv.facets import Facet
+from captum_mfv.facets.facet_set import Facet
 from captum_mfv.optvis.initializer import as_facets
 from captum_mfv.optvis.reference import Probe, Reference, measure_probe, measure_reference
 from captum_mfv.optvis.terms import (

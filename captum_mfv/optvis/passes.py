@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from captum_mfv.memory import Portions
+from captum_mfv.activations.batching import AdaptiveBatches
 from captum_mfv.optvis.terms import INPUT, Term
 from captum_mfv.units import Unit
 
@@ -55,7 +55,7 @@ class Pass:
     terms: Mapping[str, Term]
     weights: Mapping[str, float]
     dtype: torch.dtype | None
-    portions: Portions
+    portions: AdaptiveBatches
     _parts: dict[tuple[int, int], Mapping[str, Term]] = field(default_factory=dict, init=False)
 
     def __call__(self, images: Tensor, views: Tensor) -> Seen:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from captum_mfv.errors import RecipeError
-from captum_mfv.foreign import read_json
 from captum_mfv.optvis.objectives import FACET_WEIGHTS
 from captum_mfv.optvis.terms import TERMS
 from captum_mfv.optvis.transform import make_transform
+from captum_mfv.storage.untrusted import read_json
 
 __all__ = ["PARAMS", "RECIPES", "STARTS", "Phase", "Ramp", "Recipe", "get_recipe", "read_recipe"]
 

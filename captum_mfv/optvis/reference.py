@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from captum_mfv.activations import capture, guard, layer_name, spatial_layers, trace
-from captum_mfv.collect import collect
+from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
+from captum_mfv.activations.capture import capture, guard, layer_name
+from captum_mfv.activations.codes import collect
+from captum_mfv.activations.layers import spatial_layers, trace
 from captum_mfv.errors import FacetError
-from captum_mfv.facets import Facet
+from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, stack
-from captum_mfv.memory import Portions, at_once
 from captum_mfv.optvis.initializer import as_facets
 from captum_mfv.units import Code, channels_second
 
@@ -178,7 +179,7 @@ def _responses(
     progress: bool,
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Of each facet's nearest images, float32: layers' outputs, and the unit's gradients with respect to them."""
-    unit, feed, portions = facets[0].unit, spec.feed(model), Portions(at_once(model, spec, n_images))
+    unit, feed, portions = facets[0].unit, spec.feed(model), AdaptiveBatches(cpu_batch_size(model, spec, n_images))
     with guard(model), torch.enable_grad(), capture(model, [*names, unit.layer_name]) as run:
         for item in tqdm(facets, "nearest images", unit="facet", disable=not progress):
             nearest = stack(images, item.members[:n_images])

@@ -18,11 +18,11 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from captum_mfv import models
+from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
+from captum_mfv.display.notebook import picture, png, table
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
-from captum_mfv.facets import Facet
+from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
-from captum_mfv.memory import Portions, at_once
-from captum_mfv.notebook import picture, png, table
 from captum_mfv.optvis.checkpoint import Checkpoint
 from captum_mfv.optvis.initializer import as_facets, own_generator
 from captum_mfv.optvis.loop import Batch, Callback
@@ -163,7 +163,7 @@ def render_facets(
             given=None if given is None else given[rows],
             colors=_colors(images) if plan.colors == "images" else None,
             dtype=dtype,
-            portions=Portions(max_batch or at_once(model, spec, len(jobs))),
+            portions=AdaptiveBatches(max_batch or cpu_batch_size(model, spec, len(jobs))),
             callback=callback,
             bar=bar,
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import FacetError, RecipeError
-from captum_mfv.facets import Facet
+from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.optvis.reference import (
     Probe,

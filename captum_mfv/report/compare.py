@@ -18,7 +18,7 @@ from captum_mfv.report import words
 from captum_mfv.report.parts import Parts, read_parts
 from captum_mfv.report.pictures import pixel_class, small_url
 from captum_mfv.report.templates import fill, format_interval, p_value, save, short_name
-from captum_mfv.result import RunFolder
+from captum_mfv.runs.folder import RunFolder
 
 __all__ = ["compare"]
 

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_mfv.errors import ImageError, MFVWarning
-from captum_mfv.facets import FacetSet
-from captum_mfv.foreign import is_folder
+from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, strip
 from captum_mfv.report.parts import Parts, read_parts
 from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
 from captum_mfv.report.templates import fill, save
-from captum_mfv.result import NEAREST, MemberImages, RunFolder
+from captum_mfv.runs.folder import NEAREST, RunFolder
+from captum_mfv.runs.member_images import MemberImages
+from captum_mfv.storage.untrusted import is_folder
 
 __all__ = ["build"]
 

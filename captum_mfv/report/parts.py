@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from captum_mfv.errors import RunError
-from captum_mfv.facets import FacetSet
-from captum_mfv.result import RunFolder
+from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.runs.folder import RunFolder
 
 __all__ = ["Parts", "read_parts"]
 

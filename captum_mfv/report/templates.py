@@ -12,12 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from captum_mfv._version import __version__
+from captum_mfv.display.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
+from captum_mfv.display.text import visible
 from captum_mfv.errors import RunError
-from captum_mfv.files import write_whole
-from captum_mfv.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
 from captum_mfv.report import words
 from captum_mfv.report.charts import sparkline
-from captum_mfv.text import visible
+from captum_mfv.storage.files import write_whole
 
 __all__ = ["environment", "fill", "format_interval", "p_value", "save", "short_name"]
 

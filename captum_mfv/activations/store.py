@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_mfv.errors import RunError
-from captum_mfv.files import write_whole
-from captum_mfv.foreign import inside, read_json
+from captum_mfv.storage.files import write_whole
+from captum_mfv.storage.untrusted import inside, read_json
 
 __all__ = ["Store"]
 

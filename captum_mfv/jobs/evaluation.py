@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captum_mfv import report
-from captum_mfv.collect import collect
+from captum_mfv.activations.codes import collect
 from captum_mfv.errors import ImageError, RunError
-from captum_mfv.facets import FacetSet, nearest
+from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.facets.finder import nearest
 from captum_mfv.images import ImageFolder
 from captum_mfv.metrics import Control, Judge, Judged, Verdict, draw_control, verdict
 from captum_mfv.metrics.controls import get_control
 from captum_mfv.models import autocast_dtype
 from captum_mfv.optvis.recipes import Recipe
-from captum_mfv.result import MemberImages, RunFolder
+from captum_mfv.runs.folder import RunFolder
+from captum_mfv.runs.member_images import MemberImages
 
 __all__ = ["evaluate"]
 

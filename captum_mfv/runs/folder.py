@@ -1,4 +1,4 @@
-"""A run's folder: write it stage by stage, read it, continue it."""
+"""The folder of one unit's run: write it stage by stage, read it, resume it."""
 
 from __future__ import annotations
 
@@ -11,40 +11,54 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captum_mfv._version import __version__
-from captum_mfv.errors import ImageError, RunError
-from captum_mfv.facets import FacetSet
-from captum_mfv.files import remove, sweep, tensor_file, write_whole
-from captum_mfv.foreign import Manifest, Metrics, Row, Settings, check, inside, is_file, is_folder, read_json, within
-from captum_mfv.images import ImageFolder, InputSpec, from_pil, open_image, read_image, to_pil
+from captum_mfv.errors import RunError
+from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.images import InputSpec, from_pil, open_image, to_pil
 from captum_mfv.optvis.render import Rendering
+from captum_mfv.runs.member_images import MemberImages, why_not_read
+from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
+from captum_mfv.storage.untrusted import (
+    Manifest,
+    Metrics,
+    Row,
+    Settings,
+    check,
+    inside,
+    read_json,
+    within,
+)
+
+__all__ = ["FORMAT", "NEAREST", "RunFolder"]
+
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["FORMAT", "NEAREST", "MemberImages", "RunFolder"]
 
 FORMAT = 1
 """Version of the folder's layout, in its manifest."""
 
+
 NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
 
+
 _PLAIN = "images/plain.png"
+
+
 _UNFINISHED = ".unfinished"
-_TRIED = 100  # members, before a folder is listed
+
 
 _LEFT: Mapping[str, Sequence[str]] = {
     "facets": ("facets.json", "tensors.safetensors"),
@@ -55,6 +69,7 @@ _LEFT: Mapping[str, Sequence[str]] = {
     "report": ("report.html", "run.toml", "recipe.json"),
 }
 """What the stages of a run leave in its folder."""
+
 
 _PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
 
@@ -248,7 +263,7 @@ class RunFolder:
         members = tuple(member for row in rows for member in row["members"])
         labels = np.repeat([row["index"] for row in rows], [len(row["members"]) for row in rows])
         root = Path(self.settings["images"])
-        refused = _why_not_read(root, members, self.settings.get("images_hash"))
+        refused = why_not_read(root, members, self.settings.get("images_hash"))
         return MemberImages(root, members, labels.astype(np.int64), spec, refused)
 
     def write_renderings(self, facets: FacetSet, renderings: Sequence[Rendering]) -> None:
@@ -402,68 +417,6 @@ class RunFolder:
         self._write_manifest()
         for path in [*left, self.path / _UNFINISHED]:
             remove(path)
-
-
-@dataclass(frozen=True, eq=False)
-class MemberImages:
-    """A run's images as a dataset, facet by facet: (C, H, W) in [0, 1], crops where the run worked on crops.
-
-    Args:
-        root: the run's image folder.
-        members: a row of ``facets.json`` for each, of which ``path`` and ``crop`` count.
-        labels: (n,) the facet of each.
-        input_spec: what the model sees.
-        refused: why nothing is read of the image folder; None: it is the run's.
-    """
-
-    root: Path
-    members: tuple[Mapping[str, Any], ...]
-    labels: NDArray[np.int64]
-    input_spec: InputSpec
-    refused: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return from_pil(self.picture(self.members[index]))
-
-    @property
-    def item_spec(self) -> InputSpec:
-        """What turns items into the model's input: of crops, at the size of a crop."""
-        left, _, right, _ = self.members[0].get("crop", (0, 0, self.input_spec.size, 0))
-        return replace(self.input_spec, size=right - left)
-
-    def picture(self, member: Mapping[str, Any]) -> Image.Image:
-        """A member as the model sees it.
-
-        Raises:
-            ImageError: if it can't be read, its path leads out of the image folder, or that isn't the run's.
-        """
-        if self.refused is not None:
-            raise ImageError(self.refused)
-        path, size = PurePosixPath(member["path"]), self.input_spec.size
-        left, top, right, bottom = member.get("crop", (0, 0, size, size))
-        if _leads_out(path):
-            raise ImageError(f"{member['path']!r} leads out of the run's image folder")
-        if not (0 <= left < right <= size and 0 <= top < bottom <= size):
-            raise ImageError(f"the crop of {member['path']!r} leaves the image")
-        return to_pil(read_image(self.root / path, self.input_spec)).crop((left, top, right, bottom))
-
-
-def _leads_out(path: PurePosixPath) -> bool:
-    return path.is_absolute() or ".." in path.parts
-
-
-def _why_not_read(root: Path, members: Sequence[Mapping[str, Any]], images_hash: str | None) -> str | None:
-    """Why an image folder isn't the run's; it is listed only if the first members are there."""
-    if not is_folder(root):
-        return f"the run's images are gone: {root} isn't a folder; put it back"
-    paths = [PurePosixPath(member["path"]) for member in members[:_TRIED]]
-    there = all(not _leads_out(path) and is_file(root / path) for path in paths)
-    if not there or ImageFolder(root).digest() != images_hash:
-        return f"{root} isn't the run's folder of images: names or sizes of its files differ; put the run's back"
-    return None
 
 
 def _keys(settings: Mapping[str, Any], needs: Mapping[str, Sequence[str]]) -> dict[str, str]:

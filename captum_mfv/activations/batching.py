@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from captum_mfv.activations import trace
+from captum_mfv.activations.layers import trace
 from captum_mfv.errors import MFVWarning
 from captum_mfv.images import InputSpec
 
-__all__ = ["Portions", "at_once"]
+__all__ = ["AdaptiveBatches", "cpu_batch_size"]
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ _CPU_BLOCK = 20 * 2**20
 _FULL = ("DefaultCPUAllocator", "MPS backend out of memory")
 
 
-def at_once(model: nn.Module, input_spec: InputSpec, limit: int) -> int:
+def cpu_batch_size(model: nn.Module, input_spec: InputSpec, limit: int) -> int:
     """How many images, up to a limit, a model takes fastest: on a CPU few, elsewhere all."""
     weight = next(model.parameters(), torch.zeros(0))
     if weight.device.type != "cpu":
@@ -34,7 +34,7 @@ def at_once(model: nn.Module, input_spec: InputSpec, limit: int) -> int:
     return max(1, min(limit, _CPU_BLOCK // largest))
 
 
-class Portions:
+class AdaptiveBatches:
     """Work on rows, as many at a time as memory holds.
 
     When memory runs out, on whatever device, the portion is done again in halves, and so are those after it; a

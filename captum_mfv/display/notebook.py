@@ -13,8 +13,8 @@ from io import BytesIO
 from PIL import Image
 from torch import Tensor
 
+from captum_mfv.display.palette import SHAPES, facet_color, facet_marker
 from captum_mfv.images import to_pil
-from captum_mfv.palette import SHAPES, facet_color, facet_marker
 
 __all__ = ["picture", "png", "swatch", "table"]
 

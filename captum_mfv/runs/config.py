@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_mfv.errors import RunError
-from captum_mfv.foreign import read_text
+from captum_mfv.storage.untrusted import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from captum_mfv.errors import RunError
-from captum_mfv.foreign import inside
+from captum_mfv.storage.untrusted import inside
 
 __all__ = ["hold"]
 

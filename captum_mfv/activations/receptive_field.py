@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_mfv.activations import capture, guard, layer_name
+from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.images import InputSpec
 from captum_mfv.units import channels_second
 

@@ -20,22 +20,27 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_mfv import config, models, report
+from captum_mfv import models, report
 from captum_mfv._version import __version__
+from captum_mfv.activations.codes import collect
+from captum_mfv.activations.resolve import resolve
+from captum_mfv.activations.top_k import TopImages, top_images
 from captum_mfv.attr import check_method, facet_maps
-from captum_mfv.collect import TopImages, collect, resolve, top_images
+from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, ModelError, RenderError
-from captum_mfv.facets import FacetSet, find_facets, nearest
+from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.facets.find import find_facets
+from captum_mfv.facets.finder import nearest
 from captum_mfv.figures import overlay_png
-from captum_mfv.files import write_whole
-from captum_mfv.foreign import LARGEST_SIDE, read_json
 from captum_mfv.images import ImageFolder, InputSpec, stack
-from captum_mfv.lock import hold
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.render import Rendering, render_facets
-from captum_mfv.progress import waiting
-from captum_mfv.result import NEAREST, RunFolder
+from captum_mfv.runs import config
+from captum_mfv.runs.folder import NEAREST, RunFolder
+from captum_mfv.storage.files import write_whole
+from captum_mfv.storage.lock import hold
+from captum_mfv.storage.untrusted import LARGEST_SIDE, read_json
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Job", "run"]
@@ -340,7 +345,7 @@ def _draw_plain(folder: RunFolder, facets: FacetSet, job: Job, parts: _Parts, pr
     with folder.stage("plain image"):
         try:
             saved = folder.unfinished("plain.safetensors")
-            (rendering,) = _drawn(facets.whole(), job, parts, progress, saved, recipe="plain", steps=job.steps)
+            (rendering,) = _drawn(facets.as_one_facet(), job, parts, progress, saved, recipe="plain", steps=job.steps)
         except RenderError as error:
             warnings.warn(f"no image without facets: {error}", MFVWarning, stacklevel=2)
         else:

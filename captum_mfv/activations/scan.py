@@ -1,0 +1,99 @@
+"""One pass of a dataset through a model, a row of numbers for each image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_mfv import models
+from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
+from captum_mfv.activations.capture import capture, guard
+from captum_mfv.activations.store import Store
+from captum_mfv.errors import ImageError
+from captum_mfv.images import ImageFolder, Images, InputSpec, batches
+
+__all__ = ["Scan"]
+
+
+Outputs: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One pass of a dataset through a model."""
+
+    model: nn.Module
+    images: Images
+    spec: InputSpec
+    batch_size: int
+    store: str | os.PathLike[str] | None
+    progress: bool
+
+    def rows(
+        self, layers: Sequence[str], read: Callable[[Outputs, Tensor], Outputs], facts: Mapping[str, Any]
+    ) -> Store:
+        """What is read of layers' outputs for every image, a row each; and, as ``read``, 1 where it could be."""
+        if not len(self.images):
+            raise ImageError(getattr(self.images, "why_empty", "the dataset holds no images"))
+        rows = Store(len(self.images), self._facts(facts), self.store)
+        feed, portions = (
+            self.spec.feed(self.model),
+            AdaptiveBatches(cpu_batch_size(self.model, self.spec, self.batch_size)),
+        )
+        with (
+            guard(self.model),
+            tqdm(
+                total=len(self.images), initial=rows.n_done, desc="activations", unit="image", disable=not self.progress
+            ) as bar,
+        ):
+
+            def look(batch: Tensor, part: slice) -> Outputs:
+                with torch.no_grad(), capture(self.model, layers) as run:
+                    outputs = run(feed(batch[part]))
+                return read(outputs, batch[part])  # uncaptured: a view may run the model itself
+
+            if rows.n_done:
+                rows.check(_rows([look(self.spec.grey(), slice(None))]))
+            for indices, batch in batches(self.images, self.batch_size, self._begin(rows.n_done)):
+                rows.write(indices, _rows(portions(len(batch), partial(look, batch))))
+                bar.update(rows.n_done - bar.n)
+        if "read" not in rows:
+            raise ImageError("no image can be read")
+        rows.finish()
+        return rows
+
+    def _begin(self, n_done: int) -> int:
+        """Where to go on: in the batches of a pass that wasn't stopped, since sums of floats know their neighbours."""
+        return n_done if n_done == len(self.images) else n_done - n_done % self.batch_size
+
+    def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the rows depend on; datasets that aren't folders are told by their length alone."""
+        if self.store is None:  # nothing to tell them from, and a folder takes a while to list
+            return {}
+        images = self.images.digest() if isinstance(self.images, ImageFolder) else None
+        return {
+            **facts,
+            "input_spec": asdict(self.spec),
+            "images": images,
+            "weights": models.digest(self.model),
+        }
+
+
+def _rows(parts: Sequence[Outputs]) -> dict[str, NDArray[Any]]:
+    """What is noted of each image of a batch that went through in parts."""
+    values = {name: _array(torch.cat([part[name] for part in parts])) for name in parts[0]}
+    return {"read": np.ones(len(next(iter(values.values()))), np.int8), **values}
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()

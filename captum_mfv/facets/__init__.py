@@ -1,0 +1,7 @@
+"""Facets: clusters of the images that activate a unit, found as the paper does or by your own clusterer."""
+
+from captum_mfv.facets.facet_set import Facet, FacetSet
+from captum_mfv.facets.find import cluster, find_facets
+from captum_mfv.facets.finder import FacetFinder, nearest
+
+__all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "nearest"]

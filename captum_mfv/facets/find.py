@@ -1,0 +1,123 @@
+"""Find the facets of a unit."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from torch import nn
+
+from captum_mfv.activations.codes import Collection, View, collect
+from captum_mfv.display.progress import waiting
+from captum_mfv.errors import FacetError, MFVWarning
+from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet
+from captum_mfv.facets.finder import FacetFinder
+from captum_mfv.images import Images, InputSpec
+from captum_mfv.units import Code, Unit
+
+__all__ = ["cluster", "find_facets"]
+
+
+def find_facets(
+    model: nn.Module,
+    unit: Unit,
+    images: Images,
+    *,
+    n_facets: int | Literal["auto"] = 10,
+    code: Code | str | View | None = None,
+    finder: FacetFinder | None = None,
+    input_spec: InputSpec | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> FacetSet:
+    """The facets of a unit: the clusters of the images that activate it, told by their codes.
+
+    Args:
+        model: any PyTorch vision model; left as it was.
+        unit: the unit.
+        images: the images that activate it: for a class unit, images of the class; for a hidden unit, its
+            `top_images` (with their ``input_spec``).
+        n_facets: how many, or ``"auto"``: as many as are separated, which may be one.
+        code: which numbers describe an image; by default the last layer with positions before the
+            unit, averaged over them. A function from images in [0, 1] to codes, (N, D), tells images
+            apart by something else, such as attributions (`attr.AttributionCode`) or another network;
+            centers are in the default code's space then, where images can be synthesised.
+        finder: how codes become facets; by default `FacetFinder(n_facets, random_state=seed)`.
+        input_spec: what turns images in [0, 1] into the model's input.
+        seed: seed of the default finder.
+        batch_size: images in one forward pass.
+        store: a folder for activations and codes, with which a stopped call goes on, as in `collect`.
+        progress: show a progress bar.
+
+    Raises:
+        UnitError: if the unit or the code isn't in the model, or is ambiguous.
+        ImageError: if no image can be read.
+        RunError: if the store holds something else.
+        FacetError: if there are fewer (distinct) images than facets, or codes aren't finite.
+
+    Warns:
+        MFVWarning: if the unit is 0 on all images: their facets are not its own then.
+
+    Example:
+        >>> from captum_mfv.datasets import planted_images, planted_network
+        >>> model, spec = planted_network()
+        >>> images, colors = planted_images(n_each=30)
+        >>> facets = find_facets(model, Unit("unit", 0), images, n_facets=4, input_spec=spec)
+        >>> [len(facet) for facet in facets]
+        [30, 30, 30, 30]
+    """
+    layer, view = (code, None) if code is None or isinstance(code, (Code, str)) else (None, code)
+    collection = collect(
+        model,
+        unit,
+        images,
+        code=layer,
+        view=view,
+        input_spec=input_spec,
+        batch_size=batch_size,
+        store=store,
+        progress=progress,
+    )
+    with waiting("facets", progress):
+        return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
+
+
+def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
+    """The facets of collected codes, or of collected views where there are any."""
+    rows = collection.indices
+    told_by = (collection.codes if collection.views is None else collection.views)[rows]
+    activations = collection.activations[rows]
+    numbers = activations[:, None], collection.codes[rows], told_by
+    usable = np.all([(abs(values) <= LARGEST_CODE).all(1) for values in numbers], 0)  # NaN isn't
+    if not usable.all():
+        raise FacetError(
+            f"the activations of {collection.code.layer} or {collection.unit} aren't finite on {(~usable).sum()} of "
+            f"{len(rows)} images, or beyond {LARGEST_CODE:g}; look for NaN in the weights, or use a wider dtype"
+        )
+    if not activations.any():
+        message = f"{collection.unit} is 0 on all {len(rows)} images: it is dead, or they don't activate it"
+        warnings.warn(message, MFVWarning, stacklevel=2)
+    finder = clone(finder).fit(told_by)
+
+    def spread(values: NDArray[Any], fill: float) -> NDArray[Any]:
+        whole = np.full((len(collection.codes), *values.shape[1:]), fill, values.dtype)
+        whole[rows] = values
+        return whole
+
+    return FacetSet(
+        collection.unit,
+        collection.code,
+        spread(finder.labels_, -1),
+        spread(finder.embedding_.astype(np.float32), np.nan),
+        collection.codes,
+        collection.activations,
+        getattr(finder, "p_value_", None),
+        tuple(finder.stability_.tolist()) if finder.n_bootstraps else None,
+        tuple(map(tuple, finder.stability_interval_.tolist())) if finder.n_bootstraps else None,
+    )

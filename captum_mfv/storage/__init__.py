@@ -1,0 +1,1 @@
+"""Files: atomic writes, files that anyone may have written, locks."""
