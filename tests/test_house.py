@@ -1,0 +1,57 @@
+"""The structure of the package: imports go one way, modules and classes stay small."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import captum_mfv
+
+ROOT = Path(captum_mfv.__file__).parent
+ORDER = (
+    *("_version", "errors", "storage", "units", "images", "display", "models", "activations", "facets", "datasets"),
+    *("optvis", "attr", "concept", "metrics", "figures", "runs", "report", "jobs", "cli"),
+)
+"""Folders and modules of the root; each imports only from those before it."""
+
+FILES = {path.relative_to(ROOT).with_suffix("").parts: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
+MODULES = {parts[:-1] if parts[-1] == "__init__" else parts: tree for parts, tree in FILES.items()}
+
+
+def imported(tree: ast.Module) -> set[tuple[str, ...]]:
+    """Modules of the package that a module imports, inside functions and for type checking too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = tuple(node.module.split("."))
+            found |= {(*names, alias.name) if (*names, alias.name)[1:] in MODULES else names for alias in node.names}
+    return {names[1:] for names in found if names[0] == "captum_mfv" and names[1:]}
+
+
+def test_each_entry_of_the_root_has_a_place_in_the_order():
+    assert {parts[0] for parts in MODULES if parts} - {"__main__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_folder_imports_only_from_folders_before_it(name):
+    later = {
+        f"{'.'.join(parts)} imports {'.'.join(other)}"
+        for parts, tree in MODULES.items()
+        if parts and parts[0] == name
+        for other in imported(tree)
+        if ORDER.index(other[0]) > ORDER.index(name)
+    }
+    assert later == set()
+
+
+def test_no_module_imports_itself_through_others():
+    own_package = {parts: parts[:-1] for parts in MODULES}
+    graph = {parts: imported(tree) - {own_package[parts]} for parts, tree in MODULES.items() if parts}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_the_root_holds_at_most_24_entries():
+    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 24
