@@ -1,0 +1,235 @@
+"""Fingerprints of weights, datasets, codes and settings: what stored results depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
+
+from captum_mfv.errors import RunError
+from captum_mfv.units import Code
+
+__all__ = [
+    "FORMAT",
+    "canonical",
+    "check_same",
+    "code_fingerprint",
+    "content_fingerprint",
+    "dataset_fingerprint",
+    "fingerprint",
+    "weights_fingerprint",
+]
+
+FORMAT = 1
+"""Version of all fingerprints; a new one makes results that were stored before count as different."""
+
+_DIGITS = 32
+
+
+def fingerprint(**parts: Any) -> str:
+    """Return the SHA-256 hash of named parts, 32 hexadecimal digits.
+
+    Equal parts have equal fingerprints on every machine; lists and tuples are equal, and so are a dataclass and the
+    mapping of its fields.
+
+    Args:
+        **parts: dataclasses, mappings with names as keys, lists, tuples, numbers, strings or None, nested.
+
+    Raises:
+        TypeError: if a part is of another type, naming the part.
+        ValueError: if a number is not finite.
+
+    Example:
+        >>> fingerprint(unit=("fc", 1)) == fingerprint(unit=["fc", 1])
+        True
+    """
+    text = json.dumps({"format": FORMAT, "parts": canonical(parts)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:_DIGITS]
+
+
+def canonical(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named parts as JSON values, as `json.loads` would return them.
+
+    Raises:
+        TypeError: if a part is not one of the types that `fingerprint` accepts, naming the part.
+        ValueError: if a number is not finite.
+    """
+    return {str(name): _json(value, str(name)) for name, value in parts.items()}
+
+
+def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, remedy: str) -> None:
+    """Raise an error that names the parts in which a stored result differs from the wanted one.
+
+    Args:
+        stored: canonical parts of the stored result.
+        wanted: canonical parts of the wanted result.
+        what: start of the message, such as ``"rows/ holds another pass"``.
+        remedy: end of the message, such as ``"choose another folder"``.
+
+    Raises:
+        RunError: if a part differs, or only one of the two has it.
+    """
+    missing = object()
+    other = [name for name in {**wanted, **stored} if stored.get(name, missing) != wanted.get(name, missing)]
+    if other:
+        raise RunError(f"{what} (its {', '.join(other)} differ); {remedy}")
+
+
+def content_fingerprint(*arrays: Tensor | NDArray[Any]) -> str:
+    """Return a fingerprint of the shapes, types and bytes of tensors or arrays, in their order.
+
+    A tensor and an array of the same numbers have the same fingerprint; the device doesn't count.
+
+    Raises:
+        TypeError: if one is neither a tensor nor an array of numbers.
+    """
+    total = hashlib.sha256(f"content {FORMAT}\n".encode())
+    for array in arrays:
+        if not _is_numeric(array):
+            raise TypeError(f"only tensors and arrays of numbers have a content fingerprint, not {_describe(array)}")
+        total.update(f"{tuple(array.shape)} {str(array.dtype).removeprefix('torch.')}\n".encode())
+        total.update(_bytes(array))
+    return total.hexdigest()[:_DIGITS]
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return a fingerprint of a model's weights, buffers and the classes of its modules.
+
+    Precision counts, the device doesn't. Settings of modules that are neither weights nor classes (a stride, a flag)
+    don't count either.
+    """
+    classes = {name: type(module).__qualname__ for name, module in model.named_modules()}
+    state = {name: _state(value) for name, value in model.state_dict().items()}
+    return fingerprint(classes=classes, state=state)
+
+
+def dataset_fingerprint(images: Any, key: str | None = None) -> str:
+    """Return a fingerprint of a dataset.
+
+    A dataset that has a ``fingerprint`` (a string, or a method that returns one) declares it; `ImageFolder` and
+    `TopImages` do. Tensors, arrays, lists and tuples of them, `torch.utils.data.TensorDataset` and a
+    `torch.utils.data.Subset` of any of these are hashed by content.
+
+    Args:
+        images: the dataset.
+        key: a name for the dataset and its version. Needed for other datasets; counts for all.
+
+    Raises:
+        RunError: if the dataset has no fingerprint and no key is given.
+        TypeError: if the key, or what the dataset declares, is not a string.
+    """
+    try:
+        own = _dataset(images)
+    except RunError:  # of a dataset inside this one
+        if not key:
+            raise
+        own = None
+    return _keyed(own, key, f"a dataset of type {type(images).__name__}")
+
+
+def code_fingerprint(code: Any, key: str | None = None) -> str:
+    """Return a fingerprint of what describes an image: a `Code`, or a function of the user's.
+
+    Args:
+        code: a `Code`, or a function. A function may declare a ``fingerprint``, as a dataset does.
+        key: a name for the function and its version. Needed for functions that declare none; counts for all.
+
+    Raises:
+        RunError: if the function has no fingerprint and no key is given.
+        TypeError: if the key, or what the function declares, is not a string.
+    """
+    own = fingerprint(code=code) if isinstance(code, Code) else _declared(code)
+    return _keyed(own, key, f"the code function {getattr(code, '__name__', type(code).__name__)}")
+
+
+def _keyed(own: str | None, key: str | None, what: str) -> str:
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"key must be a string, not {type(key).__name__}")
+    if own is None and not key:
+        raise RunError(
+            f"{what} has no fingerprint, so results that depend on it can't be stored; give key=, a string to be "
+            f"changed whenever the results change (key='flowers, version 2'), or don't store them"
+        )
+    return own if own is not None and not key else fingerprint(own=own, key=key)
+
+
+def _dataset(images: Any) -> str | None:
+    """The fingerprint of a dataset that declares or is one; None of any other."""
+    if (declared := _declared(images)) is not None:
+        return declared
+    if _is_numeric(images):
+        return content_fingerprint(images)
+    if type(images) is TensorDataset:
+        return content_fingerprint(images.tensors[0])
+    if type(images) is Subset:
+        inner = _dataset(images.dataset)
+        return None if inner is None else fingerprint(dataset=inner, indices=list(images.indices))
+    if isinstance(images, (list, tuple)):
+        items = [item[0] if isinstance(item, (list, tuple)) and item else item for item in images]
+        if all(map(_is_numeric, items)):
+            return content_fingerprint(*items)
+    return None
+
+
+def _declared(thing: Any) -> str | None:
+    declared = getattr(thing, "fingerprint", None)
+    declared = declared() if callable(declared) else declared
+    if declared is not None and not isinstance(declared, str):
+        raise TypeError(
+            f"the fingerprint of {type(thing).__name__} must be a string, not of type {type(declared).__name__}"
+        )
+    return declared
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")
+
+
+def _bytes(array: Tensor | NDArray[Any]) -> memoryview:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _describe(value: Any) -> str:
+    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def _state(value: Any) -> Any:
+    """A value of a state dict; quantized modules hold more than tensors."""
+    if isinstance(value, Tensor):
+        return content_fingerprint(value.dequantize() if value.is_quantized else value)
+    if isinstance(value, (list, tuple)):
+        return [_state(part) for part in value]
+    return str(value) if isinstance(value, torch.dtype) else value
+
+
+def _json(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite to have a fingerprint, not {value}")
+        return float(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _json(getattr(value, item.name), f"{name}.{item.name}") for item in fields(value)}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _json(part, f"{name}.{key}") for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(part, f"{name}[{n}]") for n, part in enumerate(value)]
+    raise TypeError(
+        f"{name} can't be part of a fingerprint: a {type(value).__name__} is not a dataclass, mapping, list, tuple, "
+        f"number, string or None"
+    )
