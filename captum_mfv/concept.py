@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
+from captum_mfv.storage.identity import content_fingerprint, fingerprint
 
 __all__ = ["CentroidClassifier", "ConceptScore", "facet_concepts", "random_concepts", "tcav_table"]
 
@@ -41,7 +41,7 @@ def facet_concepts(
     """
     unit = re.sub(r"[^\w.]+", "_", str(facets.unit))
     return [
-        _concept(f"facet{facet.index}_of_{unit}", images, facet.members[:n_images], input_spec, facets.key)
+        _concept(f"facet{facet.index}_of_{unit}", images, facet.members[:n_images], input_spec, facets.fingerprint)
         for facet in facets
     ]
 
@@ -70,10 +70,14 @@ def random_concepts(
 
 def _concept(name: str, images: Images, indices: Any, input_spec: InputSpec | None, key: str) -> Concept:
     examples = _Examples(images, [int(index) for index in indices], input_spec or InputSpec())
-    facts = [key, len(images), examples.indices, asdict(examples.input_spec)]
-    digest = hashlib.sha256(repr(facts).encode())
-    digest.update(examples[0].numpy().tobytes())
-    number = int.from_bytes(digest.digest()[:7], "big")  # Captum makes it a label: an int64
+    found = fingerprint(
+        source=key,
+        n_images=len(images),
+        indices=examples.indices,
+        input_spec=examples.input_spec,
+        first=content_fingerprint(examples[0]),
+    )
+    number = int(found[:14], 16)  # Captum uses it as a label: an int64
     loader = DataLoader(examples, batch_size=len(examples), generator=torch.Generator())  # in one batch: whole or not
     return Concept(number, name, loader)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
+from captum_mfv.storage.identity import fingerprint
 from captum_mfv.storage.untrusted import is_folder
 
 __all__ = [
@@ -150,16 +150,17 @@ class ImageFolder:
         """The path of an image relative to the folder, with forward slashes."""
         return self.paths[index].relative_to(self.root).as_posix()
 
-    def digest(self) -> str:
-        """A hash of names and sizes: tells another or a changed folder without reading it."""
-        digest = hashlib.sha256()
-        for index, path in enumerate(self.paths):
-            digest.update(f"{self.name(index)}\0{_size(path)}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:16]
+    def files_fingerprint(self) -> str:
+        """Return a fingerprint of the files' names and sizes; no file is opened."""
+        return fingerprint(files=[(self.name(index), _size(path)) for index, path in enumerate(self.paths)])
+
+    def fingerprint(self) -> str:
+        """Return a fingerprint of the items: of the files' names and sizes, and of what the items look like."""
+        return fingerprint(files=self.files_fingerprint(), input_spec=self.input_spec)
 
 
 def _size(path: Path) -> int:
-    """Of a file in bytes; -1 of a link that leads nowhere."""
+    """Return a file's size in bytes; -1 for a broken link."""
     try:
         return path.stat().st_size
     except OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -20,7 +19,7 @@ from captum_mfv.errors import ModelError
 from captum_mfv.images import InputSpec
 from captum_mfv.storage.untrusted import is_file
 
-__all__ = ["autocast_dtype", "digest", "load", "names"]
+__all__ = ["autocast_dtype", "load", "names"]
 
 _SAFE_PICKLES = "2.10"  # before it, weights_only=True could be made to run code: CVE-2025-32434, CVE-2026-24747
 _DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -204,12 +203,3 @@ def _check_finite(model: nn.Module, source: str) -> None:
         wrong = (~value.isfinite() if name in parameters else value.isnan()).sum().item()
         if wrong:
             raise ModelError(f"{source}: {name} has {wrong} numbers that aren't finite, of {value.numel()}")
-
-
-def digest(model: nn.Module) -> str:
-    """A hash of a model's weights and buffers: tells another model from this one."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]

@@ -142,7 +142,7 @@ class _Use:
         facets = mfv.FacetSet.load(self._written("facets.safetensors", content))
         assert torch.isfinite(facets.head().weight).all()
         assert sum(map(len, facets)) <= len(facets.labels)
-        assert facets.key and facets._repr_html_()
+        assert facets.fingerprint and facets._repr_html_()
         mfv.attr.FacetModel(_WithLayers(facets), facets)
 
     def recipe(self, value: Any) -> None:

@@ -124,7 +124,7 @@ def test_the_scores_are_captums_and_facet_sets_in_one_folder_of_its_do_not_mix(
 def test_captums_own_tcav_takes_the_concepts_and_the_classifier(network, scene, found, tmp_path):
     concepts = facet_concepts(found, scene, n_images=8, input_spec=PLANTED_SPEC)
     tcav = TCAV(
-        Mean(network), "detectors", classifier=CentroidClassifier(), save_path=str(tmp_path), model_id=found.key
+        Mean(network), "detectors", classifier=CentroidClassifier(), save_path=str(tmp_path), model_id=found.fingerprint
     )
     x = PLANTED_SPEC(scene[:4]).requires_grad_()
     scores = tcav.interpret(x, [concepts[:2], concepts], target=0)

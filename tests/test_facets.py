@@ -143,7 +143,7 @@ def test_the_head_tells_the_nearest_center(facets):
 def test_a_facet_set_survives_its_file(facets, tmp_path):
     facets.save(tmp_path / "facets.safetensors")
     loaded = FacetSet.load(tmp_path / "facets.safetensors")
-    assert (loaded.key, loaded.unit, loaded.code) == (facets.key, facets.unit, facets.code)
+    assert (loaded.fingerprint, loaded.unit, loaded.code) == (facets.fingerprint, facets.unit, facets.code)
     assert np.array_equal(loaded[2].members, facets[2].members)
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
     with pytest.raises(FacetError, match="isn't a facet set"):
@@ -152,7 +152,7 @@ def test_a_facet_set_survives_its_file(facets, tmp_path):
 
 def test_the_key_tells_contents_apart(facets, planted):
     other = find_facets(small_cnn(seed=1), Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC)
-    assert other.key != facets.key
+    assert other.fingerprint != facets.fingerprint
 
 
 def test_conv_units_directions_and_modules_work_like_logits(planted):

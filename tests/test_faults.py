@@ -139,13 +139,12 @@ def test_a_collection_goes_on_with_the_batches_it_began_with(planted, tmp_path):
     with pytest.raises(Stop):
         find_facets(small_cnn(), Unit("fc", 1), Stopping(planted[0], 41), **options, store=tmp_path / "codes")
     made = find_facets(small_cnn(), Unit("fc", 1), planted[0], **options, store=tmp_path / "codes")
-    assert made.key == wanted.key
+    assert made.fingerprint == wanted.fingerprint
 
 
 def test_a_folder_is_for_one_process_and_the_second_is_told_which(tmp_path):
-    code = (
-        f"from captum_mfv.lock import hold\nwith hold({str(tmp_path / 'run')!r}):\n print('held', flush=True)\n input()"
-    )
+    held = f"with hold({str(tmp_path / 'run')!r}):\n print('held', flush=True)\n input()"
+    code = f"from captum_mfv.storage.lock import hold\n{held}"
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "held\n"
     with pytest.raises(RunError, match=f"is in use by process {first.pid} on .* since"), lock.hold(tmp_path / "run"):
@@ -157,10 +156,19 @@ def test_a_folder_is_for_one_process_and_the_second_is_told_which(tmp_path):
     assert [item.name for item in (tmp_path / "run").iterdir()] == [".lock"], "it was not made here"
 
 
-def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
+@forks
+def test_a_lock_is_exclusive_also_for_who_opened_it_before_it_was_released(tmp_path):
+    import fcntl
+
     with pytest.raises(Stop), lock.hold(tmp_path / "new"):
+        opened = os.open(tmp_path / "new" / ".lock", os.O_RDWR)
         raise Stop
-    assert not (tmp_path / "new").exists()
+    with lock.hold(tmp_path / "new"), pytest.raises(BlockingIOError):
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(opened)
+
+
+def test_a_file_is_no_folder_to_lock(tmp_path):
     (tmp_path / "file").write_text("words")
     with pytest.raises(RunError, match="can't be a run's folder"), lock.hold(tmp_path / "file"):
         pass

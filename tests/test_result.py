@@ -38,7 +38,7 @@ def test_facets_images_and_histories_come_back(folder, facets, planted):
     made = render_facets(small_cnn(), facets, planted[0], steps=4, input_spec=SPEC)
     folder.write_renderings(facets, made)
     again = RunFolder.read(folder.path)
-    assert again.read_facets().key == facets.key
+    assert again.read_facets().fingerprint == facets.fingerprint
     for image, rendering in zip(again.read_images(facets), made, strict=True):
         assert (image - rendering.image).abs().max() <= 0.5 / 255 + 1e-6
     assert torch.equal(again.read_images(facets, "_start")[0], (made[0].start * 255).round() / 255)
@@ -97,7 +97,7 @@ def test_folders_that_hold_no_run_are_refused(tmp_path, manifest):
 
 
 def test_the_facets_of_a_run_are_loaded_from_its_folder(folder, facets, tmp_path):
-    assert FacetSet.load(folder.path).key == facets.key
+    assert FacetSet.load(folder.path).fingerprint == facets.fingerprint
     assert FacetModel(small_cnn(), FacetSet.load(folder.path)).n_facets == 3
     with pytest.raises(FacetError, match="isn't a facet set"):
         FacetSet.load(tmp_path)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_mfv import models
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import capture, guard
 from captum_mfv.activations.store import Store
 from captum_mfv.errors import ImageError
 from captum_mfv.images import ImageFolder, Images, InputSpec, batches
+from captum_mfv.storage.identity import weights_fingerprint
 
 __all__ = ["Scan"]
 
@@ -79,12 +79,12 @@ class Scan:
         """All that the rows depend on; datasets that aren't folders are told by their length alone."""
         if self.store is None:  # nothing to tell them from, and a folder takes a while to list
             return {}
-        images = self.images.digest() if isinstance(self.images, ImageFolder) else None
+        images = self.images.fingerprint() if isinstance(self.images, ImageFolder) else None
         return {
             **facts,
             "input_spec": asdict(self.spec),
             "images": images,
-            "weights": models.digest(self.model),
+            "weights": weights_fingerprint(self.model),
         }
 
 

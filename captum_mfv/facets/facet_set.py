@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import nn
 from captum_mfv.display.notebook import swatch, table
 from captum_mfv.errors import FacetError
 from captum_mfv.storage.files import tensor_file, write_whole
+from captum_mfv.storage.identity import content_fingerprint, fingerprint
 from captum_mfv.storage.untrusted import Header, check, inside, parse_json
 from captum_mfv.units import Code, Unit
 
@@ -169,12 +169,9 @@ class FacetSet(Sequence[Facet]):
         return self.facets[0].centers
 
     @property
-    def key(self) -> str:
-        """A hash of the content: the same for the same unit, code, labels and codes, on any machine."""
-        digest = hashlib.sha256(json.dumps([asdict(self.unit), asdict(self.code)]).encode())
-        for array in (self.labels, self.codes):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+    def fingerprint(self) -> str:
+        """Fingerprint of unit, code, labels and codes, the same on every machine."""
+        return fingerprint(unit=self.unit, code=self.code, content=content_fingerprint(self.labels, self.codes))
 
     def as_one_facet(self) -> FacetSet:
         """The unit as one facet, of every image that could be read."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shlex
@@ -39,6 +37,7 @@ from captum_mfv.optvis.render import Rendering, render_facets
 from captum_mfv.runs import config
 from captum_mfv.runs.folder import NEAREST, RunFolder
 from captum_mfv.storage.files import write_whole
+from captum_mfv.storage.identity import fingerprint, weights_fingerprint
 from captum_mfv.storage.lock import hold
 from captum_mfv.storage.untrusted import LARGEST_SIDE, read_json
 from captum_mfv.units import Code, Unit
@@ -234,10 +233,6 @@ def _read_labels(path: str) -> dict[str, int]:
         raise FacetError(f"{path} isn't a JSON table of image path and group number: {error}") from error
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _device(name: str | None) -> torch.device:
     """The device of a name, tried.
 
@@ -281,10 +276,10 @@ def _settings(job: Job, out: str, parts: _Parts) -> dict[str, Any]:
         **asdict(job),
         "recipe_data": asdict(parts.recipe),
         "input_spec": asdict(parts.spec),
-        "images_hash": parts.folder.digest(),
-        "weights_hash": models.digest(parts.model),
+        "images_hash": parts.folder.files_fingerprint(),
+        "weights_hash": weights_fingerprint(parts.model),
         "known_groups": None if parts.known is None else len(set(parts.known.values())),
-        "labels_hash": None if parts.known is None else _hash(parts.known),
+        "labels_hash": None if parts.known is None else fingerprint(labels=parts.known),
         "command": job.command(out),
     }
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from captum_mfv import models
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.display.notebook import picture, png, table
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
@@ -29,6 +28,7 @@ from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.terms import measure_terms
+from captum_mfv.storage.identity import weights_fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _facts(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
     if batch.given is not None:
         known.update(batch.given.detach().float().cpu().contiguous().numpy().tobytes())
     return {
-        "weights": models.digest(batch.model),
+        "weights": weights_fingerprint(batch.model),
         "unit": asdict(batch.facets[0].unit),
         "recipe": asdict(plan),
         "facets": [(item.index, seed) for item, (_, seed) in zip(batch.facets, jobs, strict=True)],

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks that let one process at a time work on a folder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ _LOCK, _OWNER = ".lock", ".owner"
 
 @contextmanager
 def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made if need be; the system frees it when this one dies.
+    """Lock a folder against other processes; the operating system releases the lock when this process dies.
+
+    The folder is created if it doesn't exist, and its lock file stays in it.
+
+    Args:
+        folder: the folder.
 
     Raises:
-        RunError: if another process holds it, naming which, or it can't be made.
+        RunError: if another process holds the lock, naming that process, or the folder can't be created or written to.
     """
     path = Path(folder)
-    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        owner = inside(path, _OWNER)  # what is written through a link would be lost
+        owner = inside(path, _OWNER)  # never write through a link
         lock = FileLock(inside(path, _LOCK), timeout=0)
     except (OSError, ValueError) as error:
         raise RunError(f"{path} can't be a run's folder: {error}; choose another folder for the run") from error
@@ -46,10 +50,7 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         owner.unlink(missing_ok=True)
-        lock.release()
-        if made and [item.name for item in path.iterdir()] == [_LOCK]:  # nothing came of it
-            (path / _LOCK).unlink()
-            path.rmdir()
+        lock.release()  # the file stays: another process may have opened it, and would lock a file without a name
 
 
 def _owner(path: Path) -> str:
