@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from captum_mfv.errors import ModelError
 from captum_mfv.images import InputSpec
+from captum_mfv.storage.identity import fingerprint
 from captum_mfv.storage.untrusted import is_file
 
 __all__ = ["autocast_dtype", "load", "names"]
@@ -88,7 +91,9 @@ def _from_torchvision(name: str, pretrained: bool, progress: bool) -> tuple[nn.M
     except OSError as error:
         raise ModelError(f"the weights of {name} can't be downloaded ({error}); give a weights file") from error
     transforms = preset.transforms()
-    return model, InputSpec(transforms.crop_size[0], transforms.mean, transforms.std)
+    size, short_side = transforms.crop_size[0], transforms.resize_size[0]
+    interpolation = transforms.interpolation.value
+    return model, InputSpec(size, transforms.mean, transforms.std, min(1.0, size / short_side), interpolation)
 
 
 def _quiet(name: str, pretrained: bool) -> dict[str, Any]:
@@ -118,15 +123,24 @@ def _function(source: str, function: str) -> Callable[[], Any]:
     return found
 
 
-def _run_file(path: Path) -> Any:
+def _run_file(path: Path) -> ModuleType:
     if not is_file(path):
         raise ModelError(f"there is no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"captum_mfv_model_{fingerprint(path=os.fsencode(path.resolve()).hex())}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{str(path)!r} can't be run as Python")
     module = importlib.util.module_from_spec(spec)
-    with _importable(path.parent):
-        spec.loader.exec_module(module)
+    earlier = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses look up annotations that are strings there, also after loading
+    try:
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        if earlier is not None:
+            sys.modules[name] = earlier
+        raise
     return module
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.images import ImageFolder, InputSpec, batches, image_at, stack, to_pil
@@ -63,6 +64,47 @@ def test_the_short_side_is_scaled_and_the_middle_cut_out(tmp_path):
     assert item.shape == (3, 16, 16)
     assert item.dtype == torch.float32
     assert item.max() < 0.5
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_files_are_resized_and_cropped_as_torchvision_does(tmp_path, interpolation):
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    item = ImageFolder(tmp_path, InputSpec(16, crop_fraction=16 / 20, interpolation=interpolation))[0]
+    mode = functional.InterpolationMode(interpolation)
+    wanted = functional.center_crop(functional.resize(Image.fromarray(pixels), [20], mode), [16])
+    assert torch.equal(item, functional.to_tensor(wanted))
+
+
+@pytest.mark.parametrize("change", [{"crop_fraction": 0.0}, {"crop_fraction": 1.5}, {"interpolation": "cubic"}])
+def test_preprocessing_out_of_range_is_refused_by_name(change):
+    with pytest.raises(ImageError, match=next(iter(change))):
+        InputSpec(16, **change)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [(0, ValueError, "at least 1 image, not 0"), (-1, ValueError, "not -1"), (2.5, TypeError, "an integer, not float")],
+)
+def test_a_batch_size_below_one_is_refused_by_name(size, error, message):
+    with pytest.raises(error, match=f"batch_size must be .*{message}"):
+        batches(torch.rand(3, 3, 8, 8), size)
+
+
+def test_a_batch_size_may_be_a_numpy_integer():
+    assert len(list(batches(torch.rand(3, 3, 8, 8), np.int64(2)))) == 2
+
+
+def test_the_input_follows_the_first_floating_point_parameter_or_buffer():
+    images, spec = torch.rand(2, 3, 8, 8), InputSpec(8)
+    model = nn.Module()
+    assert torch.equal(spec.feed(model)(images), spec(images))  # a model without parameters
+    model.register_parameter("steps", nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False))
+    model.register_buffer("scale", torch.ones(2, dtype=torch.float16, device="meta"))
+    assert (spec.feed(model)(images).dtype, spec.feed(model)(images).device.type) == (torch.float16, "meta")
+    model.register_parameter("weight", nn.Parameter(torch.ones(2, dtype=torch.bfloat16)))
+    assert (spec.feed(model)(images).dtype, spec.feed(model)(images).device.type) == (torch.bfloat16, "cpu")
 
 
 def test_one_channel_specs_get_grey_images(tmp_path):

@@ -1,4 +1,6 @@
+import json
 import pickle
+import sys
 import textwrap
 from contextlib import nullcontext
 
@@ -32,6 +34,19 @@ SOURCE = """
     number = 3
 """
 
+POSTPONED = """
+    from __future__ import annotations
+    from dataclasses import dataclass
+    import torch
+
+    @dataclass
+    class Config:
+        width: int = 4
+
+    def make():
+        return torch.nn.Linear(Config().width, 2)
+"""
+
 
 @pytest.fixture
 def source(tmp_path):
@@ -47,6 +62,18 @@ def test_a_function_of_a_file_gives_a_model_and_its_input(source):
     assert not model.training
     assert spec == InputSpec()
     assert models.load(f"{source}:make_with_spec")[1] == InputSpec(8, (0.5,), (0.5,))
+
+
+def test_a_file_with_postponed_annotations_and_a_dataclass_loads(tmp_path):
+    path = tmp_path / "json.py"  # named like a module of Python, which stays as it is
+    path.write_text(textwrap.dedent(POSTPONED))
+    assert models.load(f"{path}:make")[0].in_features == 4
+    assert sys.modules["json"] is json
+    modules = set(sys.modules)
+    (tmp_path / "fails.py").write_text("raise RuntimeError")
+    with pytest.raises(ModelError, match="RuntimeError"):
+        models.load(f"{tmp_path / 'fails.py'}:make")
+    assert set(sys.modules) == modules
 
 
 @pytest.mark.parametrize(
@@ -130,4 +157,9 @@ def test_torchvision_models_bring_their_own_input_size(tmp_path):
     state = torch.get_rng_state()
     model, spec = models.load("squeezenet1_1", tmp_path / "w.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
-    assert (type(model).__name__, spec) == ("SqueezeNet", InputSpec(224))
+    assert (type(model).__name__, spec) == ("SqueezeNet", InputSpec(224, crop_fraction=224 / 256))
+
+
+def test_torchvision_models_bring_their_own_resize_size_and_interpolation():
+    _, spec = models.load("swin_t", pretrained=False)
+    assert (spec.size, spec.short_side, spec.interpolation) == (224, 232, "bicubic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -84,7 +85,7 @@ def _evaluate(
     quiet: bool,
 ) -> Any:
     from captum_mfv import models
-    from captum_mfv.images import ImageFolder, InputSpec
+    from captum_mfv.images import ImageFolder
     from captum_mfv.jobs.evaluation import evaluate
     from captum_mfv.metrics import CONTROLS, Judge
     from captum_mfv.runs.folder import RunFolder
@@ -94,7 +95,8 @@ def _evaluate(
     folder = RunFolder.read(path)
     network, spec = models.load(judge, judge_weights)
     if judge_input is not None:
-        spec = InputSpec(spec.size, *((number,) * spec.channels for number in judge_input))
+        mean, std = ((number,) * spec.channels for number in judge_input)
+        spec = replace(spec, mean=mean, std=std)
     own = folder.input_spec
     unit = None if judge_unit is None else Unit.parse(judge_unit)
     with hold(path):

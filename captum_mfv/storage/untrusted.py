@@ -193,7 +193,12 @@ Side = Annotated[int, 1, LARGEST_SIDE]
 Seed = Annotated[int, 0, 2**32 - 1]
 
 
-class Spec(TypedDict):
+class _Preprocessing(TypedDict, total=False):
+    crop_fraction: Annotated[float, 0.01, 1.0]
+    interpolation: str
+
+
+class Spec(_Preprocessing):
     """`InputSpec`."""
 
     size: Side
