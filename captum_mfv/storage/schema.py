@@ -1,0 +1,195 @@
+"""Declare settings and records once: types, errors that name the field, and JSON Schema."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import numbers
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from typing_extensions import dataclass_transform
+
+from captum_mfv.errors import MFVError
+
+__all__ = [
+    "LARGEST_SIDE",
+    "Flag",
+    "Integer",
+    "Number",
+    "Record",
+    "Seed",
+    "Side",
+    "declare",
+    "json_schema",
+    "suggest",
+    "validate",
+]
+
+T = TypeVar("T")
+
+LARGEST_SIDE = 9_000
+"""Largest side of an image that is rendered or read, in pixels; PIL decodes its square again."""
+
+
+def _plain(value: Any) -> Any:
+    """Convert numbers of NumPy and others to Python's; return everything else as is."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+Flag = Annotated[bool, Strict()]
+Integer = Annotated[int, Strict(), BeforeValidator(_plain)]
+Number = Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_plain)]
+Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
+Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
+
+
+class Record(pydantic.BaseModel):
+    """Base of what a run's files hold; unknown keys, which newer versions may write, are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def declare(error: type[MFVError]) -> Callable[[type[T]], type[T]]:
+    """Make a class a frozen pydantic dataclass without unknown fields.
+
+    Args:
+        error: raised by the constructor instead of pydantic's ValidationError, with one line that names the field.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+        construct = made.__init__
+
+        @functools.wraps(construct)
+        def checked(self: T, *arguments: Any, **named: Any) -> None:
+            try:
+                construct(self, *arguments, **named)
+            except ValidationError as found:
+                names = [field.name for field in fields(made)]
+                given = {**dict(zip(names, arguments, strict=False)), **named}
+                raise error(_explain(found, made, given, "", names)) from None
+
+        made.__init__ = checked
+        found: type[T] = made
+        return found
+
+    return decorate
+
+
+def validate(kind: Callable[..., T], value: Any, where: str = "") -> T:
+    """Validate a value, such as one read from JSON, and return it as an instance of a type.
+
+    Args:
+        kind: a declared class, a `Record`, or a type of them, such as ``list[Row]``.
+        value: the value.
+        where: name of the value in the error.
+
+    Raises:
+        ValueError: in one line, with the path of the field, what it must be and what it is.
+    """
+    try:
+        valid: T = _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(_explain(error, kind, value, where)) from None
+    return valid
+
+
+def json_schema(kind: Any) -> dict[str, Any]:
+    """Return the JSON Schema of a declared type."""
+    return _adapter(kind).json_schema()
+
+
+def suggest(name: object, names: Iterable[str]) -> str:
+    """Return "; did you mean …?" with the most similar name, or nothing if no name is similar."""
+    near = difflib.get_close_matches(str(name), list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+_KINDS = {
+    "bool_type": "true or false",
+    "dataclass_type": "a table",
+    "dict_type": "a table",
+    "finite_number": "a finite number",
+    "float_type": "a finite number",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "int_type": "an integer",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:.10g}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "mapping_type": "a table",
+    "model_type": "a table",
+    "string_type": "text",
+    "too_long": "of length {max_length} or less",
+    "too_short": "of length {min_length} or more",
+    "tuple_type": "a list",
+}
+"""What a value must be, by pydantic's error type."""
+
+
+def _explain(error: ValidationError, kind: Any, value: Any, where: str, names: Sequence[str] = ()) -> str:
+    """Return the first error as a line; alternatives of a union are joined by "or"."""
+    details = error.errors(include_url=False)
+    paths = [_path(value, detail["loc"], names) for detail in details]
+    same = [detail for detail, path in zip(details, paths, strict=True) if path == paths[0]]
+    first, head, name = same[0], f"{where}: " if where else "", _dotted(paths[0])
+    if first["type"] == "missing":
+        return f"{head}{name and name + ' '}lacks {_item(first['loc'][-1])}"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{head}{name} isn't known{suggest(first['loc'][-1], _property_names(kind))}"
+    if first["type"] == "value_error":
+        return f"{head}{name and name + ': '}{first['ctx']['error']}"
+    kinds = " or ".join(dict.fromkeys(map(_kind, same)))
+    hint = suggest(first["input"], re.findall("'([^']*)'", kinds))
+    return f"{head}{name or 'the value'} must be {kinds}, not {_short(repr(first['input']))}{hint}"
+
+
+def _kind(detail: ErrorDetails) -> str:
+    phrase = _KINDS.get(detail["type"])
+    return detail["msg"] if phrase is None else phrase.format(**detail.get("ctx", {}))
+
+
+def _path(value: Any, location: tuple[int | str, ...], names: Sequence[str]) -> tuple[int | str, ...]:
+    """Return the part of a location that exists in the value: without the tags that pydantic adds for unions."""
+    found: list[int | str] = []
+    for step, part in enumerate(location):
+        key = names[part] if not step and isinstance(part, int) and part < len(names) else part
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            break
+        found.append(key)
+    return tuple(found)
+
+
+def _item(part: int | str) -> str:
+    return f"item {part}" if isinstance(part, int) else part
+
+
+def _dotted(path: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in path).lstrip(".")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _property_names(kind: Any) -> set[str]:
+    """Return the names of all fields of a type and of the types in it."""
+    schema = json_schema(kind)
+    return {name for table in [schema, *schema.get("$defs", {}).values()] for name in table.get("properties", ())}
