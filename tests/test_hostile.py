@@ -449,6 +449,23 @@ def test_json_that_lies_is_one_line_at_the_command(theirs, capsys, name, keys, v
     assert {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == before
 
 
+def test_keys_that_a_newer_version_may_write_are_ignored(theirs):
+    for name, keys in {
+        "manifest.json": ("settings", "input_spec", "gamma"),
+        "facets.json": (0, "members", 0, "weight"),
+        "metrics.json": ("multifacetedness", "method"),
+    }.items():
+        tamper(theirs, name, *keys, value="new")
+    report.build(folder := RunFolder.read(theirs))
+    assert folder.input_spec.size == 32
+
+
+def test_an_error_of_a_record_names_the_file_the_field_and_the_value(theirs):
+    tamper(theirs, "facets.json", 1, "members", 0, "activation", value="x")
+    with pytest.raises(RunError, match=r"facets\.json can't be read: \[1\]\.members\[0\]\.activation must be a finite"):
+        RunFolder.read(theirs).read_members()
+
+
 # Numbers
 
 

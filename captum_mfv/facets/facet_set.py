@@ -18,10 +18,11 @@ from captum_mfv.display.notebook import swatch, table
 from captum_mfv.errors import FacetError
 from captum_mfv.storage.files import tensor_file, write_whole
 from captum_mfv.storage.identity import content_fingerprint, fingerprint
-from captum_mfv.storage.untrusted import Header, check, inside, parse_json
+from captum_mfv.storage.schema import Integer, Number, Record, validate
+from captum_mfv.storage.untrusted import inside, parse_json
 from captum_mfv.units import Code, Unit
 
-__all__ = ["LARGEST_CODE", "Facet", "FacetSet"]
+__all__ = ["LARGEST_CODE", "Facet", "FacetSet", "Header"]
 
 
 Floats = NDArray[np.float32]
@@ -67,6 +68,26 @@ class Facet:
 
     def __len__(self) -> int:
         return len(self.members)
+
+
+class _CodeRecord(Record):
+    layer: str
+    reduce: str
+    channels: str | None = None
+
+
+class _UnitRecord(_CodeRecord):
+    index: Integer | list[Number]
+
+
+class Header(Record):
+    """What a facet set's file holds in addition to its arrays."""
+
+    unit: _UnitRecord
+    code: _CodeRecord
+    p_value: Number | None
+    stability: tuple[Number, ...] | None = None
+    stability_interval: tuple[tuple[Number, Number], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,14 +253,14 @@ class FacetSet(Sequence[Facet]):
             with safe_open(_file_of(Path(path)), framework="numpy") as file:
                 header = {name: parse_json(text) for name, text in (file.metadata() or {}).items()}
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            check(header, Header, "header")
+            valid = validate(Header, header, "header")
             found = cls(
                 Unit(**header["unit"]),
                 Code(**header["code"]),
                 **_belonging(arrays),
-                p_value=header["p_value"],
-                stability=_tuples(header.get("stability")),
-                stability_interval=_tuples(header.get("stability_interval")),
+                p_value=valid.p_value,
+                stability=valid.stability,
+                stability_interval=valid.stability_interval,
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
@@ -253,10 +274,6 @@ def _file_of(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     return path
-
-
-def _tuples(rows: Any) -> Any:
-    return tuple(map(_tuples, rows)) if isinstance(rows, list) else rows
 
 
 def _belonging(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -39,7 +39,8 @@ from captum_mfv.runs.folder import NEAREST, RunFolder
 from captum_mfv.storage.files import write_whole
 from captum_mfv.storage.identity import fingerprint, weights_fingerprint
 from captum_mfv.storage.lock import hold
-from captum_mfv.storage.untrusted import LARGEST_SIDE, read_json
+from captum_mfv.storage.schema import LARGEST_SIDE
+from captum_mfv.storage.untrusted import read_json
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Job", "run"]

@@ -28,17 +28,10 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import InputSpec, from_pil, open_image, to_pil
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.member_images import MemberImages, why_not_read
+from captum_mfv.runs.records import FacetRow, FinishedSettings, Manifest, Metrics
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
-from captum_mfv.storage.untrusted import (
-    Manifest,
-    Metrics,
-    Row,
-    Settings,
-    check,
-    inside,
-    read_json,
-    within,
-)
+from captum_mfv.storage.schema import validate
+from captum_mfv.storage.untrusted import inside, read_json, within
 
 __all__ = ["FORMAT", "NEAREST", "RunFolder"]
 
@@ -154,9 +147,7 @@ class RunFolder:
             manifest = read_json(inside(path, "manifest.json"))
             found = manifest["format"]
             if found == FORMAT:
-                check(manifest, Manifest, "the manifest")
-                if not isinstance(manifest["stages"], list):
-                    raise TypeError("its manifest isn't one of ours")
+                validate(Manifest, manifest, "the manifest")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} holds no run that can be read: {error}") from error
         if found != FORMAT:
@@ -237,7 +228,7 @@ class RunFolder:
 
     def read_members(self) -> list[dict[str, Any]]:
         """The rows of ``facets.json``."""
-        rows: list[dict[str, Any]] = self._read_json("facets.json", list[Row])
+        rows: list[dict[str, Any]] = self._read_json("facets.json", list[FacetRow])
         return rows
 
     @property
@@ -248,10 +239,9 @@ class RunFolder:
             RunError: if the settings don't tell.
         """
         try:
-            check(self.settings, Settings, "settings")
+            return InputSpec(**validate(FinishedSettings, self.settings, "settings").input_spec.model_dump())
         except ValueError as error:
             raise RunError(f"{self.path}: the manifest can't be used: {error}") from error
-        return InputSpec(**self.settings["input_spec"])
 
     def member_images(self) -> MemberImages:
         """Every facet's images, from the run's image folder.
@@ -378,7 +368,7 @@ class RunFolder:
     def _read_json(self, name: str, kind: Any) -> Any:
         try:
             value = read_json(inside(self.path, name))
-            check(value, kind, Path(name).stem)
+            validate(kind, value)
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path}: {name} can't be read: {error}") from error
         return value
