@@ -38,6 +38,7 @@ class Noise:
 
     def __init__(self, n: int) -> None:
         self.n = n
+        self.fingerprint = f"noise {n}"
 
     def __len__(self) -> int:
         return self.n

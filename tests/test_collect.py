@@ -1,6 +1,7 @@
 """One pass over a dataset: top images of many units with their crops, rows in files, passes that go on."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from captum_mfv.activations import capture, guard
 from captum_mfv.activations.codes import collect
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import stack
+from captum_mfv.storage.identity import dataset_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,9 @@ def test_one_image_is_one_facet(images):
 
 
 class Stops:
-    """Images that end the process's patience after some."""
+    """Images that interrupt the process after some."""
+
+    fingerprint = "images"
 
     def __init__(self, images, after):
         self.images, self.after, self.read = images, after, []
@@ -194,7 +198,71 @@ def test_rows_of_another_pass_are_refused_and_kept(change, images, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "rows").iterdir()} == kept
 
 
-@pytest.mark.parametrize("content", ["{", json.dumps({"facts": {}, "n_done": 3}), json.dumps([1])])
+def brightness(batch):
+    return batch.mean((2, 3))
+
+
+def darkness(batch):
+    return 1 - batch.mean((2, 3))
+
+
+class Keyed:
+    """Images that only a key can identify."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_a_store_never_returns_rows_of_another_dataset_of_the_same_length(images, tmp_path):
+    options = {"model": small_cnn(), "unit": Unit("fc", 1), "input_spec": SPEC, "store": tmp_path / "rows"}
+    rows = collect(images=images, **options)
+    with pytest.raises(RunError, match=r"holds another pass \(its images differ\)"):
+        collect(images=images.flip(0), **options)
+    same = collect(images=images.clone(), **options)
+    assert np.array_equal(rows.codes, same.codes)
+
+
+def test_a_store_never_returns_codes_of_another_function(images, tmp_path):
+    options = {"model": small_cnn(), "unit": Unit("fc", 1), "images": images, "input_spec": SPEC}
+    with pytest.raises(RunError, match=r"code function brightness has no fingerprint.*give key="):
+        collect(**options, view=brightness, store=tmp_path / "rows")
+    collect(**options, view=brightness, store=tmp_path / "rows", key="brightness")
+    for change in ({"view": darkness, "key": "darkness"}, {"key": "brightness"}):
+        with pytest.raises(RunError, match=r"holds another pass"):
+            collect(**options, **change, store=tmp_path / "rows")
+
+
+def test_storing_rows_of_a_dataset_without_a_fingerprint_needs_a_key(images, tmp_path):
+    read = small_cnn(), Unit("fc", 1), Keyed(images)
+    for call in (collect, find_facets, partial(top_images, k=3)):
+        with pytest.raises(RunError, match=r"dataset of type Keyed has no fingerprint.*give key="):
+            call(*read, input_spec=SPEC, store=tmp_path / "rows")
+        assert not (tmp_path / "rows").exists()
+    top = top_images(*read, 5, input_spec=SPEC, store=tmp_path / "top", key="noise")
+    with pytest.raises(RunError, match="its images differ"):
+        top_images(*read, 5, input_spec=SPEC, store=tmp_path / "top", key="other noise")
+    with pytest.raises(RunError, match="type Keyed has no fingerprint"):
+        collect(*read[:2], top, input_spec=SPEC, store=tmp_path / "rows")
+    collect(*read[:2], top, input_spec=SPEC, store=tmp_path / "rows", key="noise")
+
+
+def test_top_images_are_identified_by_their_dataset_and_place(images):
+    model, unit = small_cnn(), Unit("conv2", 3, reduce="max")
+    found = [
+        dataset_fingerprint(top_images(model, unit, data, k, input_spec=SPEC))
+        for data, k in [(images, 5), (images.clone(), 5), (images, 4), (images.flip(0), 5)]
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps({"parts": {}, "n_done": 3}), json.dumps([1])])
 def test_a_store_that_cannot_be_read_is_refused(content, images, tmp_path):
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(RunError, match="can't be continued"):
@@ -221,7 +289,7 @@ def test_a_store_whose_arrays_are_not_such_as_the_pass_makes_is_refused(rows, im
     path.write_bytes(path.read_bytes()[:-4]) if isinstance(rows, bytes) else np.save(path, rows)
     size = path.stat().st_size
     with pytest.raises(RunError, match="can't be continued"):
-        collect(small_cnn(), Unit("fc", 1), images, **options)
+        collect(small_cnn(), Unit("fc", 1), Stops(images, 999), **options)
     assert path.stat().st_size == size
 
 

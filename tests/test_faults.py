@@ -20,6 +20,7 @@ from captum_mfv.optvis import checkpoint
 from captum_mfv.optvis.recipes import RECIPES
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.storage import lock
+from captum_mfv.storage.identity import dataset_fingerprint
 from captum_mfv.units import Unit
 
 FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
@@ -123,6 +124,8 @@ def test_a_forged_checkpoint_is_refused(change, facets, planted, tmp_path, monke
 
 def test_a_collection_goes_on_with_the_batches_it_began_with(planted, tmp_path):
     class Stopping:
+        fingerprint = dataset_fingerprint(planted[0])
+
         def __init__(self, images, after):
             self.images, self.after = images, after
 

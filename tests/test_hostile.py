@@ -398,8 +398,8 @@ def test_a_link_in_the_place_of_a_lock_is_not_written_through(theirs, tmp_path, 
 def test_rows_of_a_stopped_pass_are_not_looked_for_outside_its_folder(tmp_path, arrays):
     np.save(tmp_path / "victim.npy", np.zeros((3, 1)))
     (tmp_path / "store").mkdir()
-    facts = {"format": 1, "n_images": 3}
-    (tmp_path / "store" / "state.json").write_text(json.dumps({"facts": facts, "n_done": 0, "arrays": arrays}))
+    parts = {"format": 1, "n_images": 3}
+    (tmp_path / "store" / "state.json").write_text(json.dumps({"parts": parts, "n_done": 0, "arrays": arrays}))
     with pytest.raises(RunError, match="can't be continued"):
         Store(3, {}, tmp_path / "store")
 

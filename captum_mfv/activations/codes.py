@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captum_mfv.activations.resolve import resolve
 from captum_mfv.activations.scan import Outputs, Scan
 from captum_mfv.images import Images, InputSpec
+from captum_mfv.storage.identity import code_fingerprint
 from captum_mfv.units import Code, Unit
 
 __all__ = ["Collection", "View", "collect"]
@@ -53,6 +54,7 @@ def collect(
     input_spec: InputSpec | None = None,
     batch_size: int = 32,
     store: str | os.PathLike[str] | None = None,
+    key: str | None = None,
     progress: bool = False,
 ) -> Collection:
     """A unit's activation and a code for every image of a dataset, in one pass.
@@ -66,14 +68,18 @@ def collect(
         view: another description of images: a function from (N, C, H, W) in [0, 1] to (N, D').
         input_spec: what turns images into the model's input.
         batch_size: images that are read ahead together, and in one forward pass at most: a CPU takes fewer at once.
-        store: a folder for the rows, memory-mapped: memory stays bounded, and the same call goes on where
-            a stopped one ended. By default rows are held in memory.
+        store: a folder for the rows, memory-mapped: memory stays bounded, and the same call resumes a pass that was
+            stopped. By default rows are held in memory. Weights, unit, code, preprocessing and dataset must be the
+            same; batch size and device may differ, which changes rows by rounding.
+        key: a name for dataset and code function, changed whenever what they return changes. Needed with ``store`` if
+            one of the two has no fingerprint: datasets other than `ImageFolder`, `TopImages`, tensors and arrays that
+            don't declare a ``fingerprint``, and functions.
         progress: show a progress bar.
 
     Raises:
         UnitError: if the unit or the code isn't in the model, or is ambiguous.
         ImageError: if no image can be read.
-        RunError: if the store holds rows of another model, unit, code or dataset.
+        RunError: if the store holds rows of another model, unit, code or dataset, or ``key`` is needed.
     """
     spec = input_spec or InputSpec()
     unit, code = resolve(model, unit, code, spec)
@@ -82,9 +88,10 @@ def collect(
         rows = {"activations": unit.read(outputs[unit.layer_name]), "codes": code.read(outputs[code.layer])}
         return rows if view is None else {**rows, "views": _view(view, batch.to(rows["codes"].device))}
 
-    facts = {"unit": asdict(unit), "code": asdict(code), "view": None if view is None else type(view).__name__}
-    stream = Scan(model, images, spec, batch_size, store, progress)
-    rows = stream.rows([unit.layer_name, code.layer], read, facts)
+    stored_code = None if view is None or store is None else code_fingerprint(view, key)
+    scan = Scan(model, images, spec, batch_size, store, key, progress)
+    parts = {"unit": unit, "code": code, "code function": stored_code}
+    rows = scan.rows([unit.layer_name, code.layer], read, parts)
     indices = np.flatnonzero(rows["read"] == 1)
     views = rows["views"] if view is not None else None
     return Collection(unit, code, indices, rows["activations"], rows["codes"], views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,8 +18,8 @@ from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import capture, guard
 from captum_mfv.activations.store import Store
 from captum_mfv.errors import ImageError
-from captum_mfv.images import ImageFolder, Images, InputSpec, batches
-from captum_mfv.storage.identity import weights_fingerprint
+from captum_mfv.images import Images, InputSpec, batches
+from captum_mfv.storage.identity import dataset_fingerprint, weights_fingerprint
 
 __all__ = ["Scan"]
 
@@ -29,22 +29,33 @@ Outputs: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One pass of a dataset through a model."""
+    """One pass of a dataset through a model.
+
+    Args:
+        model: the model.
+        images: the dataset.
+        spec: what turns images into the model's input.
+        batch_size: images per batch.
+        store: folder for the rows; None keeps them in memory.
+        key: name and version of a dataset or code function that has no fingerprint.
+        progress: show a progress bar.
+    """
 
     model: nn.Module
     images: Images
     spec: InputSpec
     batch_size: int
     store: str | os.PathLike[str] | None
+    key: str | None
     progress: bool
 
     def rows(
-        self, layers: Sequence[str], read: Callable[[Outputs, Tensor], Outputs], facts: Mapping[str, Any]
+        self, layers: Sequence[str], read: Callable[[Outputs, Tensor], Outputs], parts: Mapping[str, Any]
     ) -> Store:
         """What is read of layers' outputs for every image, a row each; and, as ``read``, 1 where it could be."""
         if not len(self.images):
             raise ImageError(getattr(self.images, "why_empty", "the dataset holds no images"))
-        rows = Store(len(self.images), self._facts(facts), self.store)
+        rows = Store(len(self.images), self._identity(parts), self.store)
         feed, portions = (
             self.spec.feed(self.model),
             AdaptiveBatches(cpu_batch_size(self.model, self.spec, self.batch_size)),
@@ -72,18 +83,17 @@ class Scan:
         return rows
 
     def _begin(self, n_done: int) -> int:
-        """Where to go on: in the batches of a pass that wasn't stopped, since sums of floats know their neighbours."""
+        """The first image of the resumed pass: the start of a batch, as floating-point sums depend on the batch."""
         return n_done if n_done == len(self.images) else n_done - n_done % self.batch_size
 
-    def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """All that the rows depend on; datasets that aren't folders are told by their length alone."""
-        if self.store is None:  # nothing to tell them from, and a folder takes a while to list
+    def _identity(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that stored rows depend on, but for rounding: batch size and device don't count."""
+        if self.store is None:  # hashing weights and datasets takes a while
             return {}
-        images = self.images.fingerprint() if isinstance(self.images, ImageFolder) else None
         return {
-            **facts,
-            "input_spec": asdict(self.spec),
-            "images": images,
+            **parts,
+            "input_spec": self.spec,
+            "images": dataset_fingerprint(self.images, self.key),
             "weights": weights_fingerprint(self.model),
         }
 

@@ -1,4 +1,4 @@
-"""A row of numbers for each image of a dataset, in memory or in files that a stopped pass goes on with."""
+"""A row of numbers for each image of a dataset, in memory or in files from which a stopped pass resumes."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from numpy.typing import NDArray
 
 from captum_mfv.errors import RunError
 from captum_mfv.storage.files import write_whole
+from captum_mfv.storage.identity import canonical, check_same
 from captum_mfv.storage.untrusted import inside, read_json
 
 __all__ = ["Store"]
 
 _FORMAT = 1
-_SECONDS = 2.0  # between two notes of how far the pass came
+_SECONDS = 2.0  # between two writes of the state from which a stopped pass resumes
 
 
 class Store:
-    """Named arrays with a row for each image, written in the images' order.
+    """Named arrays with a row for each image, written in the order of the images.
 
-    Rows of images that were passed over are NaN (-1 in arrays of integers).
+    Rows of images that can't be read are NaN (-1 in arrays of integers).
 
     Args:
         n_images: number of rows.
-        facts: all that the rows depend on, JSON values by name; they tell one pass from another.
-        folder: where the arrays lie, memory-mapped; None: in memory.
+        parts: everything that the rows depend on, by name, as `storage.identity.fingerprint` takes it.
+        folder: folder of the arrays, which are memory-mapped; None keeps them in memory.
 
     Attributes:
-        n_done: images dealt with, from the first on.
+        n_done: number of images processed, from the first on.
 
     Raises:
-        RunError: if the folder holds another pass's rows, or something else; nothing of it is touched.
+        RunError: if the folder holds the rows of another pass, or something else; the folder is left unchanged.
     """
 
-    def __init__(self, n_images: int, facts: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, n_images: int, parts: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> None:
         self.n_images = n_images
         self.n_done = 0
-        self._facts = json.loads(json.dumps({"format": _FORMAT, "n_images": n_images, **facts}))
+        self._parts = canonical({"format": _FORMAT, "n_images": n_images, **parts})
         self._folder = None if folder is None else Path(folder)
         self._arrays: dict[str, NDArray[Any]] = {}
         self._noted = monotonic()
@@ -69,10 +70,10 @@ class Store:
             self._note()
 
     def check(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Refuse arrays that aren't such as some rows would make.
+        """Check that the arrays have the shape and type of some rows.
 
         Raises:
-            RunError: if they aren't.
+            RunError: if an array is missing, not among the rows, or has another shape or type.
         """
         wanted = {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
         found = {name: (array.shape[1:], array.dtype) for name, array in self._arrays.items()}
@@ -80,14 +81,14 @@ class Store:
             raise RunError(f"{self._folder} can't be continued: its arrays are {found}, not {wanted}")
 
     def finish(self) -> None:
-        """Note that every image was dealt with."""
+        """Mark the pass as complete and write its state."""
         for name in self._arrays:
             self._skip(name, self.n_images)
         self.n_done = self.n_images
         self._note()
 
     def _skip(self, name: str, end: int) -> None:
-        """Mark the rows up to an end as passed over; those that weren't are written next."""
+        """Mark the rows up to ``end`` as not readable; `write` then overwrites those that are."""
         array = self._arrays[name]
         array[self.n_done : end] = np.nan if array.dtype.kind == "f" else -1
 
@@ -111,41 +112,39 @@ class Store:
         for array in self._arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
-        state = {"facts": self._facts, "n_done": self.n_done, "arrays": list(self._arrays)}
+        state = {"parts": self._parts, "n_done": self.n_done, "arrays": list(self._arrays)}
         write_whole(self._folder / "state.json", json.dumps(state).encode())
         self._noted = monotonic()
 
     def _continue(self, folder: Path) -> None:
-        """Take up what an earlier pass left; a pass that was stopped before its first note left nothing."""
+        """Open the arrays of an earlier pass; a pass that was stopped before its first state left none."""
         if not (folder / "state.json").exists():
             if not folder.is_dir() or any(item.suffix != ".npy" for item in folder.iterdir() if item.name[0] != "."):
-                raise RunError(f"{folder} holds something else than rows of a pass; choose another folder")
+                raise RunError(f"{folder} holds something other than the rows of a pass; choose another folder")
             return
         try:
             state = read_json(inside(folder, "state.json"))
-            facts, n_done, names = dict(state["facts"]), int(state["n_done"]), list(state["arrays"])
+            parts, n_done, names = dict(state["parts"]), int(state["n_done"]), list(state["arrays"])
             if not all(str(name).isidentifier() for name in names):  # a path would lead out of the folder
                 raise ValueError(f"arrays can't be called {names}")
             arrays = {str(name): _opened(inside(folder, f"{name}.npy")) for name in names}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder} can't be continued: {error}") from error
-        other = [name for name in self._facts if facts.get(name) != self._facts[name]]
-        if other:
-            raise RunError(f"{folder} holds another pass (its {', '.join(other)} differ); choose another folder")
+        check_same(parts, self._parts, f"{folder} holds another pass", "choose another folder")
         if any(len(array) != self.n_images for array in arrays.values()):
             raise RunError(f"{folder} can't be continued: its arrays have another length")
         self._arrays, self.n_done = arrays, n_done
 
 
 def _opened(path: Path) -> NDArray[Any]:
-    """An array that is there in whole, to write to.
+    """Open a complete array for writing.
 
     Raises:
-        ValueError: if it isn't.
+        ValueError: if the file is incomplete or not an array with rows.
     """
     try:
-        rows = np.lib.format.open_memmap(path, "r")  # to write to, a file that is too short would be extended
-    except Exception as error:  # on hostile bytes the reader raises all sorts
+        rows = np.lib.format.open_memmap(path, "r")  # opened for writing, a file that is too short would be extended
+    except Exception as error:  # the reader raises many types on hostile bytes
         raise ValueError(f"{path.name} can't be read: {error}") from error
     if not rows.ndim:
         raise ValueError(f"{path.name} holds no rows")

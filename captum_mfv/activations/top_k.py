@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -19,6 +19,7 @@ from captum_mfv.activations.resolve import resolve_units
 from captum_mfv.activations.scan import Outputs, Scan
 from captum_mfv.errors import ImageError, MFVWarning, UnitError
 from captum_mfv.images import Images, InputSpec, image_at
+from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
 from captum_mfv.units import Unit, channels_second
 
 __all__ = ["TopImages", "top_images"]
@@ -57,6 +58,19 @@ class TopImages:
         (top, left), side = self.corners[index], self.input_spec.size
         return image[:, top : top + side, left : left + side]
 
+    def fingerprint(self) -> str:
+        """Return a fingerprint of the items: dataset, unit, indices and crops.
+
+        Raises:
+            RunError: if the dataset has no fingerprint.
+        """
+        return fingerprint(
+            images=dataset_fingerprint(self.images),
+            unit=self.unit,
+            places=content_fingerprint(self.indices, self.corners),
+            specs=(self.image_spec, self.input_spec),
+        )
+
     @property
     def cropped(self) -> bool:
         """Whether items are crops."""
@@ -78,6 +92,7 @@ def top_images(
     input_spec: InputSpec | None = ...,
     batch_size: int = ...,
     store: str | os.PathLike[str] | None = ...,
+    key: str | None = ...,
     progress: bool = ...,
 ) -> TopImages: ...
 
@@ -92,6 +107,7 @@ def top_images(
     input_spec: InputSpec | None = ...,
     batch_size: int = ...,
     store: str | os.PathLike[str] | None = ...,
+    key: str | None = ...,
     progress: bool = ...,
 ) -> list[TopImages]: ...
 
@@ -105,6 +121,7 @@ def top_images(
     input_spec: InputSpec | None = None,
     batch_size: int = 32,
     store: str | os.PathLike[str] | None = None,
+    key: str | None = None,
     progress: bool = False,
 ) -> TopImages | list[TopImages]:
     """The images of a dataset that activate a unit most, for one unit or many in one pass.
@@ -121,6 +138,7 @@ def top_images(
         input_spec: what turns images into the model's input.
         batch_size: images that are read ahead together, and in one forward pass at most: a CPU takes fewer at once.
         store: a folder for every image's activations, as in `collect`.
+        key: a name for a dataset that has no fingerprint, as in `collect`.
         progress: show a progress bar.
 
     Returns:
@@ -129,7 +147,7 @@ def top_images(
     Raises:
         UnitError: if a unit isn't in the model, or is ambiguous, or is finite on no image.
         ImageError: if no image can be read, or ``k`` is below 1.
-        RunError: if the store holds rows of another model, units or dataset.
+        RunError: if the store holds rows of another model, units or dataset, or ``key`` is needed.
 
     Warns:
         MFVWarning: if a unit isn't finite on some images, which are left out.
@@ -145,8 +163,7 @@ def top_images(
         values, peaks = zip(*(_peak(one, outputs[one.layer_name]) for one in units), strict=True)
         return {"activations": torch.stack(values, 1), "peaks": torch.stack(peaks, 1)}
 
-    facts = {"units": [asdict(one) for one in units]}
-    rows = Scan(model, images, spec, batch_size, store, progress).rows(layers, read, facts)
+    rows = Scan(model, images, spec, batch_size, store, key, progress).rows(layers, read, {"units": units})
     _check_finite(units, rows["activations"][np.flatnonzero(rows["read"] == 1)])
     peaked = dict.fromkeys(one.layer_name for one in units if one.reduce == "max")
     fields = {name: receptive_field(model, name, spec) for name in peaked}

@@ -34,6 +34,7 @@ def find_facets(
     seed: int = 0,
     batch_size: int = 32,
     store: str | os.PathLike[str] | None = None,
+    key: str | None = None,
     progress: bool = False,
 ) -> FacetSet:
     """The facets of a unit: the clusters of the images that activate it, told by their codes.
@@ -52,13 +53,14 @@ def find_facets(
         input_spec: what turns images in [0, 1] into the model's input.
         seed: seed of the default finder.
         batch_size: images in one forward pass.
-        store: a folder for activations and codes, with which a stopped call goes on, as in `collect`.
+        store: a folder for activations and codes, from which a stopped call resumes, as in `collect`.
+        key: a name for dataset and code function where one of them has no fingerprint, as in `collect`.
         progress: show a progress bar.
 
     Raises:
         UnitError: if the unit or the code isn't in the model, or is ambiguous.
         ImageError: if no image can be read.
-        RunError: if the store holds something else.
+        RunError: if the store holds something else, or ``key`` is needed.
         FacetError: if there are fewer (distinct) images than facets, or codes aren't finite.
 
     Warns:
@@ -82,6 +84,7 @@ def find_facets(
         input_spec=input_spec,
         batch_size=batch_size,
         store=store,
+        key=key,
         progress=progress,
     )
     with waiting("facets", progress):
