@@ -49,3 +49,7 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for():
     for requirement in map(Requirement, project["dependencies"]):
         (lowest,) = (Version(bound.version) for bound in requirement.specifier if bound.operator == ">=")
         assert tested[requirement.name] == lowest, requirement
+
+
+def test_modules_of_optvis_are_there_after_a_plain_import():
+    assert python("import captum_mfv; captum_mfv.optvis.render.render_facets; captum_mfv.optvis.param").stderr == ""

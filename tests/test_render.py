@@ -100,7 +100,7 @@ def test_a_facet_is_drawn_the_same_in_any_batch(facets, planted):
     together = images(facets)
     for apart in (images(facets, max_batch=1), images(facets, max_batch=2)):
         assert torch.allclose(apart, together, atol=1e-3)
-    with pytest.raises(RecipeError, match="max_batch must be at least 1 image, not -1"):
+    with pytest.raises(RecipeError, match="max_batch must be at least 1, not -1"):
         images(facets, max_batch=-1)
 
 
@@ -243,7 +243,7 @@ def test_the_caller_may_give_the_start(facets, planted):
             render_facets(small_cnn(), facets, planted[0], start=wrong, input_spec=SPEC)
     with pytest.raises(TypeError, match="start must be a tensor, not str"):
         render_facets(small_cnn(), facets, planted[0], start="mean", input_spec=SPEC)
-    with pytest.raises(ImageError, match="size must be at least 1 pixel, not 0"):
+    with pytest.raises(ImageError, match="size must be at least 1, not 0"):
         render_facets(small_cnn(), facets, planted[0], size=0, input_spec=SPEC)
 
 

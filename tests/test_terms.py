@@ -58,7 +58,7 @@ def test_a_facets_code_is_best_at_its_center_and_contrast_counts_the_nearest_oth
     contrasted = terms.code_term(facets, contrast=1.0)(maps) + 1
     assert torch.allclose(contrasted, nearest, atol=np.log(2) / 10 + 1e-4)  # a soft maximum of two
     alone = terms.code_term([facets[1]], contrast=1.0)
-    assert alone.facts["others"].shape == (1, 2, centers.shape[1])
+    assert alone.constants["others"].shape == (1, 2, centers.shape[1])
 
 
 def test_a_row_can_be_asked_for_twice_and_in_any_order(facets, planted):

@@ -1,9 +1,10 @@
-"""The facet initializer: where the synthesis of a facet starts."""
+"""Start images: where the synthesis of a facet starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, resize, stack
+from captum_mfv.optvis.arguments import as_facets, as_integer
 from captum_mfv.optvis.param import ParamF, fft_image_from, maco_image_from, mean_magnitudes
 
 __all__ = [
-    "as_facets",
     "maco_image",
     "mean_image",
     "mean_images",
@@ -39,7 +40,7 @@ def mean_image(
     param: Param = fft_image_from,
     device: torch.device | str = "cpu",
 ) -> ParamF:
-    """Start at the plain pixel mean of the images nearest to the facet's center (arXiv 1602.03616).
+    """Start at the pixel mean of the images nearest to the facet's center (arXiv 1602.03616).
 
     Args:
         facet: a facet, or several: one image of the batch for each.
@@ -70,22 +71,23 @@ def noise_image(
     images: Images,
     n_images: int = 30,
     *,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
     param: Param = fft_image_from,
     device: torch.device | str = "cpu",
 ) -> ParamF:
-    """Start at noise with the mean colour and the spectrum of the facet's images, and nothing else of them.
+    """Start at noise with the mean color and the spectrum of the facet's images.
 
     Args:
         facet: a facet, or several: one image of the batch for each.
         images: the dataset in which the facets were found.
         n_images: how many of the nearest members the spectrum is a mean over.
-        seed: seed of the noise.
+        seed: seed of the noise, an integer of Python or NumPy.
         param: the parameterization to start.
         device: where the parameters live.
     """
-    facets = as_facets(facet)
-    return param(spectral_images(facets, images, [own_generator(seed, item) for item in facets], n_images).to(device))
+    facets, number = as_facets(facet), as_integer(seed, "seed")
+    noise = spectral_images(facets, images, [own_generator(number, item) for item in facets], n_images)
+    return param(noise.to(device))
 
 
 def maco_image(
@@ -93,28 +95,28 @@ def maco_image(
     images: Images,
     n_images: int = 30,
     *,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
     device: torch.device | str = "cpu",
 ) -> ParamF:
-    """Phases alone, magnitudes fixed (`param.maco_image_from`), from such noise; arguments as for `noise_image`."""
+    """Start at the noise of `noise_image`, with fixed magnitudes (`param.maco_image_from`); the same arguments."""
     param = partial(maco_image_from, magnitudes=spectra(as_facets(facet), images, n_images))
     return noise_image(facet, images, n_images, seed=seed, param=param, device=device)
 
 
 def mean_images(facets: Sequence[Facet], images: Images, n_images: int = 15) -> Tensor:
-    """The mean image of each facet's nearest members, (n_facets, C, H, W) in [0, 1]."""
+    """Return the mean image of each facet's nearest members, (n_facets, C, H, W) in [0, 1]."""
     return torch.stack([_nearest(facet, images, n_images).mean(0) for facet in facets])
 
 
 def medoid_images(facets: Sequence[Facet], images: Images) -> Tensor:
-    """The member nearest to each facet's center, (n_facets, C, H, W) in [0, 1]."""
+    """Return the member nearest to each facet's center, (n_facets, C, H, W) in [0, 1]."""
     return stack(images, [facet.members[0] for facet in facets])
 
 
 def noise_images(
     shape: tuple[int, int, int], generators: Sequence[torch.Generator], mean: float = 0.5, std: float = 0.01
 ) -> Tensor:
-    """Independent normal pixels, one image of a shape for each generator, clipped to [0, 1]."""
+    """Return independent normal pixels, one image of a shape for each generator, clipped to [0, 1]."""
     draws = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     return (draws * std + mean).clamp(0, 1)
 
@@ -127,16 +129,16 @@ def spectral_images(
     size: int | None = None,
     contrast: float = 0.4,
 ) -> Tensor:
-    """Noise with each facet's mean colour and magnitudes, (n_facets, C, H, W) in [0, 1].
+    """Return noise with each facet's mean color and magnitudes, (n_facets, C, H, W) in [0, 1].
 
     Args:
         facets: the facets.
         images: the dataset in which they were found.
         generators: one for each facet.
         n_images: how many of a facet's nearest members are measured.
-        size: side of the images in pixels; by default that of the dataset's.
-        contrast: share of the magnitudes; at all of them the synthesis starts with saturated colours, which it
-            can't leave.
+        size: side of the images in pixels; by default the size of the dataset's images.
+        contrast: factor of the magnitudes; at 1 the synthesis starts with saturated colors, from which the
+            gradient doesn't lead away.
     """
     starts = []
     for facet, generator in zip(facets, generators, strict=True):
@@ -144,7 +146,7 @@ def spectral_images(
         noise = 0.01 * torch.randn(members[:1].shape, generator=generator)
         start = (members.mean(dim=(0, 2, 3), keepdim=True) + noise).clamp(0, 1)
         magnitudes = mean_magnitudes(members)
-        magnitudes[:, 1:] *= contrast  # all but the mean colour, which stands in the corner
+        magnitudes[:, 1:] *= contrast  # all but the mean color, which is at frequency 0
         magnitudes[:, 0, 1:] *= contrast
         _, image_f = maco_image_from(start, magnitudes)()
         starts.append(image_f().detach())
@@ -158,13 +160,13 @@ def spectra(
     size: int | None = None,
     colors: Tensor | None = None,
 ) -> Tensor:
-    """Mean magnitudes of each facet's nearest members, (n_facets, C, H, W // 2 + 1), for `param.maco_image_from`."""
+    """Return mean magnitudes of each facet's nearest members, (n_facets, C, H, W // 2 + 1), for `maco_image_from`."""
     nearest = (_nearest(facet, images, n_images, size) for facet in facets)
     return torch.stack([mean_magnitudes(members, colors=colors) for members in nearest])
 
 
 def own_generator(seed: int, facet: Facet) -> torch.Generator:
-    """The generator of a facet's image, the same in whatever batch; on the CPU, so that devices agree."""
+    """Return the generator of a facet's image, which doesn't depend on the batch; on the CPU, so that devices agree."""
     state = np.random.SeedSequence([abs(seed), int(seed < 0), facet.index]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
@@ -174,21 +176,3 @@ def _nearest(facet: Facet, images: Images, n_images: int, size: int | None = Non
         raise FacetError(f"n_images must be at least 1, not {n_images}")
     members = stack(images, facet.members[:n_images])
     return members if size is None else resize(members, size)
-
-
-def as_facets(facet: Facet | Sequence[Facet]) -> tuple[Facet, ...]:
-    """One facet or several as a tuple.
-
-    Raises:
-        TypeError: if something else came.
-        FacetError: if there are none, or they belong to different units.
-    """
-    facets = (facet,) if isinstance(facet, Facet) else tuple(facet)
-    for item in facets:
-        if not isinstance(item, Facet):
-            raise TypeError(f"facet must be a Facet or a sequence of them, not {type(item).__name__}")
-    if not facets:
-        raise FacetError("at least one facet is needed")
-    if any(item.unit != facets[0].unit or item.code != facets[0].code for item in facets):
-        raise FacetError("facets of one batch must belong to one unit and one code")
-    return facets

@@ -24,7 +24,7 @@ from captum_mfv.optvis.initializer import mean_images, medoid_images, noise_imag
 from captum_mfv.optvis.param import ParamF, as_alpha, fft_image_from, maco_image_from, pixel_image_from
 from captum_mfv.optvis.passes import Pass, Seen
 from captum_mfv.optvis.recipes import Recipe
-from captum_mfv.optvis.terms import INPUT, Term
+from captum_mfv.optvis.terms import INPUT, Term, activation_term
 from captum_mfv.optvis.transform import center_crop
 
 __all__ = ["Batch", "Callback"]
@@ -131,10 +131,10 @@ class Batch:
     def descend(self, descent: Descent, number: int) -> None:
         """The steps of a phase that are left."""
         phase, params = descent.phase, descent.params
-        unit, terms = self.facets[0].unit, {name: self.terms[name] for name in phase.weights}
-        layers = {unit.layer_name, *(layer for term in terms.values() for layer in term.layers)} - {INPUT}
+        terms, activation = {name: self.terms[name] for name in phase.weights}, activation_term(self.facets)
+        layers = {*activation.layers, *(layer for term in terms.values() for layer in term.layers)} - {INPUT}
         with capture(self.model, sorted(layers)) as run:
-            look = Pass(run, self.spec.feed(self.model), unit, terms, phase.weights, self.dtype, self.portions)
+            look = Pass(run, self.spec.feed(self.model), activation, terms, phase.weights, self.dtype, self.portions)
             while descent.step < phase.steps:
                 descent.schedule()
                 images = descent.image_f()

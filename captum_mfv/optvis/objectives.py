@@ -1,7 +1,8 @@
 """Facet objectives for Lucent's render loop.
 
-Each function gives a `lucent.optvis.objectives.Objective`, to be minimised, which adds up and multiplies with
-Lucent's own. Of several facets, it is a mean over a batch with one image of each.
+Each function returns a `lucent.optvis.objectives.Objective`, to be minimized, which adds up and multiplies with
+Lucent's own. One facet serves a batch of any size. Several facets need a batch with one image for each, and the
+objective is the mean over the batch; they may belong to any units and facet sets that read the same layers.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_mfv.errors import RecipeError
+from captum_mfv.errors import FacetError, RecipeError
 from captum_mfv.facets.facet_set import Facet
-from captum_mfv.optvis.initializer import as_facets
-from captum_mfv.optvis.reference import Probe, Reference, measure_probe, measure_reference
+from captum_mfv.optvis.arguments import as_facets
+from captum_mfv.optvis.reference import measure_probe, measure_reference
 from captum_mfv.optvis.terms import (
     INPUT,
+    Probe,
+    Reference,
     Term,
     boundary_term,
     code_term,
@@ -50,54 +53,62 @@ FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 1.5, "code": 3.0, "distribu
 
 
 def unit(facet: Facet | Sequence[Facet], *, cap: float | None = None) -> Any:
-    """The facet's unit, in units of its mean activation on the facet's images.
+    """Maximize the facet's unit, in units of its mean activation on the facet's images.
 
     Args:
         facet: the facet or facets.
-        cap: it levels off about so many times the largest activation on any real image; None: never.
+        cap: the activation levels off about this many times the largest activation on any real image; None: never.
     """
     facets = as_facets(facet)
     return _objective({"unit": (1.0, unit_term(facets, cap))}, facets)
 
 
 def probability(facet: Facet | Sequence[Facet]) -> Any:
-    """Minus the log of the unit's probability, a softmax over its layer's units."""
+    """Maximize the logarithm of the unit's probability, a softmax over its layer's units."""
     facets = as_facets(facet)
     return _objective({"probability": (1.0, probability_term(facets))}, facets)
 
 
 def code(facet: Facet | Sequence[Facet], *, contrast: float = 0.0) -> Any:
-    """The cosine between the image's code and the facet's center, both less the mean code.
+    """Maximize the cosine between the image's code and the facet's center, both minus the mean code.
 
     Args:
         facet: the facet or facets.
-        contrast: how much the largest cosine to the other facets' centers counts against it.
+        contrast: weight of the largest cosine to the other facets' centers, which is subtracted.
     """
     facets = as_facets(facet)
     return _objective({"code": (1.0, code_term(facets, contrast))}, facets)
 
 
 def distribution(facet: Facet | Sequence[Facet], reference: Reference) -> Any:
-    """Each channel's activations distributed as on the facet's images (VITAL, arXiv 2503.22399).
+    """Match the distribution of each channel's activations on the facet's images (VITAL, arXiv 2503.22399).
 
     Args:
         facet: the facet or facets that the reference was measured on.
-        reference: what `measure_reference` gives for them.
+        reference: output of `measure_reference` for them.
+
+    Raises:
+        FacetError: if the reference was measured on another number of facets.
     """
-    return _objective({"distribution": (1.0, distribution_term(reference))}, as_facets(facet))
+    facets = as_facets(facet)
+    return _objective({"distribution": (1.0, _matched(reference, facets))}, facets)
 
 
 def probe(facet: Facet | Sequence[Facet], probe: Probe) -> Any:
-    """What tells the facet's images from others, as far as it drives the unit (Goh et al. 2021).
+    """Maximize what separates the facet's images from others, as far as it drives the unit (Goh et al. 2021).
 
-    The part of the unit that a linear probe of a lower layer sees, wᵀ(g ⊙ ReLU(∇f)), the gradient taken as
-    given; add it to `unit` for faceted feature visualization.
+    This is the part of the unit that a linear probe of a lower layer sees, wᵀ(g ⊙ ReLU(∇f)), with the gradient
+    treated as a constant; add `unit` for faceted feature visualization.
 
     Args:
         facet: the facet or facets that the probe was measured on.
-        probe: what `measure_probe` gives for them.
+        probe: output of `measure_probe` for them.
+
+    Raises:
+        FacetError: if the probe was measured on another number of facets.
     """
     facets = as_facets(facet)
+    _check_measured("probe", len(probe.weights), facets)
     return _objective({"probe": (1.0, probe_term(facets, probe))}, facets)
 
 
@@ -107,31 +118,32 @@ def facet(
     *,
     weights: Mapping[str, float] | None = None,
 ) -> Any:
-    """The image of a facet, or a batch of images, each of its own facet.
+    """Combine the terms of the recipe ``facet``: the unit, the facet's code and, with a reference, the distribution.
 
     Args:
         facet: a facet; or several, as many as the batch has images.
-        reference: what `measure_reference` gives for the facets; without it distributions aren't matched.
+        reference: output of `measure_reference` for the facets; without it distributions aren't matched.
         weights: weight of each term; by default those of the recipe ``facet``.
 
     Raises:
-        FacetError: if weights name a term that is to be measured first.
+        FacetError: if weights name a term that must be measured first, the reference was measured on another number
+            of facets, the facets read different layers, or, when it runs, the batch has another number of images.
     """
     facets, chosen = as_facets(facet), dict(weights or FACET_WEIGHTS)
     if reference is None and weights is None:
         del chosen["distribution"]
-    matched = {} if reference is None else {"distribution": distribution_term(reference)}
+    matched = {} if reference is None else {"distribution": _matched(reference, facets)}
     terms = {name: (weight, matched.get(name) or make_term(name, facets)) for name, weight in chosen.items()}
     return _objective(terms, facets)
 
 
 def total_variation() -> Any:
-    """How often a line across the image goes from black to white: smooths it."""
+    """Minimize how often a line across the image changes from black to white, which smooths the image."""
     return _objective({"total_variation": (1.0, total_variation_term())})
 
 
 def boundary(width: float = 0.1) -> Any:
-    """The border's mean square difference from the image's mean colour: moves what matters to the middle.
+    """Minimize the border's mean square difference from the image's mean color, to center what matters.
 
     Args:
         width: the border's width, as a share of height and width.
@@ -145,7 +157,7 @@ def boundary(width: float = 0.1) -> Any:
 
 
 def grey() -> Any:
-    """Mean square difference from mid-grey: keeps colours from saturating."""
+    """Minimize the mean square difference from mid-grey, which keeps colors from saturating."""
     return _objective({"grey": (1.0, grey_term())})
 
 
@@ -153,7 +165,7 @@ def _objective(terms: Mapping[str, tuple[float, Term]], facets: Sequence[Facet] 
     from lucent.optvis.objectives import Objective  # here, since it takes seconds to import
 
     def loss(outputs_of: Callable[[str], Tensor]) -> Tensor:
-        outputs = _LucentOutputs(outputs_of)
+        outputs = _LucentOutputs(outputs_of, len(facets))
         return torch.stack([weight * term(outputs).mean() for weight, term in terms.values()]).sum()
 
     name = " + ".join(terms)
@@ -162,12 +174,31 @@ def _objective(terms: Mapping[str, tuple[float, Term]], facets: Sequence[Facet] 
     )
 
 
-class _LucentOutputs(dict[str, Tensor]):
-    """Layer outputs by dotted name, from Lucent's, which join names with underscores."""
+def _matched(reference: Reference, facets: Sequence[Facet]) -> Term:
+    """Return the distribution term of a reference that was measured on the facets."""
+    for values in reference.values.values():
+        _check_measured("reference", len(values), facets)
+    return distribution_term(reference)
 
-    def __init__(self, outputs_of: Callable[[str], Tensor]) -> None:
+
+def _check_measured(name: str, n_measured: int, facets: Sequence[Facet]) -> None:
+    if n_measured != len(facets):
+        raise FacetError(f"the {name} was measured on {n_measured} facets, but {len(facets)} were given")
+
+
+class _LucentOutputs(dict[str, Tensor]):
+    """Layer outputs by dotted name; Lucent joins the parts of a name with underscores."""
+
+    def __init__(self, outputs_of: Callable[[str], Tensor], n_facets: int) -> None:
         super().__init__()
         self._outputs_of = outputs_of
+        self._n_facets = n_facets
 
     def __missing__(self, layer: str) -> Tensor:
-        return self._outputs_of(layer if layer == INPUT else layer.replace(".", "_"))
+        output = self._outputs_of(layer if layer == INPUT else layer.replace(".", "_"))
+        if self._n_facets > 1 and len(output) != self._n_facets:
+            raise FacetError(
+                f"the objective has {self._n_facets} facets, but the batch has {len(output)} images; "
+                f"give as many facets as images, or one facet"
+            )
+        return output

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from captum_mfv.activations.batching import AdaptiveBatches
 from captum_mfv.optvis.terms import INPUT, Term
-from captum_mfv.units import Unit
 
 __all__ = ["Pass", "Seen"]
 
@@ -42,7 +41,7 @@ class Pass:
     Args:
         run: from the network's input to layers' outputs.
         feed: from images in [0, 1] to the network's input.
-        unit: the unit.
+        activation: each image's own unit, a row for each image of the batch.
         terms: objective terms by name, a row for each image of the batch.
         weights: their weights.
         dtype: precision of the network under autocast, or None for its own.
@@ -51,17 +50,17 @@ class Pass:
 
     run: Callable[[Tensor], dict[str, Tensor]]
     feed: Callable[[Tensor], Tensor]
-    unit: Unit
+    activation: Term
     terms: Mapping[str, Term]
     weights: Mapping[str, float]
     dtype: torch.dtype | None
     portions: AdaptiveBatches
-    _parts: dict[tuple[int, int], Mapping[str, Term]] = field(default_factory=dict, init=False)
+    _parts: dict[tuple[int, int], tuple[Term, Mapping[str, Term]]] = field(default_factory=dict, init=False)
 
     def __call__(self, images: Tensor, views: Tensor) -> Seen:
         """Of images, and of what the network is to see of them, both (B, C, H, W)."""
         images, views = images.detach(), views.detach()
-        parts = self.portions(len(views), lambda rows: self._see(images[rows], views[rows], self._terms(rows, views)))
+        parts = self.portions(len(views), lambda rows: self._see(images[rows], views[rows], rows))
         return Seen(
             {name: torch.cat([part.losses[name] for part in parts]) for name in self.terms},
             *(
@@ -70,14 +69,16 @@ class Pass:
             ),
         )
 
-    def _terms(self, rows: slice, views: Tensor) -> Mapping[str, Term]:
+    def _terms(self, rows: slice, views: Tensor) -> tuple[Term, Mapping[str, Term]]:
         """The terms of a portion, on the images' device."""
         key = (rows.start, rows.stop)
         if key not in self._parts:
-            self._parts[key] = {name: term.rows(range(*key), views.device) for name, term in self.terms.items()}
+            terms = {name: term.rows(range(*key), views.device) for name, term in self.terms.items()}
+            self._parts[key] = self.activation.rows(range(*key), views.device), terms
         return self._parts[key]
 
-    def _see(self, images: Tensor, views: Tensor, terms: Mapping[str, Term]) -> Seen:
+    def _see(self, images: Tensor, views: Tensor, rows: slice) -> Seen:
+        read, terms = self._terms(rows, views)
         wanted = [views.requires_grad_(), images.requires_grad_()]
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.run(self.feed(views))
@@ -87,7 +88,7 @@ class Pass:
         losses = {name: term(outputs).float() for name, term in terms.items()}
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(0)
         gradients = torch.autograd.grad(total.sum(), wanted, allow_unused=True, materialize_grads=True)
-        activation = self.unit.read(outputs[self.unit.layer_name]).detach()
+        activation = read(outputs).detach()
         return Seen({name: loss.detach() for name, loss in losses.items()}, total.detach(), activation, *gradients)
 
 

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from captum_mfv.display.notebook import picture, png, table
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
+from captum_mfv.optvis.arguments import Seeds, as_facets, as_integer, as_seeds, check_same_layers
 from captum_mfv.optvis.checkpoint import Checkpoint
-from captum_mfv.optvis.initializer import as_facets, own_generator
+from captum_mfv.optvis.initializer import own_generator
 from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
-from captum_mfv.optvis.terms import measure_terms
+from captum_mfv.optvis.reference import measure_terms
 from captum_mfv.storage.identity import weights_fingerprint
 
 _log = logging.getLogger(__name__)
@@ -88,13 +89,13 @@ def render_facets(
     images: Images,
     *,
     recipe: str | Recipe = "facet",
-    steps: int | None = None,
-    size: int | None = None,
+    steps: SupportsIndex | None = None,
+    size: SupportsIndex | None = None,
     start: Tensor | None = None,
     input_spec: InputSpec | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seeds = 0,
     dtype: torch.dtype | None = None,
-    max_batch: int | None = None,
+    max_batch: SupportsIndex | None = None,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -138,18 +139,18 @@ def render_facets(
         MFVWarning: if it was interrupted, memory ran out, or a facet's loss ends no lower than it began.
     """
     chosen = as_facets(facets)
-    plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(steps)
+    check_same_layers(chosen)
+    seeds = as_seeds(seed)
+    plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(as_integer(steps, "steps"))
     spec = input_spec or InputSpec()
     given = None if start is None else _given(start, len(chosen))
-    if max_batch is not None and max_batch < 1:
-        raise RecipeError(f"max_batch must be at least 1 image, not {max_batch}")
-    if size is not None and size < 1:
-        raise ImageError(f"size must be at least 1 pixel, not {size}")
+    at_once = None if max_batch is None else as_integer(max_batch, "max_batch", 1, RecipeError)
+    side = spec.size if size is None else as_integer(size, "size", 1, ImageError)
     names = {name: None for phase in plan.phases for name in phase.weights}
     terms = measure_terms(names, model, chosen, images, spec, progress)
     for name, term in terms.items():
         _log.debug("objective %s reads %s", name, ", ".join(term.layers))
-    jobs = [(row, one) for one in ([seed] if isinstance(seed, int) else seed) for row in range(len(chosen))]
+    jobs = [(row, one) for one in seeds for row in range(len(chosen))]
     rows = [row for row, _ in jobs]
     with tqdm(total=plan.n_steps, desc=_title(jobs, chosen), unit="step", disable=not progress) as bar:
         batch = Batch(
@@ -157,13 +158,13 @@ def render_facets(
             facets=tuple(chosen[row] for row in rows),
             images=images,
             spec=spec,
-            size=size or spec.size,
+            size=side,
             terms={name: term.rows(rows) for name, term in terms.items()},
             generators=[own_generator(one, chosen[row]) for row, one in jobs],
             given=None if given is None else given[rows],
             colors=_colors(images) if plan.colors == "images" else None,
             dtype=dtype,
-            portions=AdaptiveBatches(max_batch or cpu_batch_size(model, spec, len(jobs))),
+            portions=AdaptiveBatches(at_once or cpu_batch_size(model, spec, len(jobs))),
             callback=callback,
             bar=bar,
         )
@@ -198,12 +199,13 @@ def _facts(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
     """All that the images depend on, to tell a checkpoint by."""
     known = hashlib.sha256()
     for item in batch.facets:
-        known.update(item.members.tobytes() + item.centers.tobytes())
+        known.update(item.members.tobytes() + item.centers.tobytes() + item.origin.tobytes())
+        known.update(item.activations.tobytes() + np.float64(item.peak).tobytes())
     if batch.given is not None:
         known.update(batch.given.detach().float().cpu().contiguous().numpy().tobytes())
     return {
         "weights": weights_fingerprint(batch.model),
-        "unit": asdict(batch.facets[0].unit),
+        "units": [asdict(item.unit) for item in batch.facets],
         "recipe": asdict(plan),
         "facets": [(item.index, seed) for item, (_, seed) in zip(batch.facets, jobs, strict=True)],
         "images": known.hexdigest()[:16],

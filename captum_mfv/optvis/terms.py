@@ -1,44 +1,40 @@
 """Terms: what an image of a facet should do to the network, as losses.
 
-A `Term` maps layer outputs to one loss per image of the batch, so that every facet of a unit can be
-synthesised in one batch, each image after its own facet. Losses are minimised and in normalised units: one
-weight serves all units, layers, models and sizes.
+A `Term` maps layer outputs to one loss per image of the batch. Everything that it needs to know of a facet is a
+constant with one row per image, so that one batch holds images of facets of any units of a layer. Losses are
+minimized and in normalized units: one weight serves all units, layers, models and sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_mfv.errors import FacetError, RecipeError
+from captum_mfv.errors import FacetError, RecipeError, UnitError
 from captum_mfv.facets.facet_set import Facet
-from captum_mfv.images import Images, InputSpec
-from captum_mfv.optvis.reference import (
-    Probe,
-    Reference,
-    activation_maps,
-    measure_probe,
-    measure_reference,
-    probed,
-    rearranged,
-)
+from captum_mfv.optvis.arguments import check_same_layers
+from captum_mfv.optvis.maps import activation_maps, rearranged
+from captum_mfv.units import Unit, channels_second
 
 __all__ = [
     "INPUT",
     "TERMS",
+    "Probe",
+    "Reference",
     "Term",
+    "activation_term",
     "boundary_term",
     "code_term",
     "distribution_term",
     "grey_term",
     "make_term",
-    "measure_terms",
     "probability_term",
     "probe_term",
+    "probed",
     "total_variation_term",
     "unit_term",
 ]
@@ -48,7 +44,7 @@ INPUT = "input"
 
 _SHARPNESS = 10.0  # of the soft maximum over the other facets' cosines
 _KNEE = 0.1  # width of the bend where a unit's activation levels off, as a share of the cap
-_CAP = 1.5  # where recipes let it, in largest activations on real images
+_CAP = 1.5  # the cap in recipes, in largest activations on real images
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -58,124 +54,225 @@ class Term:
     """A loss per image of the batch.
 
     Args:
-        layers: dotted names of the layers that it reads; `INPUT` is the image.
-        loss: from the layers' outputs and ``facts``, by name, to (B,) losses.
-        facts: what it knows of each facet, by name, a row for each image of the batch.
+        layers: dotted names of the layers that the loss reads; `INPUT` is the image.
+        loss: function of the layers' outputs and of ``constants``, both by name, to (B,) losses.
+        constants: tensors by name with one row per image of the batch, such as each facet's center.
     """
 
     layers: tuple[str, ...]
     loss: Callable[[Tensors, Tensors], Tensor]
-    facts: Tensors = field(default_factory=dict)
+    constants: Tensors = field(default_factory=dict)
 
     def rows(self, rows: Sequence[int], device: torch.device | None = None) -> Term:
-        """The same for some of the facets, or for some several times, there where it is used."""
-        return replace(self, facts={name: fact[list(rows)].to(device) for name, fact in self.facts.items()})
+        """Return the term of some rows, in any order and repeated where wanted, on a device."""
+        constants = {name: values[list(rows)].to(device) for name, values in self.constants.items()}
+        return replace(self, constants=constants)
 
     def __call__(self, outputs: Tensors) -> Tensor:
-        """(B,) losses of layers' outputs."""
-        return self.loss(outputs, self.facts)
+        """Return (B,) losses of the layers' outputs."""
+        return self.loss(outputs, self.constants)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The distribution of each channel's activations on the images of facets (VITAL, arXiv 2503.22399).
+
+    Args:
+        values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
+        variances: layer → (n_facets,), mean variance of a channel on a facet's images.
+        weights: layer → (n_facets, C), how much each channel drives the unit on a facet's images: square
+            root of the mean positive gradient times activation, of mean 1.
+    """
+
+    values: Tensors
+    variances: Tensors
+    weights: Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Linear probes that separate the images of facets from others (Goh et al. 2021, "Multimodal neurons").
+
+    Args:
+        layer: the layer that the probes read.
+        weights: (n_facets, C) of the layer's channels.
+        scales: (n_facets,) mean magnitude of the probes' part in the unit on the facet's own images.
+    """
+
+    layer: str
+    weights: Tensor
+    scales: Tensor
+
+
+def activation_term(facets: Sequence[Facet]) -> Term:
+    """Return the activation of each image's own unit, without a sign or a scale.
+
+    Raises:
+        FacetError: if the facets' units or codes read different layers.
+        UnitError: if a direction has another number of weights than another of the units needs.
+    """
+    check_same_layers(facets)
+    units = [item.unit for item in facets]
+    unit, last = units[0], max(units, key=lambda one: one.index if isinstance(one.index, int) else -1)
+    picks = _picks(units)
+
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
+        channels, picks = unit.read_channels(outputs[unit.layer_name]), constants["units"]
+        if picks.ndim == 2:
+            if picks.shape[1] != channels.shape[1]:
+                raise UnitError(f"layer {unit.layer} has {channels.shape[1]} channels, not {picks.shape[1]}")
+            return (channels * picks.to(channels)).sum(1)
+        last.pick(channels)  # raises UnitError if the layer has no such channel
+        return channels.gather(1, picks.expand(len(channels))[:, None])[:, 0]
+
+    return Term((unit.layer_name,), loss, {"units": picks})
+
+
+def _picks(units: Sequence[Unit]) -> Tensor:
+    """(n,) indices of the units' channels; with a direction among the units, (n, C) weights of the channels."""
+    if all(isinstance(unit.index, int) for unit in units):
+        return torch.tensor([unit.index for unit in units])
+    n_channels = max(len(unit.index) for unit in units if not isinstance(unit.index, int))
+    return torch.stack([unit.pick(torch.eye(n_channels)) for unit in units])
 
 
 def unit_term(facets: Sequence[Facet], cap: float | None = None) -> Term:
-    """Minus the unit's activation, in units of its mean magnitude on each facet's images.
+    """Return minus the unit's activation, in units of its mean magnitude on each facet's images.
 
-    With ``cap``, it levels off about so many times the largest activation on any real image: one that drives a unit
-    far beyond that, as is easy for a unit that is read at its peak, shows what is not in the world. Where no real
-    image activates the unit, it never does.
+    Args:
+        facets: the facet of each image.
+        cap: if given, the activation levels off about this many times the unit's largest activation on any real
+            image: images that drive a unit far beyond real ones, as is easy for a unit that is read at its peak,
+            show what is not in the world. A unit that no real image activates is not capped.
     """
-    unit = facets[0].unit
+    read = activation_term(facets)
     mean = torch.tensor([float(abs(item.activations).mean()) for item in facets]).clamp_min(1e-6)
-    peak = facets[0].peak if cap is not None else 0.0
+    constants = {**read.constants, "mean": mean}
+    if cap is not None:
+        peaks = [item.peak for item in facets]
+        constants["capped"] = torch.tensor([peak > 0 for peak in peaks])
+        constants["high"] = torch.tensor([cap * peak if peak > 0 else 1.0 for peak in peaks])
+        constants["knee"] = torch.tensor([_KNEE * cap * peak if peak > 0 else 1.0 for peak in peaks])
 
-    def loss(outputs: Tensors, facts: Tensors) -> Tensor:
-        activation = unit.read(outputs[unit.layer_name]).float()
-        if cap is not None and peak > 0:
-            high, knee = cap * peak, _KNEE * cap * peak
-            activation = high - knee * torch.nn.functional.softplus((high - activation) / knee)
-        return -activation / facts["mean"].to(activation)
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
+        activation = read.loss(outputs, constants).float()
+        if cap is not None:
+            high, knee = constants["high"].to(activation), constants["knee"].to(activation)
+            leveled = high - knee * torch.nn.functional.softplus((high - activation) / knee)
+            activation = torch.where(constants["capped"], leveled, activation)
+        return -activation / constants["mean"].to(activation)
 
-    return Term((unit.layer_name,), loss, {"mean": mean})
+    return Term(read.layers, loss, constants)
 
 
 def probability_term(facets: Sequence[Facet]) -> Term:
-    """Minus the log of the unit's share in its layer's softmax.
+    """Return minus the logarithm of the unit's share in its layer's softmax.
 
     Raises:
-        RecipeError: if the unit is a direction, of which that isn't defined.
+        RecipeError: if a unit is a direction, which has no probability.
     """
-    unit = facets[0].unit
-    index = unit.index
-    if not isinstance(index, int):
+    if not all(isinstance(item.unit.index, int) for item in facets):
         raise RecipeError("the probability of a direction isn't defined; use a recipe without it")
+    unit, read = facets[0].unit, activation_term(facets)
 
-    def loss(outputs: Tensors, facts: Tensors) -> Tensor:
-        logits = unit.read_channels(outputs[unit.layer_name]).float()
-        return -logits.log_softmax(1)[:, index]
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
+        log_shares = unit.read_channels(outputs[unit.layer_name]).float().log_softmax(1)
+        return -read.loss({unit.layer_name: log_shares}, constants)
 
-    return Term((unit.layer_name,), loss)
+    return Term(read.layers, loss, read.constants)
 
 
 def code_term(facets: Sequence[Facet], contrast: float = 0.0) -> Term:
-    """Minus the cosine between the image's code and its facet's center, both less the mean code.
+    """Return minus the cosine between the image's code and its facet's center, both minus the mean code.
 
-    With ``contrast``, plus so many times the largest cosine (a soft maximum) to the other facets' centers.
+    Args:
+        facets: the facet of each image; each is compared with the centers of its own facet set.
+        contrast: weight of the largest cosine (a soft maximum) to the other facets' centers, which is added.
     """
-    code, origin = facets[0].code, torch.from_numpy(facets[0].origin)
-    centers = torch.from_numpy(facets[0].centers) - origin
-    every = torch.arange(len(centers))
-    facts = {"directions": centers[[item.index for item in facets]]}
-    if contrast and len(centers) > 1:
-        facts["others"] = torch.stack([centers[every != item.index] for item in facets])
+    check_same_layers(facets)
+    code = facets[0].code
+    origins = torch.stack([torch.from_numpy(item.origin) for item in facets])
+    centers = [torch.from_numpy(item.centers) - origin for item, origin in zip(facets, origins, strict=True)]
+    directions = torch.stack([own[item.index] for item, own in zip(facets, centers, strict=True)])
+    constants = {"origins": origins, "directions": directions}
+    if contrast and max(map(len, centers)) > 1:
+        rivals = [own[torch.arange(len(own)) != item.index] for item, own in zip(facets, centers, strict=True)]
+        constants |= _padded(rivals)
 
-    def loss(outputs: Tensors, facts: Tensors) -> Tensor:
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
         codes = code.read(outputs[code.layer]).float()
-        codes = codes - origin.to(codes)
-        own = torch.cosine_similarity(codes, facts["directions"].to(codes), dim=1)
-        if "others" not in facts:
+        codes = codes - constants["origins"].to(codes)
+        own = torch.cosine_similarity(codes, constants["directions"].to(codes), dim=1)
+        if "others" not in constants:
             return -own
-        cosines = torch.cosine_similarity(codes[:, None], facts["others"].to(codes), dim=2)
+        cosines = torch.cosine_similarity(codes[:, None], constants["others"].to(codes), dim=2)
+        cosines = cosines.masked_fill(constants["padding"], -torch.inf)
         return contrast * (_SHARPNESS * cosines).logsumexp(1) / _SHARPNESS - own
 
-    return Term((code.layer,), loss, facts)
+    return Term((code.layer,), loss, constants)
+
+
+def _padded(others: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Pad centers of different numbers to one tensor, and mark the padding.
+
+    A facet without others keeps one center of zeros, whose cosine is 0 for every code: its contrast is 0.
+    """
+    padded = torch.nn.utils.rnn.pad_sequence(list(others), batch_first=True)
+    counts = torch.tensor([max(1, len(its)) for its in others])
+    return {"others": padded, "padding": torch.arange(padded.shape[1]) >= counts[:, None]}
 
 
 def distribution_term(reference: Reference) -> Term:
-    """Mean square distance of sorted activations to the facet's, in variances; a mean over layers.
+    """Return the mean square distance of sorted activations to the facet's, in variances; a mean over layers.
 
-    Channels count by how much they drive the unit, so that content it ignores isn't copied.
+    Channels are weighted by how much they drive the unit, so that content that the unit ignores isn't copied.
     """
     layers = tuple(reference.values)
 
-    def loss(outputs: Tensors, facts: Tensors) -> Tensor:
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
         losses = []
         for layer in layers:
             maps = activation_maps(outputs[layer])
-            distances = (maps - rearranged(facts[f"{layer} values"].to(maps), maps)).square()
-            channels = distances.mean(dim=tuple(range(2, maps.ndim))) * facts[f"{layer} weights"].to(maps)
-            losses.append(channels.mean(1) / reference.variances[layer])
+            distances = (maps - rearranged(constants[f"{layer} values"].to(maps), maps)).square()
+            channels = distances.mean(dim=tuple(range(2, maps.ndim))) * constants[f"{layer} weights"].to(maps)
+            losses.append(channels.mean(1) / constants[f"{layer} variances"].to(maps))
         return torch.stack(losses).mean(0)
 
-    values = {f"{layer} values": reference.values[layer] for layer in layers}
-    return Term(layers, loss, {**values, **{f"{layer} weights": reference.weights[layer] for layer in layers}})
+    parts = {"values": reference.values, "variances": reference.variances, "weights": reference.weights}
+    return Term(layers, loss, {f"{layer} {name}": part[layer] for name, part in parts.items() for layer in layers})
 
 
 def probe_term(facets: Sequence[Facet], probe: Probe) -> Term:
-    """Minus the part in the unit of what tells the facet's images from others (faceted feature visualization)."""
-    unit, layer = facets[0].unit, probe.layer
+    """Return minus the part of the unit that separates the facet's images from others (faceted visualization)."""
+    read, layer = activation_term(facets), probe.layer
 
-    def loss(outputs: Tensors, facts: Tensors) -> Tensor:
-        activation = unit.read(outputs[unit.layer_name]).sum()
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
+        activation = read.loss(outputs, constants).sum()
         (gradient,) = torch.autograd.grad(activation, outputs[layer], retain_graph=True)
-        part = probed(facts["weights"], outputs[layer], gradient)
-        return -part / facts["scales"].to(part)
+        part = probed(constants["weights"], outputs[layer], gradient)
+        return -part / constants["scales"].to(part)
 
-    return Term((layer, unit.layer_name), loss, {"weights": probe.weights, "scales": probe.scales})
+    constants = {**read.constants, "weights": probe.weights, "scales": probe.scales}
+    return Term((layer, *read.layers), loss, constants)
+
+
+def probed(weights: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
+    """Return (N,) the part of a unit that probes see, wᵀ(output ⊙ ReLU(gradient)), summed over positions.
+
+    Args:
+        weights: (N, C) or (1, C) of the layer's channels.
+        output: the layer's output.
+        gradient: gradient of the unit with respect to the output, treated as a constant.
+    """
+    driving = channels_second(output).float() * channels_second(gradient).detach().clamp_min(0)
+    positions = driving.flatten(2).sum(2) if driving.ndim > 2 else driving
+    return (weights.to(positions) * positions).sum(1)
 
 
 def total_variation_term() -> Term:
-    """How often a line across the image goes from black to white, a mean over rows, columns and channels."""
+    """Return how often a line across the image changes from black to white, a mean over rows, columns, channels."""
 
-    def loss(outputs: Tensors, facts: Tensors) -> Tensor:
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
         images = outputs[INPUT].float()
         swings = [images.diff(dim=axis).abs().flatten(1).mean(1) * (images.shape[axis] - 1) for axis in (2, 3)]
         return torch.stack(swings).mean(0)
@@ -184,9 +281,9 @@ def total_variation_term() -> Term:
 
 
 def boundary_term(width: float = 0.1) -> Term:
-    """Mean square difference of a border from the image's mean colour, so that what matters is in the middle."""
+    """Return the mean square difference of a border from the image's mean color, to center what matters."""
 
-    def loss(outputs: Tensors, facts: Tensors) -> Tensor:
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
         images = outputs[INPUT].float()
         top, left = (max(1, round(width * side)) for side in images.shape[2:])
         border = torch.ones_like(images[0, 0])
@@ -198,8 +295,8 @@ def boundary_term(width: float = 0.1) -> Term:
 
 
 def grey_term() -> Term:
-    """Mean square difference from mid-grey, which keeps colours from saturating."""
-    return Term((INPUT,), lambda outputs, facts: (outputs[INPUT].float() - 0.5).square().flatten(1).mean(1))
+    """Return the mean square difference from mid-grey, which keeps colors from saturating."""
+    return Term((INPUT,), lambda outputs, constants: (outputs[INPUT].float() - 0.5).square().flatten(1).mean(1))
 
 
 _TERMS: Mapping[str, Callable[[Sequence[Facet]], Term]] = {
@@ -213,46 +310,19 @@ _TERMS: Mapping[str, Callable[[Sequence[Facet]], Term]] = {
     "grey": lambda facets: grey_term(),
 }
 
-_MEASURED: Mapping[str, Callable[[nn.Module, Sequence[Facet], Images, InputSpec, bool], Term]] = {
-    "distribution": lambda model, facets, images, spec, progress: distribution_term(
-        measure_reference(model, facets, images, input_spec=spec, progress=progress)
-    ),
-    "probe": lambda model, facets, images, spec, progress: probe_term(
-        facets, measure_probe(model, facets, images, input_spec=spec, progress=progress)
-    ),
-}
-
-
-TERMS: tuple[str, ...] = (*_TERMS, *_MEASURED)
+TERMS: tuple[str, ...] = (*_TERMS, "distribution", "probe")
 """Names of the terms, as recipes use them."""
 
 
 def make_term(name: str, facets: Sequence[Facet]) -> Term:
-    """A term by the name that recipes use, of what the facets themselves say.
+    """Return a term by its name in recipes, made from the facets alone.
 
     Raises:
-        RecipeError: if there is none of that name.
-        FacetError: if it is to be measured in the network first.
+        RecipeError: if no term has that name.
+        FacetError: if the term needs a measurement (`reference.measure_terms`), or the facets read different layers.
     """
-    if name in _MEASURED:
-        raise FacetError(f"the {name} of a facet is measured on its images; give what was measured")
-    if name not in _TERMS:
+    if name not in TERMS:
         raise RecipeError(f"no objective {name!r}; there are {', '.join(TERMS)}")
+    if name not in _TERMS:
+        raise FacetError(f"the {name} of a facet is measured on its images; give what was measured")
     return _TERMS[name](facets)
-
-
-def measure_terms(
-    names: Iterable[str],
-    model: nn.Module,
-    facets: Sequence[Facet],
-    images: Images,
-    input_spec: InputSpec,
-    progress: bool = False,
-) -> dict[str, Term]:
-    """Terms by name, measured on the facets' images where they need it; raises as `make_term` does."""
-    return {
-        name: _MEASURED[name](model, facets, images, input_spec, progress)
-        if name in _MEASURED
-        else make_term(name, facets)
-        for name in names
-    }

@@ -1,0 +1,96 @@
+"""Checks of arguments that several functions of this folder take: facets, integers, seeds."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_mfv.errors import FacetError, MFVError
+from captum_mfv.facets.facet_set import Facet
+
+__all__ = ["Seeds", "as_facets", "as_integer", "as_seeds", "check_same_layers"]
+
+Seeds: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer]
+"""A seed or several: integers of Python or NumPy."""
+
+
+def as_facets(facet: Facet | Sequence[Facet]) -> tuple[Facet, ...]:
+    """Return one facet or several as a tuple.
+
+    Raises:
+        TypeError: if an item is not a `Facet`.
+        FacetError: if there is none.
+    """
+    facets = (facet,) if isinstance(facet, Facet) else tuple(facet)
+    for item in facets:
+        if not isinstance(item, Facet):
+            raise TypeError(f"facet must be a Facet or a sequence of them, not {type(item).__name__}")
+    if not facets:
+        raise FacetError("at least one facet is needed")
+    return facets
+
+
+def check_same_layers(facets: Sequence[Facet]) -> None:
+    """Check that one forward pass serves all facets: the same unit layer, code layer and reductions.
+
+    Raises:
+        FacetError: if two facets differ; the message names them and the difference.
+    """
+    first = facets[0]
+    for item in facets[1:]:
+        for name, one, other in zip(("unit layer", "code"), _layers(first), _layers(item), strict=True):
+            if one != other:
+                raise FacetError(
+                    f"facets of one batch must read the same layers, but the {name} is {one} for facet "
+                    f"{first.index} of {first.unit} and {other} for facet {item.index} of {item.unit}; "
+                    f"call once for each group of facets that read the same layers"
+                )
+
+
+def _layers(facet: Facet) -> tuple[str, str]:
+    unit, code = facet.unit, facet.code
+    return (
+        f"{unit.layer_name} (reduce={unit.reduce}, channels={unit.channels})",
+        f"{code.layer} (reduce={code.reduce}, channels={code.channels})",
+    )
+
+
+def as_integer(value: SupportsIndex, name: str, least: int | None = None, error: type[MFVError] = MFVError) -> int:
+    """Return an integer of Python, NumPy or PyTorch as an int.
+
+    Args:
+        value: the argument.
+        name: the argument's name, for messages.
+        least: the smallest value that is allowed, if any.
+        error: what is raised below it.
+
+    Raises:
+        TypeError: if ``value`` is no integer.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if least is not None and number < least:
+        raise error(f"{name} must be at least {least}, not {number}")
+    return number
+
+
+def as_seeds(seed: Seeds) -> tuple[int, ...]:
+    """Return a seed or several as integers.
+
+    Raises:
+        TypeError: if a seed is no integer.
+        MFVError: if there is none.
+    """
+    given = cast("Sequence[SupportsIndex]", seed if np.ndim(seed) else [seed])  # type: ignore[arg-type]
+    seeds = tuple(as_integer(one, "seed") for one in given)
+    if not seeds:
+        raise MFVError("at least one seed is needed")
+    return seeds
