@@ -1,4 +1,4 @@
-"""Units and codes: which number of which layer is visualised, and which numbers describe an image."""
+"""Units and codes: which number of which layer is visualized, and which numbers describe an image."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def is_channels_last(shape: Sequence[int]) -> bool:
-    """Whether an output of this shape can only be (N, H, W, C): of a square image, H and W are equal."""
+    """Whether an output of this shape can only be (N, H, W, C): for a square image, H and W are equal."""
     return len(shape) == 4 and shape[1] == shape[2] != shape[3]
 
 
 def channels_second(output: Tensor, channels: str | None = None) -> Tensor:
-    """A layer's output with its channels second: (N, C), (N, C, H, W), or for tokens (N, C, tokens).
+    """Return a layer's output with its channels second: (N, C), (N, C, H, W), or for tokens (N, C, tokens).
 
     Args:
-        output: (N, C), (N, C, H, W), (N, H, W, C) or (N, tokens, C).
-        channels: ``first`` or ``last``; None: last for tokens and for what `is_channels_last` is sure of.
+        output: (N, C), (N, C, H, W), (N, H, W, C) or (N, tokens, C): the batch first, as `activations.capture`
+            returns outputs, those of token-first layers too.
+        channels: ``first`` or ``last``; None: last for tokens and where `is_channels_last` is true.
 
     Raises:
         UnitError: if the output has another number of axes.
@@ -60,7 +61,7 @@ def channels_second(output: Tensor, channels: str | None = None) -> Tensor:
 
 
 def _read(layer: str | nn.Module, output: Tensor, reduce: str, channels: str | None) -> Tensor:
-    """(N, C) of an output whose form the caller has to know: it is told, not guessed."""
+    """Return (N, C); raise UnitError where the shape suggests channels last and ``channels`` is not given."""
     if channels is None and is_channels_last(output.shape):
         raise UnitError(
             f"layer {layer} returns {_shape(output)}, which looks like channels last, (N, H, W, C); "
@@ -74,7 +75,9 @@ def _read(layer: str | nn.Module, output: Tensor, reduce: str, channels: str | N
 class Unit:
     """One number of a network: a channel, a neuron, a token channel, a logit or a direction of a layer.
 
-    A layer's output is read as (N, C), (N, C, H, W) or (N, tokens, C), unless ``channels`` says otherwise.
+    A layer's output is read as (N, C), (N, C, H, W) or (N, tokens, C), unless ``channels`` says otherwise. Outputs of
+    token-first layers, (tokens, N, C), such as a transformer's with ``batch_first=False``, are recognized and read as
+    (N, tokens, C).
 
     Args:
         layer: dotted name of the layer (``"features.12"``), or the module itself.
@@ -103,8 +106,22 @@ class Unit:
         _check_channels(self.channels)
 
     @classmethod
+    def of(cls, unit: Unit | str) -> Unit:
+        """Return the unit itself, or parse ``"layer:index"``: what functions with an argument ``unit`` accept.
+
+        Raises:
+            TypeError: if it is neither a `Unit` nor a string.
+            UnitError: if the string is not ``layer:index``.
+        """
+        if isinstance(unit, str):
+            return cls.parse(unit)
+        if not isinstance(unit, Unit):
+            raise TypeError(f"unit must be a Unit or 'LAYER:INDEX', such as 'features.12:37', not {_describe(unit)}")
+        return unit
+
+    @classmethod
     def parse(cls, text: str) -> Unit:
-        """The unit that ``layer:n``, Lucent's notation, names.
+        """Return the unit that ``layer:index``, Lucent's notation, names.
 
         >>> Unit.parse("features.12:37")
         Unit(layer='features.12', index=37, reduce='mean', channels=None)
@@ -131,7 +148,7 @@ class Unit:
         raise UnitError("this unit's layer is a module; its name is known once it meets its model")
 
     def read(self, output: Tensor) -> Tensor:
-        """The unit's activation, (N,), in its layer's output.
+        """Return the unit's activation, (N,), in its layer's output, (N, …).
 
         Raises:
             UnitError: if the output has no such channel, or isn't of a form that has channels.
@@ -139,11 +156,11 @@ class Unit:
         return self.pick(self.read_channels(output))
 
     def read_channels(self, output: Tensor) -> Tensor:
-        """All channels of the layer's output, (N, C), reduced as this unit is."""
+        """Return all channels of the layer's output, (N, C), with the unit's reduction over positions."""
         return _read(self.layer, output, self.reduce, self.channels)
 
     def pick(self, channels: Tensor) -> Tensor:
-        """The unit's channel, or its direction, of (N, C) or (N, C, H, W): without that axis."""
+        """Return the unit's channel or direction of (N, C) or (N, C, H, W), without the axis of channels."""
         self._check(channels.shape[1])
         if isinstance(self.index, int):
             return channels[:, self.index]
@@ -176,13 +193,29 @@ class Code:
     channels: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layer, str):
+            raise TypeError(f"a code's layer must be a dotted name, not {_describe(self.layer)}")
         if self.reduce not in ("mean", "max", "cls", "flatten"):
             raise UnitError(f"a code's reduce must be mean, max, cls or flatten, not {self.reduce!r}")
         _check_channels(self.channels)
 
     @classmethod
+    def of(cls, code: Code | str | None) -> Code | None:
+        """Return the code itself, or parse ``"layer"`` or ``"layer:reduce"``; None stands for the default code.
+
+        Raises:
+            TypeError: if it is neither a `Code`, a string nor None.
+            UnitError: if the string names another reduction.
+        """
+        if code is None or isinstance(code, Code):
+            return code
+        if not isinstance(code, str):
+            raise TypeError(f"code must be a Code, 'LAYER' or 'LAYER:REDUCE', such as 'fc:max', not {_describe(code)}")
+        return cls.parse(code)
+
+    @classmethod
     def parse(cls, text: str | None) -> Code | None:
-        """The code that ``layer`` or ``layer:reduce`` names; None for None or nothing: the default one.
+        """Return the code that ``layer`` or ``layer:reduce`` names; None, the default code, for None or "".
 
         >>> Code.parse("features.12:max")
         Code(layer='features.12', reduce='max', channels=None)
@@ -191,7 +224,7 @@ class Code:
         return cls(layer, reduce or "mean") if layer else None
 
     def read(self, output: Tensor) -> Tensor:
-        """The code, (N, D), in the layer's output."""
+        """Return the code, (N, D), in the layer's output, (N, …)."""
         if self.reduce == "flatten":
             return output.flatten(1)
         return _read(self.layer, output, self.reduce, self.channels)
@@ -200,6 +233,10 @@ class Code:
 def _check_channels(channels: object) -> None:
     if channels not in (None, "first", "last"):
         raise UnitError(f"channels must be first, last or None, not {channels!r}")
+
+
+def _describe(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _shape(output: Tensor) -> str:

@@ -1,12 +1,17 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
+from conftest import SPEC, Failing
 from torch import nn
 
+from captum_mfv import Code, InputSpec, Unit, collect, find_facets, top_images
 from captum_mfv.activations import capture, guard, layer_name, trace
 from captum_mfv.activations.layers import code_layer, spatial_layers
+from captum_mfv.activations.resolve import resolve
+from captum_mfv.attr import pure_code
 from captum_mfv.errors import UnitError
 
 X = torch.rand(2, 3, 32, 32)
@@ -114,3 +119,106 @@ def test_nothing_of_a_pass_is_kept_once_it_is_over(model):
             assert [ref() for ref in held] == [None] * 3
     finally:
         gc.enable()
+
+
+class TokensFirst(nn.Module):
+    """A transformer of 16 tokens whose layers return (tokens, N, C), or (N, tokens, C) with ``batch_first``."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.position = nn.Embedding(16, 8)
+        self.one = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+        self.two = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position(torch.arange(16))[None]
+        if self.batch_first:
+            return self.head(self.two(self.one(tokens)).mean(1))
+        return self.head(self.two(self.one(tokens.transpose(0, 1))).mean(0))
+
+
+@pytest.fixture(scope="module")
+def token_models():
+    """The same network twice: with its tokens first, and with the batch first."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = TokensFirst(False).eval(), TokensFirst(True).eval()
+    second.load_state_dict(first.state_dict())
+    return first, second
+
+
+@pytest.mark.parametrize("n", [1, 2, 16])
+def test_a_token_first_layer_is_captured_with_the_batch_first(token_models, n):
+    x = torch.rand(n, 3, 32, 32)
+    found = []
+    for model in token_models:
+        with guard(model), capture(model, ["one", "two"]) as run:
+            outputs = run(x.requires_grad_())
+        gradient = torch.autograd.grad(outputs["two"][:, 0].sum(), outputs["one"])[0]
+        found.append((outputs["two"], gradient))
+    for one, other in zip(*found, strict=True):
+        assert one.shape == (n, 16, 8)
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_facets_of_a_token_first_network_are_those_of_the_same_network_with_the_batch_first(token_models):
+    images = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for unit in ("two:3", Unit("one", 2, "max"), "head:1"):
+        first, second = (
+            collect(model, unit, images, input_spec=InputSpec(32), batch_size=16) for model in token_models
+        )
+        assert first.code == second.code
+        assert np.allclose(first.activations, second.activations, atol=1e-5)
+        assert np.allclose(first.codes, second.codes, atol=1e-5)
+
+
+def test_a_layer_without_a_batch_axis_is_refused_by_name(token_models):
+    with pytest.raises(UnitError, match=r"position .* has no batch axis"):
+        resolve(token_models[0], "position:3", None, InputSpec(32))
+
+
+def fixed_size():
+    """A network that takes 32-pixel images only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(512, 3)).eval()
+
+
+def test_crops_run_only_the_layers_that_are_needed(planted):
+    model = fixed_size()
+    top = top_images(model, Unit("2", 3, "max"), planted[0], 20, input_spec=InputSpec(32))
+    assert top.cropped
+    facets = find_facets(model, top.unit, top, n_facets=2, input_spec=top.input_spec)
+    assert len(facets.labels) == 20
+    assert pure_code(model, top.unit, input_spec=top.input_spec)(torch.stack([top[0], top[1]])).shape == (2, 6)
+    with pytest.raises(RuntimeError, match="shapes"):
+        find_facets(model, "5:1", top, n_facets=2, input_spec=top.input_spec)
+
+
+def test_units_and_codes_are_given_as_strings_and_modules(model, planted):
+    options = {"n_facets": 3, "input_spec": SPEC}
+    by_names = find_facets(model, "fc:1", planted[0], code="relu2:max", **options)
+    assert (by_names.unit, by_names.code) == (Unit("fc", 1), Code("relu2", "max"))
+    assert find_facets(model, "fc:1", planted[0], code=model.relu2, **options).code == Code("relu2")
+    other = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    assert find_facets(model, "fc:1", planted[0], code=other, **options).code == Code("relu2")
+    top = top_images(model, ["fc:1", Unit("fc", 2)], planted[0], 5, input_spec=SPEC)
+    assert [one.unit for one in top] == [Unit("fc", 1), Unit("fc", 2)]
+    for unit in (None, 3):
+        with pytest.raises(TypeError, match="unit must be a Unit or 'LAYER:INDEX'"):
+            find_facets(model, unit, planted[0], **options)
+    with pytest.raises(UnitError, match="LAYER:INDEX"):
+        top_images(model, ("fc", 1), planted[0], input_spec=SPEC)
+    with pytest.raises(UnitError, match="the nearest are"):
+        find_facets(model, "fcc:1", planted[0], **options)
+
+
+@pytest.mark.parametrize("work", [collect, find_facets, top_images])
+def test_a_batch_size_below_one_is_refused_before_any_work(model, work):
+    model.register_forward_hook(Failing(AssertionError("the model ran"), 0))
+    with pytest.raises(ValueError, match="batch_size must be at least 1 image, not 0"):
+        work(model, "fc:1", X, batch_size=0)

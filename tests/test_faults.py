@@ -246,5 +246,5 @@ def test_a_process_whose_memory_is_limited_draws_the_same_a_few_images_at_a_time
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, difference = done.stdout.splitlines()
-    assert said == '["memory doesn\'t hold 24 images at once; going on with 12"]'
+    assert said == '["memory doesn\'t hold a batch of 24 images; continuing with 12"]'
     assert float(difference) < 1e-3

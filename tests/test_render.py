@@ -123,7 +123,7 @@ def test_a_step_that_memory_does_not_hold_is_done_in_halves_and_said_once(error,
     with pytest.warns(MFVWarning) as warned:
         made = render_facets(model, facets, planted[0], steps=6, input_spec=SPEC, recipe="logit")
     hook.remove()
-    assert [str(one.message) for one in warned] == ["memory doesn't hold 3 images at once; going on with 2"]
+    assert [str(one.message) for one in warned] == ["memory doesn't hold a batch of 3 images; continuing with 2"]
     assert [rendering.facet.index for rendering in made] == [0, 1, 2]
     for one, other in zip(made, wanted, strict=True):
         assert torch.allclose(one.image, other.image, atol=1e-3)

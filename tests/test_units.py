@@ -41,6 +41,14 @@ def test_what_is_not_layer_colon_index_is_refused(text):
         Unit.parse(text)
 
 
+@pytest.mark.parametrize("unit", [None, ("fc", 1), 3, torch.nn.Linear(1, 1)])
+def test_what_is_no_unit_is_a_type_error_that_says_what_to_write(unit):
+    with pytest.raises(TypeError, match="unit must be a Unit or 'LAYER:INDEX'"):
+        Unit.of(unit)
+    with pytest.raises(TypeError, match=r"'LAYER:REDUCE'|dotted name"):
+        Code.of(unit if unit is not None else [])
+
+
 @pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3), 3])
 def test_an_integer_of_any_kind_is_an_index(index):
     assert Unit("layer", index).index == 3

@@ -1,4 +1,4 @@
-"""How many images go through a network at once."""
+"""Batch sizes of forward passes: small on a CPU, halved where memory runs out."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ from torch import nn
 
 from captum_mfv.activations.layers import trace
 from captum_mfv.errors import MFVWarning
-from captum_mfv.images import InputSpec
+from captum_mfv.images import InputSpec, first_floating_point
 
 __all__ = ["AdaptiveBatches", "cpu_batch_size"]
 
 T = TypeVar("T")
 
-# Of a layer's output on a CPU. Larger blocks fall out of its cache, and C libraries take them from the system anew
-# each time: SqueezeNet takes 32 images of 224 px in fours in six tenths of the time (benchmarks/portions.py).
+# Bytes of a layer's output on a CPU. Larger blocks fall out of the cache, and C libraries allocate them anew each
+# time: SqueezeNet processes 32 images of 224 px in batches of 4 in 0.6 of the time (benchmarks/portions.py).
 _CPU_BLOCK = 20 * 2**20
 _FULL = ("DefaultCPUAllocator", "MPS backend out of memory")
 
 
 def cpu_batch_size(model: nn.Module, input_spec: InputSpec, limit: int) -> int:
-    """How many images, up to a limit, a model takes fastest: on a CPU few, elsewhere all."""
-    weight = next(model.parameters(), torch.zeros(0))
-    if weight.device.type != "cpu":
+    """Return how many images, up to a limit, a model processes fastest: on a CPU few, elsewhere all.
+
+    Layers count that run on an image of the input's size, even if a later one takes another size only.
+    """
+    weight = first_floating_point(model)
+    if weight is not None and weight.device.type != "cpu":
         return limit
-    calls = trace(model, input_spec.feed(model)(input_spec.grey()))
-    largest = max((math.prod(call.shape) for call in calls), default=1) * weight.element_size()
-    return max(1, min(limit, _CPU_BLOCK // largest))
+    calls = trace(model, input_spec.feed(model)(input_spec.grey()), until=())
+    n_bytes = 4 if weight is None else weight.element_size()
+    largest = max((math.prod(call.shape) for call in calls), default=1) * n_bytes
+    return max(1, min(limit, _CPU_BLOCK // max(1, largest)))
 
 
 class AdaptiveBatches:
-    """Work on rows, as many at a time as memory holds.
+    """Process rows in batches that fit in memory.
 
-    When memory runs out, on whatever device, the portion is done again in halves, and so are those after it; a
-    warning says so once.
+    If memory runs out, on any device, the batch is processed again in halves and later batches are as small; one
+    warning is shown.
 
     Args:
-        size: rows at a time at most.
+        size: rows per batch at most.
     """
 
     def __init__(self, size: int) -> None:
@@ -49,10 +53,10 @@ class AdaptiveBatches:
         self._warned = False
 
     def __call__(self, n_rows: int, work: Callable[[slice], T]) -> list[T]:
-        """What ``work`` gives for portions of nearly equal size that cover ``n_rows`` rows in order.
+        """Return the results of ``work`` for batches of nearly equal size that cover ``n_rows`` rows in order.
 
         Raises:
-            Exception: whatever ``work`` raises; out of memory only where it is of a single row.
+            Exception: any error of ``work``; out of memory only for a batch of one row.
         """
         done: list[T] = []
         start = 0
@@ -72,13 +76,13 @@ class AdaptiveBatches:
     def _halve(self, n_rows: int) -> None:
         self.size = -(-n_rows // 2)
         if not self._warned:
-            message = f"memory doesn't hold {n_rows} images at once; going on with {self.size}"
+            message = f"memory doesn't hold a batch of {n_rows} images; continuing with {self.size}"
             warnings.warn(message, MFVWarning, stacklevel=4)
         self._warned = True
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether a device's memory is full: CPUs and Apple's GPUs have no error of their own."""
+    """Whether memory ran out on a device: for CPUs and Apple's GPUs, PyTorch has no error class."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(name in str(error) for name in _FULL)

@@ -1,25 +1,26 @@
-"""Capture layer outputs; the only place that registers hooks for them, and the guard that restores a model."""
+"""Layer outputs by forward hooks, with the batch first, and the guard that restores a model."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
 
-__all__ = ["Outputs", "capture", "guard", "layer_name"]
+__all__ = ["Outputs", "batch_axis", "capture", "guard", "layer_name"]
 
 
 Outputs = dict[str, Tensor]
 
 
 class _Stop(Exception):
-    """Ends a forward pass once every layer that one capture wants has been seen; captures may be nested.
+    """Ends a forward pass of one capture; captures may be nested.
 
-    A new one each time: an exception keeps the frames it came through, and so their tensors, as long as it lives.
+    Each pass raises a new one: an exception keeps the frames that it came through, and so their tensors.
     """
 
     def __init__(self, run: object) -> None:
@@ -27,8 +28,33 @@ class _Stop(Exception):
         self.run = run
 
 
+class _Ambiguous(Exception):
+    """Ends a forward pass of one capture at an output whose shape does not show its batch axis."""
+
+    def __init__(self, run: object) -> None:
+        super().__init__()
+        self.run = run
+
+
+def batch_axis(shape: Sequence[int], n_rows: int) -> int | None:
+    """Return which axis of an output holds the batch: 0, 1 for tokens first (tokens, N, C), None if both may.
+
+    Args:
+        shape: the output's shape.
+        n_rows: N, the number of rows of the model's input.
+
+    Raises:
+        ValueError: if neither axis has N rows.
+    """
+    first = len(shape) > 0 and shape[0] == n_rows
+    second = len(shape) == 3 and shape[1] == n_rows
+    if not (first or second):
+        raise ValueError(f"an output of shape {tuple(shape)} for a batch of {n_rows} has no batch axis")
+    return None if first and second and n_rows > 1 else int(not first)
+
+
 def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
-    """The dotted name of a layer that is given by name or as the module itself.
+    """Return the dotted name of a layer that is given by name or as the module itself.
 
     Raises:
         UnitError: if the model has no such layer; the message names the nearest ones.
@@ -47,7 +73,7 @@ def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
 
 @contextmanager
 def guard(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen weights inside; every flag as it was afterwards, errors included."""
+    """Set evaluation mode and freeze the weights inside; restore every flag afterwards, also on errors."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
@@ -67,12 +93,21 @@ def guard(model: nn.Module) -> Iterator[None]:
 def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> Iterator[Callable[..., Outputs]]:
     """A function from the model's inputs to the named layers' outputs, by name.
 
-    The model goes on with copies of the outputs, so that an in-place ReLU after a layer doesn't change them
-    and gradients of later layers reach them. With ``stop``, the forward pass ends after the last layer that
-    is wanted. A layer that runs several times gives its first output: `trace` tells which do.
+    Outputs have the batch first: those of a token-first layer, (tokens, N, C), are returned as (N, tokens, C). Where
+    N equals the number of tokens, one more forward pass of a single row shows which axis is the batch.
+
+    Later layers read copies of the outputs, so that an in-place ReLU after a layer doesn't change them and gradients
+    of later layers reach them. With ``stop``, the forward pass ends after the last wanted layer. Of a layer that runs
+    several times, the first output is returned: `trace` counts the runs.
+
+    Args:
+        model: the model.
+        layers: names of the wanted layers.
+        stop: end the forward pass after the last wanted layer.
 
     Raises:
-        UnitError: if a layer isn't in the model, didn't run, or returned something else than a tensor.
+        UnitError: if a layer isn't in the model, didn't run, returned something else than a tensor, or returned a
+            tensor without a batch axis.
     """
     run = _Run(model, [layer_name(model, layer) for layer in dict.fromkeys(layers)], stop)
     hooks = [model.get_submodule(name).register_forward_hook(run.keep(name)) for name in run.names]
@@ -85,17 +120,31 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
 
 
 class _Run:
-    """A model's run that gives some layers' outputs; the hooks that `keep` makes fill them in."""
+    """Forward passes of a model that return some layers' outputs; the hooks that `keep` makes fill them in."""
 
     def __init__(self, model: nn.Module, names: list[str], stop: bool) -> None:
         self.model = model
         self.names = names
         self.stop = stop
         self.outputs: Outputs = {}
+        self.axes: dict[str, int] = {}  # the batch axis, where an output's shape has shown it
+        self.n_rows: int | None = None
 
     def __call__(self, *inputs: object) -> Outputs:
-        """The outputs by name; nothing of them is kept."""
+        """Return the outputs by name; none of them is kept."""
+        try:
+            return self._pass(inputs)
+        except _Ambiguous as ambiguous:
+            if ambiguous.run is not self:
+                raise
+        with torch.no_grad():
+            self._pass(tuple(self._first_row(value) for value in inputs))
+        return self._pass(inputs)
+
+    def _pass(self, inputs: tuple[object, ...]) -> Outputs:
         self.outputs.clear()
+        batch = inputs[0] if inputs else None
+        self.n_rows = len(batch) if isinstance(batch, Tensor) and batch.ndim else None
         try:
             self.model(*inputs)
         except _Stop as stop:
@@ -108,8 +157,12 @@ class _Run:
         self.outputs.clear()
         return found
 
+    def _first_row(self, value: object) -> object:
+        is_batch = isinstance(value, Tensor) and value.ndim and len(value) == self.n_rows
+        return value[:1] if isinstance(value, Tensor) and is_batch else value
+
     def keep(self, name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
-        """A forward hook that keeps a layer's output, and hands on a copy."""
+        """Return a forward hook that keeps a layer's output, the batch first, and passes on a copy."""
         wanted = self.model.get_submodule(name)
 
         def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
@@ -117,9 +170,29 @@ class _Run:
                 return None
             if not isinstance(output, Tensor):
                 raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
-            self.outputs.setdefault(name, output)
+            second = self._axis(name, output) == 1
+            kept = output.transpose(0, 1) if second else output
+            self.outputs.setdefault(name, kept)
             if self.stop and len(self.outputs) == len(self.names):
                 raise _Stop(self)
-            return output.clone()
+            return kept.transpose(0, 1).clone() if second else kept.clone()
 
         return hook
+
+    def _axis(self, name: str, output: Tensor) -> int:
+        """Return the batch axis of a layer's output."""
+        if self.n_rows is None:
+            return 0
+        try:
+            axis = batch_axis(output.shape, self.n_rows)
+        except ValueError as error:
+            raise UnitError(f"layer {name}: {error}, so it has no units; name a layer around it") from error
+        if axis is None:
+            if name not in self.axes:
+                raise _Ambiguous(self)
+            return self.axes[name]
+        if self.n_rows == 1 and output.ndim > 1 and output.shape[1] == 1:
+            self.axes.setdefault(name, axis)  # one row of one token shows nothing
+        else:
+            self.axes[name] = axis
+        return axis

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_mfv.activations.resolve import resolve
 from captum_mfv.activations.scan import Outputs, Scan
-from captum_mfv.images import Images, InputSpec
+from captum_mfv.images import Images, InputSpec, check_batch_size
 from captum_mfv.storage.identity import code_fingerprint
 from captum_mfv.units import Code, Unit
 
@@ -46,10 +46,10 @@ class Collection:
 
 def collect(
     model: nn.Module,
-    unit: Unit,
+    unit: Unit | str,
     images: Images,
     *,
-    code: Code | str | None = None,
+    code: Code | str | nn.Module | None = None,
     view: View | None = None,
     input_spec: InputSpec | None = None,
     batch_size: int = 32,
@@ -61,10 +61,10 @@ def collect(
 
     Args:
         model: any PyTorch vision model; left as it was.
-        unit: the unit.
+        unit: the unit, or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
-        code: which numbers describe an image; a layer's name means its mean over positions. By default
-            the last layer with positions before the unit, pooled so.
+        code: which numbers describe an image: a `Code`, ``"layer"`` (averaged over positions) or ``"layer:reduce"``,
+            or a module of the model. By default the last layer with positions before the unit, averaged.
         view: another description of images: a function from (N, C, H, W) in [0, 1] to (N, D').
         input_spec: what turns images into the model's input.
         batch_size: images that are read ahead together, and in one forward pass at most: a CPU takes fewer at once.
@@ -81,6 +81,7 @@ def collect(
         ImageError: if no image can be read.
         RunError: if the store holds rows of another model, unit, code or dataset, or ``key`` is needed.
     """
+    check_batch_size(batch_size)
     spec = input_spec or InputSpec()
     unit, code = resolve(model, unit, code, spec)
 

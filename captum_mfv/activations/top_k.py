@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_mfv.activations.layers import trace
-from captum_mfv.activations.receptive_field import Field, receptive_field
+from captum_mfv.activations.receptive_fields import Field, receptive_field
 from captum_mfv.activations.resolve import resolve_units
 from captum_mfv.activations.scan import Outputs, Scan
 from captum_mfv.errors import ImageError, MFVWarning, UnitError
-from captum_mfv.images import Images, InputSpec, image_at
+from captum_mfv.images import Images, InputSpec, check_batch_size, image_at
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
 from captum_mfv.units import Unit, channels_second
 
@@ -83,9 +82,9 @@ class TopImages:
 
 
 @overload
-def top_images(
+def top_images(  # type: ignore[overload-overlap]
     model: nn.Module,
-    unit: Unit,
+    unit: Unit | str,
     images: Images,
     k: int = ...,
     *,
@@ -100,7 +99,7 @@ def top_images(
 @overload
 def top_images(
     model: nn.Module,
-    unit: Sequence[Unit],
+    unit: Sequence[Unit | str],
     images: Images,
     k: int = ...,
     *,
@@ -114,7 +113,7 @@ def top_images(
 
 def top_images(
     model: nn.Module,
-    unit: Unit | Sequence[Unit],
+    unit: Unit | str | Sequence[Unit | str],
     images: Images,
     k: int = 200,
     *,
@@ -132,7 +131,7 @@ def top_images(
 
     Args:
         model: any PyTorch vision model; left as it was.
-        unit: a unit, or several.
+        unit: a unit or a list of units, each a `Unit` or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
         k: how many at most.
         input_spec: what turns images into the model's input.
@@ -155,8 +154,8 @@ def top_images(
     if k < 1:
         raise ImageError(f"k must be at least 1 image, not {k}")
     spec = input_spec or InputSpec()
-    grey = spec.feed(model)(spec.grey())
-    units = resolve_units(model, [unit] if isinstance(unit, Unit) else unit, grey, trace(model, grey))
+    check_batch_size(batch_size)
+    units = resolve_units(model, unit if isinstance(unit, (list, tuple)) else [unit], spec)  # type: ignore[list-item]
     layers = list(dict.fromkeys(one.layer_name for one in units))
 
     def read(outputs: Outputs, batch: Tensor) -> Outputs:
@@ -171,7 +170,7 @@ def top_images(
         _top(one, images, rows["activations"][:, i], rows["peaks"][:, i], k, fields.get(one.layer_name), spec)
         for i, one in enumerate(units)
     ]
-    return found[0] if isinstance(unit, Unit) else found
+    return found if isinstance(unit, (list, tuple)) else found[0]
 
 
 def _check_finite(units: Sequence[Unit], activations: NDArray[np.float32]) -> None:

@@ -8,7 +8,6 @@ import torch
 from captum.attr import LayerAttribution, LayerGradientXActivation
 from torch import Tensor, nn
 
-from captum_mfv.activations.capture import layer_name
 from captum_mfv.activations.resolve import resolve
 from captum_mfv.attr.model import unit_forward
 from captum_mfv.images import InputSpec
@@ -60,7 +59,7 @@ class AttributionCode:
 
 
 def pure_code(
-    model: nn.Module, unit: Unit, layer: str | nn.Module | None = None, *, input_spec: InputSpec | None = None
+    model: nn.Module, unit: Unit | str, layer: str | nn.Module | None = None, *, input_spec: InputSpec | None = None
 ) -> AttributionCode:
     """PURE's code: gradient times activation of an earlier layer, from the unit alone, its positive part.
 
@@ -73,6 +72,6 @@ def pure_code(
     Source: Dreyer et al. 2024, "PURE: Turning polysemantic neurons into pure features", arXiv 2404.06453.
     """
     spec = input_spec or InputSpec()
-    unit, code = resolve(model, unit, None if layer is None else layer_name(model, layer), spec)
+    unit, code = resolve(model, unit, layer, spec)
     attribution = LayerGradientXActivation(unit_forward(model, unit), model.get_submodule(code.layer))
     return AttributionCode(attribution, input_spec=spec)

@@ -41,7 +41,12 @@ def integrate(
     start = torch.as_tensor(baselines).to(x).expand_as(x)
     first = trace(forward_func, x[:1].detach())[0]
     stem = forward_func.get_submodule(first.name)
-    if first.runs > 1 or not isinstance(stem, _AFFINE) or not _straight(forward_func, first.name, start, x):
+    if (
+        first.runs > 1
+        or first.batch != 0
+        or not isinstance(stem, _AFFINE)
+        or not _straight(forward_func, first.name, start, x)
+    ):
         return None
     points, weights = (torch.from_numpy(found).to(x) / 2 for found in np.polynomial.legendre.leggauss(n_steps))
     per_pass = max(1, (rows or _ROWS.get(x.device.type, _MANY)) // len(x))

@@ -78,7 +78,7 @@ def facet_maps(
 
 
 def _default(model: nn.Module, facets: FacetSet, x: Tensor) -> str:
-    calls = trace(model, x)
+    calls = trace(model, x, until=(facets.code.layer, facets.unit.layer_name))
     found = next(call for call in calls if call.name == facets.code.layer)
     in_positions = len(found.shape) == 4 and found.name in spatial_layers(calls, facets.unit.layer_name)
     return "LayerGradientXActivation" if in_positions and facets.code.channels != "last" else "IntegratedGradients"

@@ -75,12 +75,13 @@ class FacetModel(nn.Module):
         return f"unit={self.unit}, code={self.code.layer}, output={self.output}"
 
 
-def unit_forward(model: nn.Module, unit: Unit) -> Callable[..., Tensor]:
+def unit_forward(model: nn.Module, unit: Unit | str) -> Callable[..., Tensor]:
     """A forward function to the unit's activation, (N,): what attributions of any layer's unit start from."""
+    unit = Unit.of(unit)
     name = layer_name(model, unit.layer)
 
     def forward(*inputs: Tensor) -> Tensor:
-        with guard(model), capture(model, [name], stop=False) as run:
+        with guard(model), capture(model, [name]) as run:
             return unit.read(run(*inputs)[name])
 
     return forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,11 @@ __all__ = ["cluster", "find_facets"]
 
 def find_facets(
     model: nn.Module,
-    unit: Unit,
+    unit: Unit | str,
     images: Images,
     *,
     n_facets: int | Literal["auto"] = 10,
-    code: Code | str | View | None = None,
+    code: Code | str | nn.Module | View | None = None,
     finder: FacetFinder | None = None,
     input_spec: InputSpec | None = None,
     seed: int = 0,
@@ -41,14 +41,15 @@ def find_facets(
 
     Args:
         model: any PyTorch vision model; left as it was.
-        unit: the unit.
+        unit: the unit, or ``"layer:index"``.
         images: the images that activate it: for a class unit, images of the class; for a hidden unit, its
             `top_images` (with their ``input_spec``).
         n_facets: how many, or ``"auto"``: as many as are separated, which may be one.
-        code: which numbers describe an image; by default the last layer with positions before the
-            unit, averaged over them. A function from images in [0, 1] to codes, (N, D), tells images
-            apart by something else, such as attributions (`attr.AttributionCode`) or another network;
-            centers are in the default code's space then, where images can be synthesised.
+        code: which numbers describe an image: a `Code`, ``"layer"`` or ``"layer:reduce"``, or a module of the model;
+            by default the last layer with positions before the unit, averaged over them. Or a function from images in
+            [0, 1] to codes, (N, D), which separates images by something else, such as attributions
+            (`attr.AttributionCode`) or another network; centers are then in the default code's space, in which images
+            can be synthesized.
         finder: how codes become facets; by default `FacetFinder(n_facets, random_state=seed)`.
         input_spec: what turns images in [0, 1] into the model's input.
         seed: seed of the default finder.
@@ -74,7 +75,8 @@ def find_facets(
         >>> [len(facet) for facet in facets]
         [30, 30, 30, 30]
     """
-    layer, view = (code, None) if code is None or isinstance(code, (Code, str)) else (None, code)
+    is_function = callable(code) and not any(module is code for module in model.modules())
+    layer, view = (None, cast(View, code)) if is_function else (cast("Code | str | nn.Module | None", code), None)
     collection = collect(
         model,
         unit,

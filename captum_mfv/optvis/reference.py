@@ -141,7 +141,8 @@ def measure_probe(
 
 def default_layers(model: nn.Module, facet: Facet, spec: InputSpec) -> list[str]:
     """Return three blocks spread evenly over the later two thirds of the network up to the code, and its layer."""
-    spatial = spatial_layers(trace(model, spec.feed(model)(spec.grey())), facet.unit.layer_name)
+    calls = trace(model, spec.feed(model)(spec.grey()), until=(facet.unit.layer_name, facet.code.layer))
+    spatial = spatial_layers(calls, facet.unit.layer_name)
     last = facet.code.layer
     before = spatial[: spatial.index(last)] if last in spatial else spatial
     blocks = [name for name in before if not any(name.startswith(f"{other}.") for other in [*before, last])]

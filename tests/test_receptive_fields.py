@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_mfv import InputSpec
 from captum_mfv.activations import capture, guard
-from captum_mfv.activations.receptive_field import Axis, receptive_field
+from captum_mfv.activations.receptive_fields import Axis, receptive_field
 
 SPEC = InputSpec(96)
 
