@@ -240,7 +240,7 @@ def _describe(value: object) -> str:
 
 
 def _shape(output: Tensor) -> str:
-    return f"({', '.join(str(n) for n in output.shape)})"
+    return f"({', '.join(['N', *map(str, output.shape[1:])])})"
 
 
 def _index(index: object) -> int | tuple[float, ...]:

@@ -310,7 +310,7 @@ class Last(nn.Module):
 def test_channels_last_maps_are_told_not_guessed(images):
     model = nn.Sequential(small_cnn().conv1, Last(), nn.Flatten(), nn.LazyLinear(4)).eval()
     model(images[:1])
-    with pytest.raises(UnitError, match=r"layer 1 returns \(1, 16, 16, 12\).*write channels='last'"):
+    with pytest.raises(UnitError, match=r"layer 1 returns \(N, 16, 16, 12\).*write channels='last'"):
         find_facets(model, Unit("1", 3), images, input_spec=SPEC)
     with pytest.raises(UnitError, match="write channels='last'"):
         find_facets(model, Unit("3", 0), images, code="1", input_spec=SPEC)

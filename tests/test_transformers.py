@@ -74,7 +74,7 @@ def test_a_swin_transformers_blocks_are_channels_last(planted):
     assert adjusted_rand_score(labels, facets.labels) == 1
     rendered = render_facets(swin, facets, images, steps=2, input_spec=spec)
     assert rendered[0].image.shape == (3, 64, 64)
-    with pytest.raises(UnitError, match=r"features\.3 returns \(1, 8, 8, 192\).*write channels='last'"):
+    with pytest.raises(UnitError, match=r"features\.3 returns \(N, 8, 8, 192\).*write channels='last'"):
         find_facets(swin, Unit("features.3", 100), images, input_spec=spec)
     block = find_facets(swin, Unit("features.3", 100, channels="last"), images, n_facets=3, input_spec=spec)
     assert block.codes.shape[1] == 192
