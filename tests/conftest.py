@@ -57,6 +57,19 @@ def planted_images(n_each: int = 20, seed: int = 0) -> tuple[Tensor, np.ndarray]
     return torch.stack(images), np.array(labels)
 
 
+class Keyed:
+    """Images that only a key can identify."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
 class Failing:
     """A forward hook that raises an error once a layer ran so many times."""
 

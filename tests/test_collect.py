@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SPEC, fingerprint, planted_images, same, small_cnn
+from conftest import SPEC, Keyed, fingerprint, planted_images, same, small_cnn
 from torch import nn
 
 from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_images
@@ -204,19 +204,6 @@ def brightness(batch):
 
 def darkness(batch):
     return 1 - batch.mean((2, 3))
-
-
-class Keyed:
-    """Images that only a key can identify."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index]
 
 
 def test_a_store_never_returns_rows_of_another_dataset_of_the_same_length(images, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SPEC, small_cnn
+from conftest import SPEC, Keyed, small_cnn
 
 from captum_mfv import find_facets
 from captum_mfv.errors import RunError
@@ -81,21 +81,41 @@ def test_rendering_goes_on_from_its_checkpoint_to_the_same_images(
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 1}, "facets"), ({"recipe": "logit"}, "recipe"), ({"size": 40}, "size"), ({"model": 1}, "weights")],
+    [
+        (lambda facets, images: {"seed": 1}, "seeds"),
+        (lambda facets, images: {"recipe": "logit"}, "recipe"),
+        (lambda facets, images: {"size": 40}, "size"),
+        (lambda facets, images: {"model": small_cnn(1)}, "weights"),
+        (lambda facets, images: {"start": images[0]}, "start"),
+        (lambda facets, images: {"facets": facets[::-1]}, "facets"),
+        (lambda facets, images: {"images": images.flip(0)}, "images"),
+        (lambda facets, images: {"key": "other"}, "images"),
+    ],
 )
 def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, facets, planted, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
     path = tmp_path / "a.safetensors"
-    options = {"steps": 4, "input_spec": SPEC, "checkpoint": path}
-    render_facets(small_cnn(), facets, planted[0], **options)
+    options = {"steps": 2, "input_spec": SPEC, "checkpoint": path}
+    first = {"model": small_cnn(), "facets": facets, "images": planted[0], **options}
+    render_facets(**first)
     before = path.read_bytes()
-    model = small_cnn(change.pop("model", 0))
-    with pytest.raises(RunError, match=f"holds another rendering \\(its .*{named}"):
-        render_facets(model, facets, planted[0], **options, **change)
+    with pytest.raises(RunError, match=f"holds another rendering \\(its {named} differ"):
+        render_facets(**{**first, **change(facets, planted[0])})
     assert path.read_bytes() == before
     path.write_bytes(b"not tensors")
     with pytest.raises(RunError, match="can't be continued"):
-        render_facets(small_cnn(), facets, planted[0], **options)
+        render_facets(**first)
+
+
+def test_a_checkpoint_of_a_dataset_without_a_fingerprint_needs_a_key(model, facets, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    images = Keyed(planted[0])
+    options = {"steps": 2, "input_spec": SPEC, "checkpoint": tmp_path / "a.safetensors"}
+    with pytest.raises(RunError, match=r"dataset of type Keyed has no fingerprint.*give key="):
+        render_facets(model, facets, images, **options)
+    assert not (tmp_path / "a.safetensors").exists()
+    (one, *_), (other, *_) = (render_facets(model, facets, images, **options, key="planted") for _ in range(2))
+    assert torch.equal(one.image, other.image)
 
 
 def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, planted, tmp_path, monkeypatch):

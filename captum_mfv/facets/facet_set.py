@@ -69,6 +69,13 @@ class Facet:
     def __len__(self) -> int:
         return len(self.members)
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything that the facet's images depend on, the same on every machine."""
+        arrays = self.members, self.activations, self.centers, self.origin
+        content = content_fingerprint(*arrays)
+        return fingerprint(index=self.index, unit=self.unit, code=self.code, peak=self.peak, content=content)
+
 
 class _CodeRecord(Record):
     layer: str

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -29,7 +28,7 @@ from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.reference import measure_terms
-from captum_mfv.storage.identity import weights_fingerprint
+from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, weights_fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +97,7 @@ def render_facets(
     max_batch: SupportsIndex | None = None,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    key: str | None = None,
     progress: bool = False,
 ) -> list[Rendering]:
     """Synthesise one image per facet, all of them together.
@@ -122,8 +122,10 @@ def render_facets(
         max_batch: images that go through the network at once, at most; by default as many as are fastest, all on
             a GPU. When memory runs out, the step is done again with half as many, and a warning says so.
         callback: called after each step with its number, from 1, and the images before it, (B, C, H, W).
-        checkpoint: a file, ``.safetensors``, that holds the state of the last seconds: the same call goes on from it
-            after whatever stopped it, and gives the same bytes. Remove it afterwards.
+        checkpoint: a file, ``.safetensors``, that holds the state of at most 15 seconds ago: the same call resumes from
+            it after an interruption and returns the same bytes, on the same device and with the same ``max_batch``;
+            with others it resumes too, and images differ by rounding. Remove the file afterwards.
+        key: a name for a dataset that has no fingerprint, as in `collect`; needed with ``checkpoint`` only.
         progress: show a progress bar.
 
     Returns:
@@ -133,7 +135,7 @@ def render_facets(
         RecipeError: if the recipe isn't known or doesn't fit, or ``max_batch`` is below 1.
         ImageError: if ``size`` is below 1, or ``start`` isn't as described.
         RenderError: if a loss stops being finite, or no gradient reaches an image.
-        RunError: if the checkpoint is of another rendering.
+        RunError: if the checkpoint is of another rendering, or ``key`` is needed.
 
     Warns:
         MFVWarning: if it was interrupted, memory ran out, or a facet's loss ends no lower than it began.
@@ -143,6 +145,7 @@ def render_facets(
     seeds = as_seeds(seed)
     plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(as_integer(steps, "steps"))
     spec = input_spec or InputSpec()
+    dataset = None if checkpoint is None else dataset_fingerprint(images, key)
     given = None if start is None else _given(start, len(chosen))
     at_once = None if max_batch is None else as_integer(max_batch, "max_batch", 1, RecipeError)
     side = spec.size if size is None else as_integer(size, "size", 1, ImageError)
@@ -168,8 +171,8 @@ def render_facets(
             callback=callback,
             bar=bar,
         )
-        if checkpoint is not None:
-            batch.checkpoint = Checkpoint(checkpoint, _facts(batch, plan, jobs))
+        if checkpoint is not None and dataset is not None:
+            batch.checkpoint = Checkpoint(checkpoint, _parts(batch, plan, jobs, dataset))
         made = _rendered(batch, plan, jobs)
     if batch.interrupted:
         done = f"after {len(batch.records)} of {plan.n_steps} steps"
@@ -195,21 +198,16 @@ def _rendered(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> list[Rendering
     ]
 
 
-def _facts(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
-    """All that the images depend on, to tell a checkpoint by."""
-    known = hashlib.sha256()
-    for item in batch.facets:
-        known.update(item.members.tobytes() + item.centers.tobytes() + item.origin.tobytes())
-        known.update(item.activations.tobytes() + np.float64(item.peak).tobytes())
-    if batch.given is not None:
-        known.update(batch.given.detach().float().cpu().contiguous().numpy().tobytes())
+def _parts(batch: Batch, plan: Recipe, jobs: Sequence[Job], dataset: str) -> dict[str, Any]:
+    """Everything that the images depend on, but for rounding: device and ``max_batch`` don't count."""
     return {
         "weights": weights_fingerprint(batch.model),
-        "units": [asdict(item.unit) for item in batch.facets],
-        "recipe": asdict(plan),
-        "facets": [(item.index, seed) for item, (_, seed) in zip(batch.facets, jobs, strict=True)],
-        "images": known.hexdigest()[:16],
-        "input_spec": asdict(batch.spec),
+        "recipe": plan,
+        "facets": [item.fingerprint for item in batch.facets],
+        "seeds": [seed for _, seed in jobs],
+        "images": dataset,
+        "start": None if batch.given is None else content_fingerprint(batch.given),
+        "input_spec": batch.spec,
         "size": batch.size,
         "dtype": str(batch.dtype),
     }
