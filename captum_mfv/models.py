@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_mfv.display.progress import on_terminal
 from captum_mfv.errors import ModelError
 from captum_mfv.images import InputSpec
 from captum_mfv.storage.identity import fingerprint
@@ -48,7 +49,7 @@ def load(
         weights: a ``.safetensors`` file, or a ``.pt``/``.pth`` file of tensors alone (from PyTorch 2.10
             on). Without it a torchvision model comes with its default pretrained weights, which torchvision downloads.
         pretrained: whether it does; False: fresh weights, enough to see its layers.
-        progress: show torchvision's progress bar while it downloads.
+        progress: show torchvision's progress bar during a download, on a terminal.
 
     Raises:
         ModelError: if there is no such model or function, or the weights can't be read, don't fit or aren't
@@ -56,7 +57,7 @@ def load(
     """
     path = None if weights is None else Path(weights)
     state = None if path is None else _read_weights(path)
-    preset = {"pretrained": pretrained and state is None, "progress": progress}
+    preset = {"pretrained": pretrained and state is None, "progress": progress and on_terminal()}
     with torch.random.fork_rng():  # fresh weights are drawn from torch's global generators
         model, spec = _from_function(name) if ":" in name else _from_torchvision(name, **preset)
     if state is not None:

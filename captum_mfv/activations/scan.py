@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import capture, guard
 from captum_mfv.activations.store import Store
+from captum_mfv.display.progress import Progress
 from captum_mfv.errors import ImageError
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.storage.identity import dataset_fingerprint, weights_fingerprint
@@ -62,7 +62,7 @@ class Scan:
         )
         with (
             guard(self.model),
-            tqdm(
+            Progress(
                 total=len(self.images), initial=rows.n_done, desc="activations", unit="image", disable=not self.progress
             ) as bar,
         ):

@@ -9,7 +9,6 @@ import captum.attr
 import torch
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import guard
@@ -17,6 +16,7 @@ from captum_mfv.activations.layers import spatial_layers, trace
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
 from captum_mfv.attr.methods import check_method
 from captum_mfv.attr.model import FacetModel
+from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import InputSpec
@@ -62,7 +62,7 @@ def facet_maps(
     method = method or _default(model, facets, feed(images[:1]))
     with guard(model):
         explain = _explainer(method, FacetModel(model, facets), contrast=len(facets) > 1)
-        with tqdm(total=len(images), desc="attributions", unit="image", disable=not progress) as bar:
+        with Progress(total=len(images), desc="attributions", unit="image", disable=not progress) as bar:
 
             def explained(rows: slice) -> Tensor:
                 found = _summed(explain.attribute(feed(images[rows]), target=list(targets[rows]), **options))

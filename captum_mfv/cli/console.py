@@ -15,12 +15,7 @@ from tqdm import tqdm
 from captum_mfv.display.text import visible
 from captum_mfv.errors import MFVWarning
 
-__all__ = ["bars", "plain_warnings", "told"]
-
-
-def bars(quiet: bool) -> bool:
-    """Whether progress is drawn: somebody has to be there to see it move."""
-    return not quiet and sys.stderr.isatty()
+__all__ = ["plain_warnings", "told"]
 
 
 class _Lines(logging.Handler):

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from captum_mfv.cli.console import bars
 from captum_mfv.cli.options import SEED
 
 __all__ = ["evaluate"]
@@ -108,5 +107,5 @@ def _evaluate(
             held_out=None if held_out is None else ImageFolder(held_out, own),
             model=None if model is None else models.load(model, weights)[0],
             seed=seed,
-            progress=bars(quiet),
+            progress=not quiet,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from captum_mfv.cli.console import bars, told
+from captum_mfv.cli.console import told
 from captum_mfv.cli.options import FOLDER, Command, loudness, run_options
 from captum_mfv.display.progress import waiting
 from captum_mfv.display.text import visible
@@ -73,7 +73,7 @@ def demo(out: str, quiet: bool, verbose: bool) -> None:
 
 def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool, update: bool = False) -> None:
     """Do a job, or go on with it, and say what came of it."""
-    progress = bars(quiet)
+    progress = not quiet
     with told(quiet, verbose):
         with waiting("starting", progress):
             from captum_mfv.jobs import runner as pipeline  # here, so that --help is quick

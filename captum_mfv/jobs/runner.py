@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from captum_mfv import models, report
 from captum_mfv._version import __version__
@@ -24,7 +23,7 @@ from captum_mfv.activations.codes import collect
 from captum_mfv.activations.resolve import resolve
 from captum_mfv.activations.top_k import TopImages, top_images
 from captum_mfv.attr import check_method, facet_maps
-from captum_mfv.display.progress import waiting
+from captum_mfv.display.progress import Progress, waiting
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, ModelError, RenderError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.facets.find import find_facets
@@ -387,7 +386,7 @@ def _attribute(folder: RunFolder, facets: FacetSet, parts: _Parts, method: str |
             shown += its
             targets += [facet.index] * len(its)
         maps = facet_maps(parts.model, facets, shown, targets, method=method, input_spec=parts.spec, progress=progress)
-        pairs = tqdm(zip(shown, maps, strict=True), "overlays", len(shown), unit="image", disable=not progress)
+        pairs = Progress(zip(shown, maps, strict=True), "overlays", len(shown), unit="image", disable=not progress)
         overlays = [overlay_png(*pair) for pair in pairs]
         for facet in facets:
             folder.write_overlays(facet.index, [overlays[i] for i, k in enumerate(targets) if k == facet.index])

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.activations.codes import collect
 from captum_mfv.activations.layers import spatial_layers, trace
+from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, stack
@@ -164,7 +164,7 @@ def _responses(
     layer, feed = facets[0].unit.layer_name, spec.feed(model)
     batches = AdaptiveBatches(cpu_batch_size(model, spec, n_images))
     with guard(model), torch.enable_grad(), capture(model, [*names, layer]) as run:
-        for item in tqdm(facets, "nearest images", unit="facet", disable=not progress):
+        for item in Progress(facets, "nearest images", unit="facet", disable=not progress):
             nearest = stack(images, item.members[:n_images])
 
             def respond(rows: slice, nearest: Tensor = nearest, item: Facet = item) -> list[Tensor]:

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.display.notebook import picture, png, table
+from captum_mfv.display.progress import Progress
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
@@ -155,7 +155,7 @@ def render_facets(
         _log.debug("objective %s reads %s", name, ", ".join(term.layers))
     jobs = [(row, one) for one in seeds for row in range(len(chosen))]
     rows = [row for row, _ in jobs]
-    with tqdm(total=plan.n_steps, desc=_title(jobs, chosen), unit="step", disable=not progress) as bar:
+    with Progress(total=plan.n_steps, desc=_title(jobs, chosen), unit="step", disable=not progress) as bar:
         batch = Batch(
             model=model,
             facets=tuple(chosen[row] for row in rows),
