@@ -140,7 +140,7 @@ class _Use:
 
     def facet_set(self, content: bytes) -> None:
         facets = mfv.FacetSet.load(self._written("facets.safetensors", content))
-        assert torch.isfinite(facets.head().weight).all()
+        assert torch.isfinite(facets.head().linear.weight).all()
         assert sum(map(len, facets)) <= len(facets.labels)
         assert facets.fingerprint and facets._repr_html_()
         mfv.attr.FacetModel(_WithLayers(facets), facets)

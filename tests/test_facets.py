@@ -8,6 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import Code, FacetFinder, FacetSet, Unit, find_facets
 from captum_mfv.errors import FacetError, ImageError, UnitError
+from captum_mfv.facets import nearest
 
 
 def blobs(k=4, n=40, dimensions=64, seed=0):
@@ -130,14 +131,54 @@ def test_members_are_indices_of_the_dataset_though_some_images_cannot_be_read(pl
     assert all(member % 3 for facet in found for member in facet.members)
 
 
-def test_the_head_tells_the_nearest_center(facets):
+def test_the_largest_logit_of_the_head_is_the_nearest_centers(facets):
     head = facets.head()
     logits = head(torch.from_numpy(facets.codes)).numpy()
     squared = ((facets.codes[:, None] - facets.centers) ** 2).sum(2)
     assert (logits.argmax(1) == squared.argmin(1)).all()
-    assert not head.weight.requires_grad
+    assert not any(parameter.requires_grad for parameter in head.parameters())
     difference = (logits[:, :1] - logits) / (squared - squared[:, :1] + 1e-9)
     assert np.allclose(difference[:, 1:], difference[0, 1], rtol=1e-2)
+
+
+def of_codes(codes, labels, embedding=None):
+    codes, ones = np.asarray(codes, np.float32), np.ones(len(codes), np.float32)
+    return FacetSet(Unit("layer", 0), Code("layer"), labels, codes if embedding is None else embedding, codes, ones)
+
+
+def test_the_nearest_center_is_exact_far_from_zero():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=400)
+    codes = (300 + rng.normal(size=(5, 64))[labels] + 3 * rng.normal(size=(400, 64))).astype(np.float32)
+    found = of_codes(codes, labels)
+    exact = ((codes.astype(np.float64)[:, None] - found.centers) ** 2).sum(2).argmin(1)
+    assert np.array_equal(nearest(codes, found.centers), exact)
+    assert np.array_equal(found.head()(torch.from_numpy(codes)).argmax(1), exact)
+    closer = FacetFinder(5, embedding=None, random_state=0).fit(codes)
+    exact = ((codes.astype(np.float64)[:, None] - closer.centers_) ** 2).sum(2).argmin(1)
+    assert np.array_equal(closer.predict(codes), exact)
+
+
+def test_the_variance_of_the_head_does_not_depend_on_an_offset_of_the_codes():
+    codes, labels = blobs()
+    variances = [of_codes(codes + offset, labels)._variance_within() for offset in (0, 300)]
+    assert variances[1] == pytest.approx(variances[0], rel=1e-4)
+
+
+def test_agreement_is_the_share_of_images_nearest_to_the_center_of_their_own_facet(facets):
+    assert facets.agreement == 1
+    found = of_codes([[0.0], [2], [9], [10], [11], [50]], np.array([0, 0, 0, 1, 1, -1]))
+    assert found.agreement == 0.8  # 9 is nearer to 10.5 than to 11 / 3; the last image has no facet
+    assert "80.0% nearest to their own center" in repr(found)
+    assert "80.0% nearest to their own center" in found._repr_html_()
+
+
+@pytest.mark.parametrize("seed", ["0", 0.5, -1, True])
+def test_a_seed_is_any_integer_and_nothing_else(seed, facets, planted):
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        find_facets(small_cnn(), Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC, seed=seed)
+    again = find_facets(small_cnn(), Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC, seed=np.int64(0))
+    assert np.array_equal(again.labels, facets.labels)
 
 
 def test_a_facet_set_survives_its_file(facets, tmp_path):

@@ -48,7 +48,7 @@ def test_the_default_map_shares_out_the_facets_score_against_the_others_exactly(
     maps = facet_maps(model, facets, x, [0, 1, 2], input_spec=SPEC)
     head = facets.head()
     codes = torch.from_numpy(facets.codes[[0, 25, 45]])
-    scores = codes @ head.weight.T
+    scores = codes @ head.linear.weight.T
     against = [scores[k, k] - (scores[k].sum() - scores[k, k]) / 2 for k in range(3)]
     coarse = facet_maps(model, facets, x, [0, 1, 2], method="LayerGradientXActivation", input_spec=SPEC)
     assert torch.equal(maps, coarse)

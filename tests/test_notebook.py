@@ -49,7 +49,7 @@ def rendering(facets, image=None, **changes):
 def test_a_facet_set_shows_a_row_for_each_facet(facets):
     seen = Seen(facets._repr_html_())
     assert seen.tags.count("tr") == 1 + 3
-    assert "3 facets of fc:1 in 60 images, told apart by relu2" in seen.text
+    assert "3 facets of fc:1 in 60 images, code relu2, 100.0% nearest to their own center" in seen.text
     for facet in facets:
         assert f"|{facet.index}|{len(facet)}|{facet.activations.mean():.3g}|{facet.stability:.2f}|" in seen.text
     alone = Seen(replace(facets, stability=None, p_value=0.003)._repr_html_())

@@ -294,7 +294,7 @@ class _Against(_Scores):
         n = model.n_facets
         if n < 2:
             raise FacetError("contrast needs another facet; there is one")
-        minus = nn.Linear(n, n, bias=False, device="meta").to_empty(device="cpu").to(model.head.weight)
+        minus = nn.Linear(n, n, bias=False, device="meta").to_empty(device="cpu").to(model.head.linear.weight)
         with torch.no_grad():
             minus.weight.copy_((n * torch.eye(n) - 1) / (n - 1))
         self.scores = minus.requires_grad_(False)

@@ -58,7 +58,7 @@ class FacetModel(nn.Module):
     @property
     def n_facets(self) -> int:
         """How many outputs there are."""
-        return self.head.out_features
+        return self.head.linear.out_features
 
     def forward(self, x: Tensor, *args: object) -> Tensor:
         """(N, n_facets) for inputs (N, C, H, W) and whatever else the model takes."""

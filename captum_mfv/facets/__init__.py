@@ -2,6 +2,7 @@
 
 from captum_mfv.facets.facet_set import Facet, FacetSet
 from captum_mfv.facets.find import cluster, find_facets
-from captum_mfv.facets.finder import FacetFinder, nearest
+from captum_mfv.facets.finder import FacetFinder
+from captum_mfv.facets.head import FacetHead, nearest
 
-__all__ = ["Facet", "FacetFinder", "FacetSet", "cluster", "find_facets", "nearest"]
+__all__ = ["Facet", "FacetFinder", "FacetHead", "FacetSet", "cluster", "find_facets", "nearest"]

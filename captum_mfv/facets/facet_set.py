@@ -1,4 +1,4 @@
-"""Facets of a unit over a dataset, and their file."""
+"""Facets of a unit over a dataset."""
 
 from __future__ import annotations
 
@@ -10,28 +10,19 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from captum_mfv.display.notebook import swatch, table
 from captum_mfv.errors import FacetError
+from captum_mfv.facets.file import ARRAYS, read_file
+from captum_mfv.facets.head import FacetHead, nearest
 from captum_mfv.storage.files import tensor_file, write_whole
 from captum_mfv.storage.identity import content_fingerprint, fingerprint
-from captum_mfv.storage.schema import Integer, Number, Record, validate
-from captum_mfv.storage.untrusted import inside, parse_json
 from captum_mfv.units import Code, Unit
 
-__all__ = ["LARGEST_CODE", "Facet", "FacetSet", "Header"]
-
+__all__ = ["Facet", "FacetSet"]
 
 Floats = NDArray[np.float32]
-
-
-LARGEST_CODE = 1e15  # whose square float32 holds, and a sum of many
-
-
-_ARRAYS = ("labels", "embedding", "codes", "activations")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +30,18 @@ class Facet:
     """One facet of a unit.
 
     Args:
-        index: its number in the facet set.
-        members: (n,) dataset indices of its images, nearest to the center first.
+        index: index of the facet in the facet set.
+        members: (n,) dataset indices of the facet's images, nearest to the center first.
         distances: (n,) Euclidean distance of the members' codes to the center.
         activations: (n,) the unit's activation on the members.
         center: (D,) mean code of the members.
-        centers: (n_facets, D) the same of all facets of the set.
-        origin: (D,) mean code of all images, against which the center is read.
+        centers: (n_facets, D) centers of all facets of the set.
+        origin: (D,) mean code of all readable images.
         peak: the unit's largest activation on any image.
         unit: the unit.
         code: the code.
-        stability: how well it is found again in bootstrap samples, in [0, 1]; None if that wasn't tried.
-        stability_interval: between which values that lies in 95 % of the samples; None if that isn't known.
+        stability: mean recovery of the facet in bootstrap samples, in [0, 1]; None if not computed.
+        stability_interval: 2.5th and 97.5th percentile of that recovery; None if not computed.
     """
 
     index: int
@@ -77,43 +68,23 @@ class Facet:
         return fingerprint(index=self.index, unit=self.unit, code=self.code, peak=self.peak, content=content)
 
 
-class _CodeRecord(Record):
-    layer: str
-    reduce: str
-    channels: str | None = None
-
-
-class _UnitRecord(_CodeRecord):
-    index: Integer | list[Number]
-
-
-class Header(Record):
-    """What a facet set's file holds in addition to its arrays."""
-
-    unit: _UnitRecord
-    code: _CodeRecord
-    p_value: Number | None
-    stability: tuple[Number, ...] | None = None
-    stability_interval: tuple[tuple[Number, Number], ...] | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class FacetSet(Sequence[Facet]):
     """The facets of a unit over a dataset; iterates and indexes as a sequence of `Facet`.
 
     Args:
         unit: the unit, its layer by name.
-        code: the code in whose space the facets were found.
-        labels: (n_images,) facet of each image of the dataset; -1: noise, or not readable.
-        embedding: (n_images, d) where the clusters were found; NaN for images that can't be read.
-        codes: (n_images, D) codes; NaN for images that can't be read.
-        activations: (n_images,) the unit's activation; NaN for images that can't be read.
-        p_value: of the images being one cluster, where the number of facets was chosen; else None.
-        stability: of each facet, in [0, 1], where it was tried; else None.
-        stability_interval: of each facet, between which values it lies in 95 % of bootstrap samples; or None.
+        code: the code; centers and distances are in its space.
+        labels: (n_images,) facet index of each image of the dataset; -1 for noise and unreadable images.
+        embedding: (n_images, d) embedding in which the clusters were found; NaN for unreadable images.
+        codes: (n_images, D) codes; NaN for unreadable images.
+        activations: (n_images,) the unit's activation; NaN for unreadable images.
+        p_value: p-value of a single cluster, with ``n_facets="auto"``; otherwise None.
+        stability: mean recovery of each facet in bootstrap samples, in [0, 1]; None if not computed.
+        stability_interval: 2.5th and 97.5th percentile of each facet's recovery; None if not computed.
 
     Raises:
-        FacetError: if a facet has no members, or the arrays don't belong together.
+        FacetError: if a facet has no members, or the arrays differ in length.
     """
 
     unit: Unit
@@ -130,14 +101,14 @@ class FacetSet(Sequence[Facet]):
     def __post_init__(self) -> None:
         if len({len(array) for array in self.arrays().values()}) > 1:
             raise FacetError("labels, embedding, codes and activations must have a row for each image")
-        if not len(self.labels) or self.labels.max() >= len(self.labels):  # counting them would fill the memory
-            raise FacetError("there must be no more facets than images, and at least one")
+        if not len(self.labels) or self.labels.max() >= len(self.labels):  # bincount would allocate that many
+            raise FacetError("a facet set must have at least one facet, and no more facets than images")
         counts = np.bincount(self.labels[self.labels >= 0])
         if not len(counts) or not counts.all():
             raise FacetError("every facet must have at least one image")
-        seen = np.isfinite(self.activations)
-        origin, peak = self.codes[seen].mean(0), float(self.activations[seen].max())
-        centers = np.stack([self.codes[self.labels == k].mean(0) for k in range(len(counts))])
+        readable = np.isfinite(self.activations)
+        origin, peak = _mean(self.codes[readable]), float(self.activations[readable].max())
+        centers = np.stack([_mean(self.codes[self.labels == k]) for k in range(len(counts))])
         object.__setattr__(self, "facets", tuple(self._facet(k, centers, origin, peak) for k in range(len(counts))))
 
     def _facet(self, index: int, centers: Floats, origin: Floats, peak: float) -> Facet:
@@ -176,8 +147,7 @@ class FacetSet(Sequence[Facet]):
         return self.facets[index]
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: each facet's size, activation and stability."""
-        n_images = int(np.isfinite(self.activations).sum())
+        """Return an HTML table for notebooks: size, mean activation and stability of each facet."""
         rows = [
             [
                 swatch(facet.index, str(facet.index)),
@@ -187,13 +157,20 @@ class FacetSet(Sequence[Facet]):
             ]
             for facet in self
         ]
-        p_value = "" if self.p_value is None else f"; of one facet, p = {self.p_value:.2g}"
-        caption = f"{len(self)} facets of {self.unit} in {n_images} images, told apart by {self.code.layer}{p_value}"
-        return table(caption, ["facet", "images", "activation", "stability"], rows)
+        return table(self._summary(), ["facet", "images", "activation", "stability"], rows)
+
+    def __repr__(self) -> str:
+        return f"FacetSet({self._summary()})"
+
+    def _summary(self) -> str:
+        n_images = int(np.isfinite(self.activations).sum())
+        p_value = "" if self.p_value is None else f", one facet: p = {self.p_value:.2g}"
+        agreement = f"{self.agreement:.1%} nearest to their own center"
+        return f"{len(self)} facets of {self.unit} in {n_images} images, code {self.code.layer}, {agreement}{p_value}"
 
     @property
     def centers(self) -> Floats:
-        """(n_facets, D) mean code of each facet."""
+        """Mean code of each facet, (n_facets, D)."""
         return self.facets[0].centers
 
     @property
@@ -202,35 +179,38 @@ class FacetSet(Sequence[Facet]):
         return fingerprint(unit=self.unit, code=self.code, content=content_fingerprint(self.labels, self.codes))
 
     def as_one_facet(self) -> FacetSet:
-        """The unit as one facet, of every image that could be read."""
+        """Return a facet set of one facet that has every readable image."""
         labels = np.where(np.isfinite(self.activations), 0, -1)
         return replace(self, labels=labels, p_value=None, stability=None, stability_interval=None)
 
-    def head(self) -> nn.Linear:
-        """The facets as a linear layer from code to facet logits, frozen.
+    @property
+    def agreement(self) -> float:
+        """Share of the images with a facet whose nearest center in code space is their own facet's, in [0, 1].
 
-        The largest logit is the nearest center's; the softmax is the posterior of equally likely
-        spherical Gaussians with the variance that the codes have about their centers along a typical
-        direction, tr(S²) / tr(S) with S the covariance within facets.
+        Below 1 where clusters were found in an embedding, such as t-SNE, or in other numbers than the codes.
+        `attr.FacetModel` and `evaluate` assign images to the nearest center: this is how often they return `labels`.
         """
-        centers = torch.from_numpy(self.centers).double()
-        variance = self._variance_within()
-        head = nn.Linear(centers.shape[1], len(self), device="meta").to_empty(device="cpu")  # draws nothing
-        with torch.no_grad():
-            head.weight.copy_(centers / variance)
-            head.bias.copy_(-centers.square().sum(1) / (2 * variance))
-        return head.requires_grad_(False)
+        kept = self.labels >= 0
+        return float((nearest(self.codes[kept], self.centers) == self.labels[kept]).mean())
+
+    def head(self) -> FacetHead:
+        """Return the facets as a frozen classifier from codes to facet logits.
+
+        Its variance is that of the codes around their centers along a typical direction, tr(S²) / tr(S) with S
+        the covariance within facets.
+        """
+        return FacetHead(self.centers, self._variance_within())
 
     def _variance_within(self) -> float:
         kept = self.labels >= 0
-        residuals = self.codes[kept] - self.centers[self.labels[kept]]
+        residuals = self.codes[kept] - self.centers[self.labels[kept]].astype(np.float64)
         wide = residuals.shape[1] > residuals.shape[0]
         gram = residuals @ residuals.T if wide else residuals.T @ residuals
         trace = float(np.trace(gram))
-        return float((gram.astype(np.float64) ** 2).sum()) / trace / len(residuals) if trace > 0 else 1.0
+        return float((gram**2).sum()) / trace / len(residuals) if trace > 0 else 1.0
 
     def header(self) -> dict[str, str]:
-        """Unit, code and p-value as JSON, by name."""
+        """Return unit, code, p-value and stability as JSON texts by name."""
         return {
             "unit": json.dumps(asdict(self.unit)),
             "code": json.dumps(asdict(self.code)),
@@ -240,66 +220,42 @@ class FacetSet(Sequence[Facet]):
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays that, with unit and code, are all there is to it."""
-        return {name: getattr(self, name) for name in _ARRAYS}
+        """Return labels, embedding, codes and activations by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the facet set as one safetensors file, whole or not at all."""
+        """Write the facet set atomically as one safetensors file."""
         write_whole(Path(path), tensor_file(self.arrays(), self.header()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FacetSet:
-        """Read what `save` wrote, or the facets of a run from its folder.
+        """Read a facet set from a file that `save` wrote, or from the folder of a run.
 
         Raises:
-            FacetError: if that isn't a facet set.
+            FacetError: if the file is not that of a facet set.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(_file_of(Path(path)), framework="numpy") as file:
-                header = {name: parse_json(text) for name, text in (file.metadata() or {}).items()}
-                arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            valid = validate(Header, header, "header")
+            arrays, header = read_file(Path(path))
             found = cls(
                 Unit(**header["unit"]),
                 Code(**header["code"]),
-                **_belonging(arrays),
-                p_value=valid.p_value,
-                stability=valid.stability,
-                stability_interval=valid.stability_interval,
+                **arrays,
+                p_value=header["p_value"],
+                stability=_tuples(header.get("stability")),
+                stability_interval=_tuples(header.get("stability_interval")),
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
         return found
 
 
-def _file_of(path: Path) -> Path:
-    """The file of a facet set, in the run's folder if there is one; pipes and devices would block."""
-    if path.is_dir():
-        return inside(path, "tensors.safetensors")
-    if path.exists() and not path.is_file():
-        raise ValueError("not a regular file")
-    return path
+def _tuples(rows: Any) -> Any:
+    """Return nested lists as nested tuples."""
+    return tuple(map(_tuples, rows)) if isinstance(rows, list) else rows
 
 
-def _belonging(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Arrays of a file as those of a facet set: numbers or NaN in whole rows, of the same images."""
-    axes = {name: array.ndim for name, array in arrays.items()}
-    if axes != {"labels": 1, "embedding": 2, "codes": 2, "activations": 1} or not all(a.size for a in arrays.values()):
-        raise ValueError(f"arrays of shapes {', '.join(str(array.shape) for array in arrays.values())}")
-    if arrays["labels"].dtype.kind != "i" or any(arrays[name].dtype.kind != "f" for name in _ARRAYS[1:]):
-        raise ValueError("labels must be integers, all else floating-point numbers")
-    with np.errstate(over="ignore"):
-        floats = {name: arrays[name].astype(np.float32) for name in _ARRAYS[1:]}
-    labels, seen = arrays["labels"].astype(np.int64), np.isfinite(floats["activations"])
-    for name, array in floats.items():
-        rows = array.reshape(len(array), -1)
-        there = np.isfinite(rows).all(1)
-        if not np.array_equal(there, seen) or not np.array_equal(there, ~np.isnan(rows).all(1)):
-            raise ValueError(f"{name} must be finite, or NaN for images that can't be read")
-        if (np.abs(rows[there]) > LARGEST_CODE).any():
-            raise ValueError(f"{name} above {LARGEST_CODE:g} leave distances without a meaning")
-    if labels.min() < -1 or (labels[~seen] >= 0).any():
-        raise ValueError("labels must be facets of images that can be read, or -1")
-    return {"labels": labels, **floats}
+def _mean(codes: Floats) -> Floats:
+    """Return the mean of rows in float32, computed in float64."""
+    return np.asarray(codes.mean(0, dtype=np.float64), np.float32)

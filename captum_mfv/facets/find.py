@@ -14,9 +14,11 @@ from torch import nn
 from captum_mfv.activations.codes import Collection, View, collect
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, MFVWarning
-from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet
+from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.facets.file import LARGEST_CODE
 from captum_mfv.facets.finder import FacetFinder
 from captum_mfv.images import Images, InputSpec
+from captum_mfv.storage.schema import check_seed
 from captum_mfv.units import Code, Unit
 
 __all__ = ["cluster", "find_facets"]
@@ -75,6 +77,7 @@ def find_facets(
         >>> [len(facet) for facet in facets]
         [30, 30, 30, 30]
     """
+    seed = check_seed(seed)
     is_function = callable(code) and not any(module is code for module in model.modules())
     layer, view = (None, cast(View, code)) if is_function else (cast("Code | str | nn.Module | None", code), None)
     collection = collect(

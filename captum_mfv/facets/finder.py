@@ -15,11 +15,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 from captum_mfv.errors import FacetError
+from captum_mfv.facets.head import nearest
 from captum_mfv.facets.separation import separate
 from captum_mfv.facets.stability import bounds, recoveries, stability
 
-__all__ = ["FacetFinder", "nearest"]
-
+__all__ = ["FacetFinder"]
 
 _FEW = 1000
 
@@ -104,7 +104,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if self.n_facets_ < 1:
             raise FacetError("the clusterer called every image noise; there is no facet")
         self.stability_, self.stability_interval_ = self._stability(reduced, seed)
-        self.centers_ = np.stack([codes[self.labels_ == k].mean(0) for k in range(self.n_facets_)])
+        self.centers_ = np.stack([codes[self.labels_ == k].mean(0, dtype=np.float64) for k in range(self.n_facets_)])
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.intp]:
@@ -172,11 +172,6 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         k = None if taken.get("distance_threshold") is not None else n_facets  # scikit-learn takes the one or the other
         given = {"n_clusters": k, "n_components": k, "random_state": seed}
         return clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
-
-
-def nearest(codes: NDArray[Any], centers: NDArray[Any]) -> NDArray[np.intp]:
-    """Index of the nearest center, (N,), by Euclidean distance in code space."""
-    return np.asarray((codes @ centers.T - (centers**2).sum(1) / 2).argmax(1))
 
 
 def _by_size(labels: NDArray[Any]) -> NDArray[np.int64]:

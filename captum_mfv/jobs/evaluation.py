@@ -13,7 +13,7 @@ from captum_mfv import report
 from captum_mfv.activations.codes import collect
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.facets.finder import nearest
+from captum_mfv.facets.head import nearest
 from captum_mfv.images import ImageFolder
 from captum_mfv.metrics import Control, Judge, Judged, Verdict, draw_control, verdict
 from captum_mfv.metrics.controls import get_control

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 from captum_mfv.activations.codes import Collection, collect
 from captum_mfv.attr import pure_code
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.facets.finder import nearest
+from captum_mfv.facets.head import nearest
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.metrics.judged import off_facet, real_off_facet
 

@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "Seed",
     "Side",
+    "check_seed",
     "declare",
     "json_schema",
     "suggest",
@@ -101,6 +102,18 @@ def validate(kind: Callable[..., T], value: Any, where: str = "") -> T:
     except ValidationError as error:
         raise ValueError(_explain(error, kind, value, where)) from None
     return valid
+
+
+def check_seed(seed: object) -> int:
+    """Return a seed, an integer of any kind such as ``numpy.int64``, as a Python integer.
+
+    Raises:
+        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+    """
+    try:
+        return int(_adapter(Seed).validate_python(seed))
+    except ValidationError:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, not {seed!r}") from None
 
 
 def json_schema(kind: Any) -> dict[str, Any]:
