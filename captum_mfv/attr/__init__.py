@@ -1,10 +1,10 @@
-"""Attributions of facets by any Captum method, and facets from attributions."""
+"""Attributions of facets by any of Captum's methods, and codes from attributions."""
 
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution, NeuronFacetAttribution
 from captum_mfv.attr.codes import AttributionCode, pure_code
 from captum_mfv.attr.maps import facet_maps
 from captum_mfv.attr.methods import check_method
-from captum_mfv.attr.model import FacetModel, unit_forward
+from captum_mfv.attr.model import FacetModel, explained, unit_forward
 
 __all__ = [
     "AttributionCode",
@@ -13,6 +13,7 @@ __all__ = [
     "LayerFacetAttribution",
     "NeuronFacetAttribution",
     "check_method",
+    "explained",
     "facet_maps",
     "pure_code",
     "unit_forward",

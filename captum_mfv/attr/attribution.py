@@ -1,4 +1,4 @@
-"""Attributions of facets: any method of Captum's, for one facet, or for all of them at once."""
+"""Attributions of facets by any of Captum's methods, for one facet or for all facets at once."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from captum.attr import Attribution, LayerAttribution, NeuronAttribution, Neuron
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_mfv.attr.integrated import integrate
 from captum_mfv.attr.methods import Method, make, name_of, shares_passes
-from captum_mfv.attr.model import FacetModel
-from captum_mfv.attr.sharing import Shared, repeat_rows
+from captum_mfv.attr.model import Contrast, FacetModel, Scores, facet_targets
+from captum_mfv.attr.sharing import Shared, integrate, repeat_rows
 from captum_mfv.errors import FacetError
+from captum_mfv.images import check_range
 
 __all__ = ["FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
 
 Layer: TypeAlias = nn.Module | list[nn.Module]
 
-_INTEGRATED = {"baselines", "n_steps", "internal_batch_size"}  # of IntegratedGradients, what `integrate` takes too
+_INTEGRATED = {"baselines", "n_steps", "internal_batch_size"}  # arguments of IntegratedGradients that `integrate` takes
 
 
 class _Wrapper(Attribution):  # type: ignore[misc]
-    """A method of Captum's around a facet model, and what it says of itself."""
+    """A method of Captum's around a facet model, with that method's properties."""
 
     attribution_method: Attribution
     n_facets: int
+    _input_spec: object = None
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """Whether attributions are multiplied by the inputs, as the method has it."""
+        """Whether the method multiplies attributions by the inputs."""
         return bool(self.attribution_method.multiplies_by_inputs)
 
     def has_convergence_delta(self) -> bool:
-        """Whether the method knows its approximation error."""
+        """Whether the method can compute its approximation error."""
         return bool(self.attribution_method.has_convergence_delta())
 
     def compute_convergence_delta(self, *args: Any, **options: Any) -> Tensor:
@@ -44,91 +45,100 @@ class _Wrapper(Attribution):  # type: ignore[misc]
         delta: Tensor = self.attribution_method.compute_convergence_delta(*args, **options)
         return delta
 
+    def _describe(self, model: FacetModel) -> None:
+        self.n_facets, self._input_spec = model.n_facets, model.input_spec
+
+    def _ready(self, inputs: Any) -> Any:
+        """Check images, and return inputs that require gradients, detached from the caller's."""
+        if self._input_spec is not None:
+            check_range(inputs if isinstance(inputs, Tensor) else inputs[0])
+        return _leaves(inputs)
+
+    def _each(self, inputs: Any, target: Any, explain: Callable[[Any], Any]) -> Any:
+        """Attributions of one target, or of every facet in turn, stacked along axis 1."""
+        if target is None:
+            return _stack([_map(explain(k), Tensor.detach) for k in range(self.n_facets)])
+        n_rows = len(inputs if isinstance(inputs, Tensor) else inputs[0])
+        return _map(explain(facet_targets(target, n_rows, self.n_facets)), Tensor.detach)
+
 
 class FacetAttribution(_Wrapper):
-    """Which inputs drive which facet, by any of Captum's methods.
+    """Attributions of facets to the inputs, by any of Captum's methods.
 
     ``FacetAttribution(IntegratedGradients, FacetModel(model, facets)).attribute(x)`` has the shape
-    (N, n_facets, C, H, W), and with ``target=k`` Captum's own, (N, C, H, W).
+    (N, n_facets, C, H, W); with ``target=k`` it has Captum's own, (N, C, H, W).
 
     Args:
         method: a class of Captum's, or a function from a forward function to an attribution, such as
             ``lambda forward: NoiseTunnel(Saliency(forward))``.
         forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
-        contrast: explain each facet against the mean of the others.
-        **options: what the class's constructor takes, such as ``multiply_by_inputs=False``.
+        contrast: explain each facet's output minus the mean of the other facets' outputs.
+        **options: the constructor's other arguments, such as ``multiply_by_inputs=False``.
 
     Attributes:
-        attribution_method: the method as it was made.
-        n_facets: how many facets there are.
+        attribution_method: Captum's attribution.
+        n_facets: number of facets.
 
     Raises:
         TypeError: if ``method`` doesn't attribute to inputs, or ``forward_func`` isn't a `FacetModel`.
-        FacetError: if the method can't explain facets, or not those of this output, saying why.
+        FacetError: if the method can't explain facets, or not this output of the facet model.
     """
 
     def __init__(self, method: Method, forward_func: nn.Module, *, contrast: bool = False, **options: Any) -> None:
         model = _facet_model(forward_func)
-        explained = _Against(forward_func) if contrast else forward_func
+        explained = Contrast(forward_func, model) if contrast else forward_func
         Attribution.__init__(self, explained)
-        self.n_facets = model.n_facets
+        self._describe(model)
         self.attribution_method = make(method, (explained,), options, model)
         if isinstance(self.attribution_method, (LayerAttribution, NeuronAttribution)):
             raise TypeError(f"{name_of(method)} doesn't attribute to inputs; use Layer- or NeuronFacetAttribution")
         self._shared = method(Shared(explained, self.n_facets), **options) if shares_passes(method) else None
 
     @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-        **options: Any,
-    ) -> Any:
-        """Attributions to the inputs.
+    def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
+        """Compute attributions to the inputs.
 
-        All facets together share the forward pass where the method allows it: Saliency, InputXGradient,
-        IntegratedGradients, ablation, occlusion and Shapley values. They hold n_facets copies of the
-        inputs in memory; integrated gradients don't where the model begins with a convolution or a
-        linear layer.
+        All facets together share the forward passes of Saliency, InputXGradient, IntegratedGradients, ablation,
+        occlusion and Shapley values. These need memory for n_facets copies of the inputs, except for integrated
+        gradients of models that begin with a convolution or a linear layer.
 
         Args:
-            inputs: as the method takes them.
-            target: facet to explain, as Captum has targets: an int, or a list or tensor of one per row;
-                None: all of them.
-            additional_forward_args: as the method takes them.
-            **options: the method's own, such as ``n_steps`` or ``return_convergence_delta``.
+            inputs: (N, …), or a tuple of tensors; images in [0, 1] if the facet model has an ``input_spec``.
+            target: the facet to explain: an integer, or a list, array or tensor of one per input; None: all.
+            **options: other arguments of the method's ``attribute``, such as ``n_steps``,
+                ``additional_forward_args`` or ``return_convergence_delta``.
 
         Returns:
-            What the method returns; for all facets every tensor has the facets second, (N, n_facets, …).
+            What the method returns; for all facets every tensor is (N, n_facets, …).
 
         Raises:
-            FacetError: if there is no such facet.
+            FacetError: if there is no such facet, or not one target for each input.
+            ImageError: if the facet model has an ``input_spec`` and images aren't in [0, 1].
         """
-        if additional_forward_args is not None:
-            options["additional_forward_args"] = additional_forward_args
-        inputs = _leaves(inputs)
+        inputs = self._ready(inputs)
+        options = {name: value for name, value in options.items() if value is not None}
         if target is None and self._shared is not None:
             quick = self._integrated(inputs, **options) if set(options) <= _INTEGRATED else None
             return self._all(self._shared, inputs, options) if quick is None else quick
-        return _each(self.n_facets, target, lambda k: self.attribution_method.attribute(inputs, target=k, **options))
+        explain = self.attribution_method.attribute
+        return self._each(inputs, target, lambda k: explain(inputs, target=k, **options))
 
     def _integrated(
-        self, inputs: Any, baselines: Any = None, n_steps: int = 50, internal_batch_size: int | None = None
+        self, inputs: Any, baselines: Any = 0.0, n_steps: int = 50, internal_batch_size: int | None = None
     ) -> Tensor | None:
-        """All facets' integrated gradients by `integrate`, where that can be."""
-        method, start = self.attribution_method, 0.0 if baselines is None else baselines
+        """Integrated gradients of all facets by `integrate`; None where that isn't possible."""
+        method = self.attribution_method
         if type(method) is not captum_attr.IntegratedGradients or not isinstance(inputs, Tensor):
             return None
-        if not isinstance(start, (int, float, Tensor)) or _parallel(self.forward_func):
+        if not isinstance(baselines, (int, float, Tensor)) or _parallel(self.forward_func):
             return None
-        found = integrate(self.forward_func, inputs, start, n_steps, internal_batch_size)
+        found = integrate(self.forward_func, inputs, baselines, n_steps, internal_batch_size)
         if found is None or not method.multiplies_by_inputs:
             return found
-        return found * (inputs.detach() - start)[:, None]
+        return found * (inputs.detach() - baselines)[:, None]
 
     def _all(self, method: Attribution, inputs: Tensor | tuple[Tensor, ...], options: Mapping[str, Any]) -> Any:
-        """Every row once per facet, one after the other, each copy with another facet as its target."""
+        """Attributions of all facets in one call: each input is repeated once per facet, with that facet as target."""
         first = inputs if isinstance(inputs, Tensor) else inputs[0]
         copies, options = repeat_rows(inputs, options, self.n_facets)
         facets = torch.arange(self.n_facets, device=first.device).repeat(len(first))
@@ -137,39 +147,39 @@ class FacetAttribution(_Wrapper):
 
 
 class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
-    """Which channels or positions of a layer drive which facet, by any of Captum's layer methods.
+    """Attributions of facets to the channels and positions of a layer, by any of Captum's layer methods.
 
     Args:
         method: a layer class of Captum's, or a function from forward function and layer to an attribution.
         forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
-        layer: a module of the model, or several, as the method takes them. Before the code's layer, or it,
-            where the output is ``logits``.
-        contrast: explain each facet against the mean of the others.
-        **options: what the class's constructor takes.
+        layer: a module of the model, or a list of modules if the method accepts several. For the output ``logits``
+            the code's layer or an earlier one.
+        contrast: explain each facet's output minus the mean of the other facets' outputs.
+        **options: the constructor's other arguments.
 
     Attributes:
-        attribution_method: the method as it was made.
-        n_facets: how many facets there are.
+        attribution_method: Captum's attribution.
+        n_facets: number of facets.
 
     Raises:
         TypeError: if ``method`` doesn't attribute to a layer, or ``forward_func`` isn't a `FacetModel`.
-        FacetError: if the method can't explain facets, or not those of this output, saying why.
+        FacetError: if the method can't explain facets, or not this output of the facet model.
     """
 
     def __init__(
         self, method: Method, forward_func: nn.Module, layer: Layer, *, contrast: bool = False, **options: Any
     ) -> None:
         model = _facet_model(forward_func)
-        explained = _Against(forward_func) if contrast else forward_func
+        explained = Contrast(forward_func, model) if contrast else forward_func
         self.attribution_method = make(method, (explained, layer), options, model)
         if not isinstance(self.attribution_method, LayerAttribution):
             raise TypeError(f"{name_of(method)} doesn't attribute to a layer; use FacetAttribution")
         LayerAttribution.__init__(self, explained, layer)
-        self.n_facets = model.n_facets
+        self._describe(model)
 
     @property
     def layer(self) -> Layer:
-        """The layer, or layers; TCAV sets another."""
+        """The layer or layers; Captum's TCAV assigns another."""
         layer: Layer = self.attribution_method.layer
         return layer
 
@@ -178,48 +188,37 @@ class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
         self.attribution_method.layer = layer
 
     @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-        **options: Any,
-    ) -> Any:
-        """Attributions to the layer; for all facets (``target=None``) every tensor has the facets second.
+    def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
+        """Compute attributions to the layer.
 
-        Arguments and returns are those of `FacetAttribution.attribute`; all facets together cost as much as
-        one after the other.
-
-        Raises:
-            FacetError: if there is no such facet.
+        Arguments, returns and errors are those of `FacetAttribution.attribute`. All facets together cost as much
+        as one after the other.
         """
-        if additional_forward_args is not None:
-            options["additional_forward_args"] = additional_forward_args
-        inputs = _leaves(inputs)
-        return _each(self.n_facets, target, lambda k: self.attribution_method.attribute(inputs, target=k, **options))
+        inputs, explain = self._ready(inputs), self.attribution_method.attribute
+        return self._each(inputs, target, lambda k: explain(inputs, target=k, **options))
 
 
 class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
-    """Neuron methods of Captum's for facets.
+    """Attributions of facets by Captum's neuron methods.
 
-    The neurons are the facets themselves: ``neuron_selector=k``. Conductance alone has a neuron of a layer
-    *and* a target: which inputs drive the facet through that neuron.
+    The neurons are the facets: ``neuron_selector=k``. Only conductance has both a neuron of a layer and a
+    target: it attributes the facet to the inputs through that neuron.
 
     Args:
         method: a neuron class of Captum's, or a function from forward function and layer to an attribution.
         forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
-        layer: for conductance, a module of the model.
-        contrast: explain each facet against the mean of the others.
-        **options: what the class's constructor takes.
+        layer: a module of the model; for conductance only.
+        contrast: explain each facet's output minus the mean of the other facets' outputs.
+        **options: the constructor's other arguments.
 
     Attributes:
-        attribution_method: the method as it was made.
-        n_facets: how many facets there are.
+        attribution_method: Captum's attribution.
+        n_facets: number of facets.
 
     Raises:
         TypeError: if ``method`` doesn't attribute to a neuron, or ``forward_func`` isn't a `FacetModel`.
-        FacetError: if the method can't explain facets, or not those of this output, or a layer is missing
-            or too many.
+        FacetError: if the method can't explain facets, or not this output of the facet model, or if a layer is
+            missing for conductance or given for another method.
     """
 
     def __init__(
@@ -232,72 +231,43 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         model = _facet_model(forward_func)
-        explained = (_Against if contrast else _Scores)(forward_func)
+        explained = Contrast(forward_func, model) if contrast else Scores(forward_func)
         self.attribution_method = make(method, (explained, layer or explained.scores), options, model)
         if not isinstance(self.attribution_method, NeuronAttribution):
             raise TypeError(f"{name_of(method)} doesn't attribute to a neuron; use FacetAttribution")
         self._through = isinstance(self.attribution_method, NeuronConductance)
-        if self._through != (layer is not None):
-            raise FacetError(
-                f"{name_of(method)} needs the layer of the neuron"
-                if self._through
-                else f"{name_of(method)} has no target beside its neuron: the neurons are the facets; leave layer out"
-            )
+        if self._through and layer is None:
+            raise FacetError(f"{name_of(method)} needs the layer of the neuron; give layer=")
+        if layer is not None and not self._through:
+            raise FacetError(f"the neurons of {name_of(method)} are the facets; leave layer out")
         NeuronAttribution.__init__(self, explained, self.attribution_method.layer)
-        self.n_facets = model.n_facets
+        self._describe(model)
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
         self, inputs: Tensor | tuple[Tensor, ...], neuron_selector: Any = None, target: Any = None, **options: Any
     ) -> Any:
-        """Attributions to the inputs.
+        """Compute attributions to the inputs.
 
         Args:
-            inputs: as the method takes them.
-            neuron_selector: the facet, or None for all; for conductance the neuron, as Captum selects it.
+            inputs: as in `FacetAttribution.attribute`.
+            neuron_selector: the facet, or None for all; for conductance the neuron, as Captum selects one.
             target: for conductance the facet, or None for all.
-            **options: the method's own.
+            **options: other arguments of the method's ``attribute``.
 
         Returns:
-            What the method returns; for all facets every tensor has the facets second, (N, n_facets, …).
+            What the method returns; for all facets every tensor is (N, n_facets, …).
 
         Raises:
-            FacetError: if there is no such facet, or conductance was given no neuron.
+            FacetError: if there is no such facet, or if ``neuron_selector`` is missing for conductance.
+            ImageError: if the facet model has an ``input_spec`` and images aren't in [0, 1].
         """
-        inputs, explain = _leaves(inputs), self.attribution_method.attribute
+        inputs, explain = self._ready(inputs), self.attribution_method.attribute
         if not self._through:
-            return _each(self.n_facets, neuron_selector, lambda k: explain(inputs, k, **options))
+            return self._each(inputs, neuron_selector, lambda k: explain(inputs, k, **options))
         if neuron_selector is None:
             raise FacetError("conductance needs a neuron_selector, the neuron of the layer")
-        return _each(self.n_facets, target, lambda k: explain(inputs, neuron_selector, target=k, **options))
-
-
-class _Scores(nn.Module):
-    """A facet model whose outputs are a layer's, ``scores``."""
-
-    def __init__(self, forward_func: nn.Module) -> None:
-        super().__init__()
-        self.forward_func = forward_func
-        self.scores: nn.Module = nn.Identity()
-
-    def forward(self, *inputs: object) -> Tensor:
-        scores: Tensor = self.scores(self.forward_func(*inputs))
-        return scores
-
-
-class _Against(_Scores):
-    """Each facet minus the mean of the others; linear, so that rules of modules see it."""
-
-    def __init__(self, forward_func: nn.Module) -> None:
-        super().__init__(forward_func)
-        model = _facet_model(forward_func)
-        n = model.n_facets
-        if n < 2:
-            raise FacetError("contrast needs another facet; there is one")
-        minus = nn.Linear(n, n, bias=False, device="meta").to_empty(device="cpu").to(model.head.linear.weight)
-        with torch.no_grad():
-            minus.weight.copy_((n * torch.eye(n) - 1) / (n - 1))
-        self.scores = minus.requires_grad_(False)
+        return self._each(inputs, target, lambda k: explain(inputs, neuron_selector, target=k, **options))
 
 
 def _facet_model(forward_func: nn.Module) -> FacetModel:
@@ -312,26 +282,7 @@ def _parallel(module: nn.Module) -> bool:
 
 
 def _leaves(inputs: Any) -> Any:
-    """The caller's inputs, ready for gradients and left as they were."""
     return _map(inputs, lambda x: x.detach().requires_grad_(x.is_floating_point()))
-
-
-def _each(n_facets: int, target: Any, explain: Callable[[Any], Any]) -> Any:
-    """What a method says of a target, or of every facet in turn, stacked second."""
-    if target is None:
-        return _stack([_map(explain(k), Tensor.detach) for k in range(n_facets)])
-    _check_target(target, n_facets)
-    return _map(explain(target), Tensor.detach)
-
-
-def _check_target(target: Any, n_facets: int) -> None:
-    if isinstance(target, Tensor):
-        target = target.tolist()
-    for facet in target if isinstance(target, list) else [target]:
-        if isinstance(facet, tuple) and len(facet) == 1:
-            (facet,) = facet
-        if not isinstance(facet, int) or not 0 <= facet < n_facets:
-            raise FacetError(f"target must be a facet, 0 to {n_facets - 1}, or one for each input, not {facet!r}")
 
 
 def _stack(parts: list[Any]) -> Any:

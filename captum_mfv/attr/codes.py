@@ -1,4 +1,4 @@
-"""Facets from attributions: images told apart by what caused the unit's activation."""
+"""Codes from attributions: facets are images in which different features cause the unit's activation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from captum.attr import LayerAttribution, LayerGradientXActivation
 from torch import Tensor, nn
 
 from captum_mfv.activations.resolve import resolve
-from captum_mfv.attr.model import unit_forward
-from captum_mfv.images import InputSpec
+from captum_mfv.attr.model import cast_inputs, unit_forward
+from captum_mfv.images import InputSpec, check_range
 from captum_mfv.units import Unit, channels_second
 
 __all__ = ["AttributionCode", "pure_code"]
 
 
 class AttributionCode:
-    """Codes from attributions: images told apart by what *caused* the unit's activation.
+    """Codes from attributions to a layer: they group images by the features that cause the unit's activation.
 
-    A function from images in [0, 1], (N, C, H, W), to (N, D), for `find_facets(…, code=…)`: attributions
-    summed over positions, several layers' side by side.
+    A function from images in [0, 1], (N, C, H, W), to codes, (N, D), for `find_facets(…, code=…)`:
+    attributions summed over positions, those of several layers concatenated.
 
     Args:
-        attribution: any of Captum's layer attributions, on the model in which facets are to be found.
-        positive: leave negative attributions out before the sum, as PURE does.
-        input_spec: what turns images in [0, 1] into the model's input.
-        **arguments: what the attribution's ``attribute`` takes beside inputs, such as ``target``.
+        attribution: any of Captum's layer attributions, of the model in which facets are to be found.
+        positive: set negative attributions to 0 before the sum, as PURE does.
+        input_spec: preprocessing from images in [0, 1] to the model's input.
+        **arguments: the arguments of the attribution's ``attribute`` other than inputs, such as ``target``.
+
+    Raises:
+        TypeError: if ``attribution`` isn't a `captum.attr.LayerAttribution`.
     """
 
     def __init__(
@@ -45,29 +48,38 @@ class AttributionCode:
         self.arguments = arguments
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The codes, (N, D), detached, on the CPU."""
-        with torch.enable_grad():  # inputs require gradients, since the weights are frozen
-            inputs = self.input_spec(images).requires_grad_()
-            found = self.attribution.attribute(inputs, **self.arguments)
+        """Compute the codes, (N, D), detached, on the CPU, in float32 or the model's wider precision.
+
+        Raises:
+            ImageError: if the images aren't in [0, 1].
+        """
+        inputs, model = self.input_spec(check_range(images)), self.attribution.forward_func
+        if isinstance(model, nn.Module):
+            (inputs,) = cast_inputs(model, inputs)
+        with torch.enable_grad():  # the weights are frozen, so that the inputs must require gradients
+            found = self.attribution.attribute(inputs.detach().requires_grad_(), **self.arguments)
         layers = found if isinstance(found, tuple) else (found,)
         return torch.cat([self._pooled(layer.detach().cpu()) for layer in layers], dim=1)
 
     def _pooled(self, layer: Tensor) -> Tensor:
-        layer = layer.clamp_min(0) if self.positive else layer
-        channels = channels_second(layer)
+        layer = layer.to(torch.promote_types(layer.dtype, torch.float32))
+        channels = channels_second(layer.clamp_min(0) if self.positive else layer)
         return channels if channels.ndim == 2 else channels.flatten(2).sum(2)
 
 
 def pure_code(
     model: nn.Module, unit: Unit | str, layer: str | nn.Module | None = None, *, input_spec: InputSpec | None = None
 ) -> AttributionCode:
-    """PURE's code: gradient times activation of an earlier layer, from the unit alone, its positive part.
+    """Return PURE's code: the positive part of gradient times activation of an earlier layer, for the unit.
 
     Args:
         model: the model.
-        unit: the unit; any layer's.
-        layer: whose channels may cause it; by default the last layer with positions before the unit.
-        input_spec: what turns images in [0, 1] into the model's input.
+        unit: a unit of any layer.
+        layer: the layer whose channels are attributed to; by default the last layer with positions before the unit.
+        input_spec: preprocessing from images in [0, 1] to the model's input.
+
+    Raises:
+        UnitError: if the model has no such unit or layer.
 
     Source: Dreyer et al. 2024, "PURE: Turning polysemantic neurons into pure features", arXiv 2404.06453.
     """

@@ -1,99 +1,159 @@
-"""Attributions as maps of the image's size, one facet an image."""
+"""Attributions as maps of the image's size, one facet per image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import captum.attr
+import numpy as np
 import torch
 from captum.attr import Attribution, LayerAttribution
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import guard
-from captum_mfv.activations.layers import spatial_layers, trace
+from captum_mfv.activations.layers import LayerCall, spatial_layers, trace
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
 from captum_mfv.attr.methods import check_method
-from captum_mfv.attr.model import FacetModel
+from captum_mfv.attr.model import FacetModel, facet_targets
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import InputSpec
+from captum_mfv.images import Images, InputSpec, stack
+from captum_mfv.units import channels_second
 
 __all__ = ["facet_maps"]
 
 _BATCH = 16  # images explained together, at most
+_PATCHES = 8  # patches along each side of the image, for methods that replace parts of it
 
 
 def facet_maps(
     model: nn.Module,
     facets: FacetSet,
-    images: Tensor | Sequence[Tensor],
-    targets: Sequence[int],
+    images: Images,
+    targets: int | Sequence[int] | NDArray[np.integer[Any]] | Tensor,
     *,
     method: str | None = None,
     input_spec: InputSpec | None = None,
+    seed: int = 0,
     progress: bool = False,
     **options: Any,
 ) -> Tensor:
-    """Where each image shows its facet: attributions of the facet against the others.
+    """Map which parts of each image make it one of its facet, by any of Captum's methods.
+
+    The explained quantity is the facet's logit minus the mean logit of the other facets, and for a set of one
+    facet the unit's activation (`explained` says which).
 
     Args:
         model: the model in which the facets were found; left as it was.
         facets: the facets.
-        images: (N, C, H, W) in [0, 1], all of one size.
-        targets: the facet of each image.
-        method: name of a class of `captum.attr`, to inputs or to a layer, which is the code's. By default
-            gradient times activation of the code's layer where that has positions: of a pooled code it
-            is exact, each position's own share of the facet's score. Elsewhere integrated gradients.
-        input_spec: what turns images into the model's input.
+        images: images in [0, 1], all of one size: a tensor, (N, C, H, W), a list or a dataset.
+        targets: the facet of each image, or one for all images.
+        method: name of a class of `captum.attr` that attributes to inputs, or to a layer, which is the
+            code's. By default gradient times activation of the code's layer if its output is
+            (N, C, H, W), which for a pooled code is exactly each position's share of the facet's score;
+            otherwise integrated gradients. Methods that replace parts of the image use square patches of an
+            eighth of its side, and occlusion moves by half a patch, unless ``feature_mask`` or
+            ``sliding_window_shapes`` is given.
+        input_spec: preprocessing from images in [0, 1] to the model's input.
+        seed: seed of methods that draw at random, such as ShapleyValueSampling.
         progress: show a progress bar.
-        **options: what the method's ``attribute`` takes, such as ``n_steps``.
+        **options: other arguments of the method's ``attribute``, such as ``n_steps``, the same for each batch.
 
     Returns:
-        (N, H, W), summed over channels, on the CPU; of a layer's positions, interpolated bilinearly.
+        (N, H, W) float32 on the CPU, summed over channels; maps of a layer are upsampled bilinearly.
 
     Raises:
-        FacetError: if there is no such method, or it can't explain facets.
+        FacetError: if there is no such method, it can't explain facets or lacks an argument, or a target isn't a
+            facet, all checked before the model runs; or if attributions aren't finite.
+        ImageError: if images aren't in [0, 1] or differ in size.
     """
-    spec, images = input_spec or InputSpec(), torch.stack(tuple(images))
-    feed = spec.feed(model)
-    method = method or _default(model, facets, feed(images[:1]))
-    with guard(model):
-        explain = _explainer(method, FacetModel(model, facets), contrast=len(facets) > 1)
-        with Progress(total=len(images), desc="attributions", unit="image", disable=not progress) as bar:
+    check_method(method, options)
+    if not len(images):
+        raise FacetError("images must hold at least one image")
+    batch, spec = stack(images, range(len(images))), input_spec or InputSpec()
+    one = facet_targets(targets, len(batch), len(facets))
+    each = [one] * len(batch) if isinstance(one, int) else one
+    needed = (facets.code.layer, facets.unit.layer_name)
+    calls = {call.name: call for call in trace(model, spec.feed(model)(batch[:1]), until=needed)}
+    method = method or _default(calls, facets)
+    options = {**_patches(method, spec), **options}
+    with (
+        guard(model),
+        _seeded(seed),
+        Progress(total=len(batch), desc="attributions", unit="image", disable=not progress) as bar,
+    ):
+        explainer = _explainer(method, FacetModel(model, facets), calls[facets.code.layer])
+        device = next((weight.device for weight in model.parameters()), None)
 
-            def explained(rows: slice) -> Tensor:
-                found = _summed(explain.attribute(feed(images[rows]), target=list(targets[rows]), **options))
-                bar.update(len(found))
-                return found
+        def explain(rows: slice) -> Tensor:
+            inputs = spec(batch[rows].to(device)).contiguous(memory_format=torch.channels_last)
+            found = _summed(explainer.attribute(inputs, target=each[rows], **options), facets, explainer)
+            bar.update(len(found))
+            return found
 
-            found = AdaptiveBatches(cpu_batch_size(model, spec, _BATCH))(len(images), explained)
+        limit = 1 if method in ("Lime", "KernelShap") else _BATCH  # Captum fits one linear model per image
+        found = AdaptiveBatches(cpu_batch_size(model, spec, limit))(len(batch), explain)
     maps = torch.cat(found)[:, None]
-    shape = tuple(images.shape[-2:])
-    if maps.shape[-2:] != shape:
-        maps = torch.nn.functional.interpolate(maps, shape, mode="bilinear", align_corners=False)
+    if not maps.isfinite().all():
+        raise FacetError(f"{method} gives attributions that aren't finite; use a model in float32, or another method")
+    if maps.shape[-2:] != batch.shape[-2:]:
+        maps = torch.nn.functional.interpolate(maps, batch.shape[-2:], mode="bilinear", align_corners=False)
     return maps[:, 0]
 
 
-def _default(model: nn.Module, facets: FacetSet, x: Tensor) -> str:
-    calls = trace(model, x, until=(facets.code.layer, facets.unit.layer_name))
-    found = next(call for call in calls if call.name == facets.code.layer)
-    in_positions = len(found.shape) == 4 and found.name in spatial_layers(calls, facets.unit.layer_name)
-    return "LayerGradientXActivation" if in_positions and facets.code.channels != "last" else "IntegratedGradients"
+def _default(calls: dict[str, LayerCall], facets: FacetSet) -> str:
+    layer = calls[facets.code.layer]
+    before = spatial_layers(list(calls.values()), facets.unit.layer_name)
+    in_positions = len(layer.shape) == 4 and layer.name in before and facets.code.channels != "last"
+    return "LayerGradientXActivation" if in_positions else "IntegratedGradients"
 
 
-def _explainer(name: str, model: FacetModel, contrast: bool) -> Attribution:
-    check_method(name)
-    method = getattr(captum.attr, name)
-    if issubclass(method, LayerAttribution):
-        return LayerFacetAttribution(method, model, model.model.get_submodule(model.code.layer), contrast=contrast)
-    return FacetAttribution(method, model, contrast=contrast)
+def _patches(method: str, spec: InputSpec) -> dict[str, Any]:
+    """Default arguments of methods that replace parts of the image: one feature per patch, not per pixel."""
+    side = max(1, spec.size // _PATCHES)
+    if method == "Occlusion":
+        step = max(1, side // 2)
+        return {"sliding_window_shapes": (spec.channels, side, side), "strides": (spec.channels, step, step)}
+    if method in ("FeatureAblation", "ShapleyValueSampling", "KernelShap", "Lime"):
+        place = torch.arange(spec.size) // side
+        return {"feature_mask": (place[:, None] * (int(place[-1]) + 1) + place)[None, None]}
+    return {}
 
 
-def _summed(attributions: Tensor) -> Tensor:
-    if attributions.ndim != 4:
-        shape = tuple(attributions.shape)
-        raise FacetError(f"attributions of shape {shape} have no positions to make a map of; attribute to inputs")
-    return attributions.sum(1).float().cpu()
+def _explainer(name: str, model: FacetModel, layer: LayerCall) -> Attribution:
+    method, contrast = getattr(captum.attr, name), model.n_facets > 1
+    if not issubclass(method, LayerAttribution):
+        return FacetAttribution(method, model, contrast=contrast)
+    if len(layer.shape) != 4 or (model.code.channels == "last" and name == "LayerGradCam"):
+        form = "(N, C, H, W)" if name == "LayerGradCam" else "a map, (N, C, H, W) or (N, H, W, C)"
+        raise FacetError(
+            f"{name} attributes to the code's layer {layer.name}, whose output of shape {layer.shape} is not {form}; "
+            f"choose a method that attributes to inputs, such as IntegratedGradients"
+        )
+    return LayerFacetAttribution(method, model, model.model.get_submodule(layer.name), contrast=contrast)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of PyTorch and NumPy, from which Captum draws, and restore them."""
+    state = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
+
+
+def _summed(attributions: Any, facets: FacetSet, explainer: Attribution) -> Tensor:
+    """Sum attributions over channels, in float32 on the CPU."""
+    if not isinstance(attributions, Tensor) or attributions.ndim != 4:
+        raise FacetError("facet_maps needs attributions of shape (N, C, H, W), and nothing beside them")
+    last = facets.code.channels if isinstance(explainer, LayerFacetAttribution) else None
+    return channels_second(attributions.float(), last or "first").sum(1).cpu()

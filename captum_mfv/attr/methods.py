@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import captum.attr
-from captum.attr import Attribution, NeuronAttribution
+from captum.attr import Attribution, LayerAttribution, NeuronAttribution
 
 from captum_mfv.attr.model import FacetModel
 from captum_mfv.errors import FacetError
@@ -16,7 +16,7 @@ __all__ = ["Method", "check_method", "make", "name_of", "shares_passes"]
 
 Method: TypeAlias = Callable[..., Attribution]
 
-# These see the forward function from outside and treat every row alike, so that facets can share its passes.
+# These call the forward function from outside and treat every row alike, so that facets can share its passes.
 _SHARING = (
     captum.attr.Saliency,
     captum.attr.InputXGradient,
@@ -29,12 +29,15 @@ _NOT_SHARING = (captum.attr.FeaturePermutation,)  # an ablation that mixes rows
 _REFUSED = {
     "LayerActivation": "activations have no target: they are the same for every facet",
     "LayerFeaturePermutation": "Captum 0.9 fails on every model with a target",
-    "DataLoaderAttribution": "it takes a method rather than a forward function; give it a FacetAttribution",
+    "DataLoaderAttribution": "its argument is a method, not a forward function; give it a FacetAttribution",
     "LLMAttribution": "it explains text, not images",
     "LLMGradientAttribution": "it explains text, not images",
     "RemoteLLMAttribution": "it explains text, not images",
 }
+_NO_MAP = {"FeaturePermutation": "its values depend on which images share a batch"}  # beside those of `_REFUSED`
+_NEEDS = {"ShapleyValues": {"feature_mask"}}  # beside parameters without a default: n features take n! orders
 _RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
+_GIVEN = {"self", "forward_func", "model", "inputs", "sliding_window_shapes"}  # `facet_maps` passes these itself
 
 
 def shares_passes(method: Method) -> bool:
@@ -43,17 +46,17 @@ def shares_passes(method: Method) -> bool:
 
 
 def make(method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel) -> Attribution:
-    """An attribution by a method, for a facet model.
+    """Construct an attribution for a facet model.
 
     Args:
-        method: a class of Captum's, or a function that makes an attribution.
-        arguments: what it takes first: a forward function and, of layers and neurons, a layer.
-        options: what else it takes.
+        method: a class of Captum's, or a function that returns an attribution.
+        arguments: the constructor's first arguments: a forward function and, for layers and neurons, a layer.
+        options: the constructor's other arguments.
         model: the facet model that is explained.
 
     Raises:
-        TypeError: if that is no attribution.
-        FacetError: if it can't explain facets, or not this output's, saying why.
+        TypeError: if ``method`` doesn't return an attribution.
+        FacetError: if the attribution can't explain facets, or not this output; the message says why.
     """
     if not callable(method):
         raise TypeError(f"method must be a class of captum.attr, or a function that makes one, not {method!r}")
@@ -73,26 +76,59 @@ def _refuse(method: type, model: FacetModel) -> None:
     name = method.__name__
     if name in _REFUSED:
         raise FacetError(f"{name} can't explain facets: {_REFUSED[name]}")
-    if model.output == "gated" and any(rules in name for rules in _RULES):
+    if model.output == "gated" and model.n_facets > 1 and any(rules in name for rules in _RULES):
         raise FacetError(
-            f"{name} can't explain output='gated': its rules don't see a softmax and a product; explain 'logits'"
+            f"{name} can't explain output='gated': it has no rule for a softmax or a product; explain 'logits'"
         )
 
 
 def name_of(method: Method) -> str:
-    """What a method is called."""
+    """Return the name of a class or function, or of the class of another callable."""
     return getattr(method, "__name__", type(method).__name__)
 
 
-def check_method(name: str | None) -> None:
-    """Refuse the name of a method that `facet_maps` can't take.
+def check_method(name: str | None, options: Collection[str] = ()) -> None:
+    """Raise an error if `facet_maps` can't use a method; nothing is run.
+
+    Args:
+        name: name of a class of `captum.attr`; None is the default method.
+        options: names of the arguments that the caller gives to the method's ``attribute``.
 
     Raises:
-        FacetError: if `captum.attr` has no attribution to inputs or to a layer of that name.
+        FacetError: if `captum.attr` has no attribution of that name to inputs or to a layer, the method can't
+            explain facets, it lacks an argument, or it has no argument of a given name.
     """
-    method = None if name is None else getattr(captum.attr, name, None)
-    known = isinstance(method, type) and issubclass(method, Attribution) and not issubclass(method, NeuronAttribution)
-    if name is not None and not known:
+    if name is None:
+        return
+    method = getattr(captum.attr, name, None)
+    if not (isinstance(method, type) and issubclass(method, Attribution) and "attribute" in dir(method)):
+        raise FacetError(f"captum.attr has no attribution {name!r}; choose one such as IntegratedGradients")
+    if issubclass(method, NeuronAttribution):
         raise FacetError(
-            f"captum.attr has no attribution {name!r} to inputs or to a layer, such as IntegratedGradients"
+            f"{name} attributes to a neuron of a layer; choose an attribution to inputs or to a layer, "
+            f"such as IntegratedGradients"
         )
+    if reason := {**_REFUSED, **_NO_MAP}.get(name):
+        raise FacetError(f"{name} can't explain facets: {reason}; choose one such as IntegratedGradients")
+    if more := _required(method) - ({"layer"} if issubclass(method, LayerAttribution) else set()):
+        raise FacetError(
+            f"{name} must be constructed with {', '.join(sorted(more))}, which facet_maps can't pass; construct a "
+            f"FacetAttribution with it, or choose one such as IntegratedGradients"
+        )
+    attribute = getattr(method, "attribute")  # noqa: B009
+    if missing := (_required(attribute) | _NEEDS.get(name, set())) - set(options):
+        raise FacetError(
+            f"{name} needs {', '.join(sorted(missing))}: pass it to attr.facet_maps, "
+            f"or choose a method that needs none, such as IntegratedGradients"
+        )
+    parameters = inspect.signature(attribute).parameters.values()
+    unknown = set(options) - {parameter.name for parameter in parameters}
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise FacetError(f"{name} has no argument {', '.join(sorted(unknown))}")
+
+
+def _required(function: Callable[..., Any]) -> set[str]:
+    """Names of the parameters without a default that the caller has to give."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.default is p.empty and p.kind in kinds} - _GIVEN

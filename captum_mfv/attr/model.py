@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import InputSpec
+from captum_mfv.images import InputSpec, first_floating_point
 from captum_mfv.units import Unit
 
-__all__ = ["FacetModel", "unit_forward"]
+__all__ = ["Contrast", "FacetModel", "Scores", "cast_inputs", "explained", "facet_targets", "unit_forward"]
 
 
 class FacetModel(nn.Module):
     """A unit's facets as a classifier: inputs to (N, n_facets), for any Captum method's ``target=k``.
 
-    ``logits`` end with the code's layer, and so does the forward pass; an attribution to a later layer needs
-    ``gated``.
+    A set of one facet has no other facet to compare with: its single output is the unit's activation,
+    whatever ``output`` is. Codes of models in half precision are read in float32, and so is the output.
 
     Args:
-        model: the model in which the facets were found. It is called as it is: put it in evaluation mode.
+        model: the model in which the facets were found. The model runs in the mode it is in: call
+            ``model.eval()`` first.
         facets: the facets; those of a run are ``FacetSet.load("out/run")``.
-        output: ``logits`` are linear in the code, the largest being the nearest center's; ``gated`` is
-            the unit's activation times their softmax, so that the columns sum to the unit's activation.
-        input_spec: given, the first input is images in [0, 1], normalised here; by default inputs are the
-            model's own, normalised already.
+        output: ``logits`` are linear in the code; the largest is the nearest center's. The forward pass
+            ends with the code's layer, so that attributions to a later layer need ``gated``. ``gated`` is
+            the unit's activation times the softmax of the logits, so that the columns sum to the unit's
+            activation.
+        input_spec: if given, the first input is images in [0, 1], normalized here; by default inputs are
+            normalized already.
 
     Raises:
         UnitError: if the model lacks the unit's or the code's layer.
-        FacetError: if ``output`` isn't logits or gated.
+        FacetError: if ``output`` isn't ``logits`` or ``gated``.
     """
 
     def __init__(
@@ -47,9 +53,10 @@ class FacetModel(nn.Module):
             raise FacetError(f"output must be logits or gated, not {output!r}")
         for layer in (facets.code.layer, facets.unit.layer_name):
             layer_name(model, layer)
-        weight = next(model.parameters(), torch.zeros(0))
+        weight = first_floating_point(model)
+        weight = torch.zeros(0) if weight is None else weight
         self.model = model
-        self.head = facets.head().to(weight)
+        self.head = facets.head().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         self.unit = facets.unit
         self.code = facets.code
         self.output = output
@@ -57,31 +64,127 @@ class FacetModel(nn.Module):
 
     @property
     def n_facets(self) -> int:
-        """How many outputs there are."""
+        """Number of outputs."""
         return self.head.linear.out_features
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that the output is computed from."""
+        code = [] if self.n_facets == 1 else [self.code.layer]
+        return code if code and self.output == "logits" else [*code, self.unit.layer_name]
+
     def forward(self, x: Tensor, *args: object) -> Tensor:
-        """(N, n_facets) for inputs (N, C, H, W) and whatever else the model takes."""
-        layers = [self.code.layer] if self.output == "logits" else [self.code.layer, self.unit.layer_name]
-        with capture(self.model, layers) as run:
-            outputs = run(x if self.input_spec is None else self.input_spec(x), *args)
-        logits: Tensor = self.head(self.code.read(outputs[self.code.layer]))
+        """Outputs, (N, n_facets), for inputs (N, C, H, W) and the model's further inputs."""
+        x = x if self.input_spec is None else self.input_spec(x)
+        with capture(self.model, self.layers) as run:
+            outputs = run(*cast_inputs(self.model, x, *args))
+        if self.n_facets == 1:
+            return self._activation(outputs)[:, None]
+        logits: Tensor = self.head(self.code.read(_widen(outputs[self.code.layer])))
         if self.output == "logits":
             return logits
-        return self.unit.read(outputs[self.unit.layer_name])[:, None] * logits.softmax(1)
+        return self._activation(outputs)[:, None] * logits.softmax(1)
+
+    def _activation(self, outputs: dict[str, Tensor]) -> Tensor:
+        return self.unit.read(_widen(outputs[self.unit.layer_name]))
 
     def extra_repr(self) -> str:
         """Unit, code and output, for ``print``."""
         return f"unit={self.unit}, code={self.code.layer}, output={self.output}"
 
 
+class Scores(nn.Module):
+    """A facet model whose outputs are those of a layer, ``scores``, so that neuron methods can select them."""
+
+    def __init__(self, forward_func: nn.Module) -> None:
+        super().__init__()
+        self.forward_func = forward_func
+        self.scores: nn.Module = nn.Identity()
+
+    def forward(self, *inputs: object) -> Tensor:
+        """Outputs of ``scores``, (N, n_facets)."""
+        scores: Tensor = self.scores(self.forward_func(*inputs))
+        return scores
+
+
+class Contrast(Scores):
+    """Each facet's output minus the mean of the others: a linear layer, for which DeepLift and LRP have rules."""
+
+    def __init__(self, forward_func: nn.Module, model: FacetModel) -> None:
+        super().__init__(forward_func)
+        n = model.n_facets
+        if n < 2:
+            raise FacetError("contrast needs at least 2 facets; there is 1")
+        minus = nn.Linear(n, n, bias=False, device="meta").to_empty(device="cpu").to(model.head.linear.weight)
+        with torch.no_grad():
+            minus.weight.copy_((n * torch.eye(n) - 1) / (n - 1))
+        self.scores = minus.requires_grad_(False)
+
+
+def explained(facets: FacetSet) -> str:
+    """Return a sentence that says what `facet_maps` attributes to the image, for captions."""
+    if len(facets) == 1:
+        return f"Attributions explain the activation of unit {facets.unit}."
+    return (
+        "Attributions explain the facet's logit minus the mean logit of the other facets: "
+        f"what makes the image one of this facet rather than of another facet of {facets.unit}."
+    )
+
+
 def unit_forward(model: nn.Module, unit: Unit | str) -> Callable[..., Tensor]:
-    """A forward function to the unit's activation, (N,): what attributions of any layer's unit start from."""
+    """Return a forward function to the unit's activation, (N,), in float32 or the model's wider precision."""
     unit = Unit.of(unit)
     name = layer_name(model, unit.layer)
 
-    def forward(*inputs: Tensor) -> Tensor:
+    def forward(*inputs: object) -> Tensor:
         with guard(model), capture(model, [name]) as run:
-            return unit.read(run(*inputs)[name])
+            return unit.read(_widen(run(*cast_inputs(model, *inputs))[name]))
 
     return forward
+
+
+def facet_targets(target: Any, n_inputs: int, n_facets: int) -> int | list[int]:
+    """Return checked targets: a facet for all inputs, or a list of one for each.
+
+    Args:
+        target: an integer of any kind, or a sequence, array or tensor of them.
+        n_inputs: number of inputs.
+        n_facets: number of facets.
+
+    Raises:
+        FacetError: if a target isn't a facet, or there isn't one for each input.
+    """
+    listed = target.tolist() if isinstance(target, (Tensor, np.ndarray)) else target
+    one_each = isinstance(listed, Sequence) and not isinstance(listed, str)
+    facets = [_facet(facet, n_facets) for facet in (listed if one_each else [listed])]
+    if one_each and len(facets) != n_inputs:
+        raise FacetError(f"there must be a target for each of the {n_inputs} inputs, not {len(facets)}")
+    return facets if one_each else facets[0]
+
+
+def _facet(target: Any, n_facets: int) -> int:
+    if isinstance(target, (tuple, list)) and len(target) == 1:
+        (target,) = target
+    try:
+        facet = operator.index(target)
+    except TypeError:
+        facet = -1
+    if not 0 <= facet < n_facets:
+        raise FacetError(f"target must be a facet, 0 to {n_facets - 1}, or one for each input, not {target!r}")
+    return facet
+
+
+def cast_inputs(model: nn.Module, *inputs: Any) -> list[Any]:
+    """Return a model's inputs, floating-point tensors in the dtype of the model's weights."""
+    weight = first_floating_point(model)
+    return [
+        value.to(weight.dtype)
+        if weight is not None and isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for value in inputs
+    ]
+
+
+def _widen(output: Tensor) -> Tensor:
+    """Return a layer's output in float32, or in its own precision if that is wider."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -1,26 +1,34 @@
-"""One forward pass for several targets: rows that come in copies run once, and each copy gets its own gradient."""
+"""Forward passes that all facets share: each input runs once, and each facet gets its own gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Shared", "repeat_rows"]
+from captum_mfv.activations.capture import capture
+from captum_mfv.activations.layers import trace
+
+__all__ = ["Shared", "integrate", "repeat_rows"]
 
 _PER_ROW = ("baselines", "feature_mask", "additional_forward_args")  # arguments that may have a row per input
+_ROWS = {"cpu": 2}  # inputs per forward pass on a CPU: few, so that their activations stay in its cache
+_MANY = 50  # inputs per forward pass elsewhere
+_AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def repeat_rows(inputs: Any, options: Mapping[str, Any], n_copies: int) -> tuple[Any, dict[str, Any]]:
-    """Inputs, and the arguments of a method that go with them, with every row n_copies times in succession.
+    """Repeat every row of the inputs, and of the arguments that have a row per input, n_copies times in succession.
 
     Args:
-        inputs: a tensor, (N, …), or a tuple of such.
+        inputs: a tensor, (N, …), or a tuple of tensors.
         options: a method's arguments; baselines, masks and forward arguments of N rows are repeated.
-        n_copies: how often.
+        n_copies: number of copies of each row.
     """
     first = inputs if isinstance(inputs, Tensor) else inputs[0]
     rows = len(first)
@@ -40,11 +48,11 @@ def repeat_rows(inputs: Any, options: Mapping[str, Any], n_copies: int) -> tuple
 
 
 class Shared:
-    """A forward function for rows that come n_copies times in succession: it runs once for each of them.
+    """A forward function for rows that were repeated n_copies times in succession; it runs once per distinct row.
 
     Args:
         forward_func: from inputs, (N, …), to outputs, (N, n_outputs).
-        n_copies: how often every row comes.
+        n_copies: number of copies of each row.
     """
 
     def __init__(self, forward_func: Callable[..., Tensor], n_copies: int) -> None:
@@ -52,7 +60,7 @@ class Shared:
         self.n_copies = n_copies
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """Outputs, (N · n_copies, n_outputs), for inputs of as many rows."""
+        """Outputs, (N · n_copies, n_outputs), for inputs of N · n_copies rows."""
         outputs: Tensor = _Copies.apply(self.forward_func, self.n_copies, *inputs)
         return outputs
 
@@ -76,12 +84,102 @@ class _Copies(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Each copy's gradient by itself, through the one graph."""
+        """Gradient of each copy, through the graph that all copies share."""
         needed = ctx.needs_input_grad[2:]
         leaves = [row for row, need in zip(ctx.rows, needed, strict=True) if need]
         found = [
             torch.autograd.grad(ctx.outputs, leaves, copy, retain_graph=True, materialize_grads=True)
             for copy in gradient.reshape(-1, ctx.n_copies, *gradient.shape[1:]).unbind(1)
         ]
-        whole = iter([torch.stack(parts, 1).flatten(0, 1) for parts in zip(*found, strict=True)])
-        return None, None, *(next(whole) if need else None for need in needed)
+        rows = iter([torch.stack(parts, 1).flatten(0, 1) for parts in zip(*found, strict=True)])
+        return None, None, *(next(rows) if need else None for need in needed)
+
+
+def integrate(
+    forward_func: nn.Module, x: Tensor, baselines: Tensor | float, n_steps: int = 50, rows: int | None = None
+) -> Tensor | None:
+    """Return the mean gradients of all outputs along the line from the baselines to the inputs (Gauss-Legendre).
+
+    All facets share the forward pass of every step. The first layer is affine, so that gradients can be averaged
+    over the steps behind that layer and pass back through it once: on pixels its backward pass is the most expensive.
+
+    Args:
+        forward_func: a module to (N, n_facets).
+        x: (N, …) inputs.
+        baselines: a number, or a tensor that broadcasts against the inputs.
+        n_steps: number of points on the line.
+        rows: inputs in one forward pass, at least N.
+
+    Returns:
+        (N, n_facets, …), or None if the first layer isn't affine or the inputs reach the output around that layer.
+    """
+    start = torch.as_tensor(baselines).to(x).expand_as(x)
+    first = trace(forward_func, x[:1].detach())[0]
+    stem = forward_func.get_submodule(first.name)
+    ambiguous = first.runs > 1 or first.batch != 0
+    if ambiguous or not isinstance(stem, _AFFINE) or not _straight(forward_func, first.name, start, x):
+        return None
+    points, weights = (torch.from_numpy(found) / 2 for found in np.polynomial.legendre.leggauss(n_steps))
+    per_pass = max(1, (rows or _ROWS.get(x.device.type, _MANY)) // len(x))
+    total: Tensor | float = 0.0
+    for alphas, shares in zip(torch.split(points + 0.5, per_pass), torch.split(weights, per_pass), strict=True):
+        line = torch.stack([torch.lerp(start, x, alpha) for alpha in alphas.tolist()])
+        found = _behind(forward_func, stem, line, shares)
+        if found is None:
+            return None
+        total = total + found
+    return _back(forward_func, first.name, x, total) if isinstance(total, Tensor) else None
+
+
+@torch.no_grad()
+def _straight(forward_func: nn.Module, stem: str, start: Tensor, x: Tensor) -> bool:
+    """Check that the first layer's output is linear along the line: a model may transform inputs before that layer."""
+    with capture(forward_func, [stem]) as run:
+        outputs = [run(rows[:1])[stem] for rows in (start, x, torch.lerp(start, x, 0.3))]
+    rounding = 4 * torch.finfo(outputs[0].dtype).eps * max(output.abs().max().item() for output in outputs)
+    a, b, between = (output.double() for output in outputs)
+    return bool((torch.lerp(a, b, 0.3) - between).abs().max() <= 1e-3 * (b - a).abs().max() + rounding)
+
+
+@torch.enable_grad()
+def _behind(forward_func: nn.Module, stem: nn.Module, line: Tensor, shares: Tensor) -> Tensor | None:
+    """Gradients of all outputs at the first layer's output, (n_facets, N, …), summed over the steps by their weights.
+
+    The line is (n_steps, N, …). Inputs are laid out with channels last, where convolutions are faster.
+    """
+    steps, n = line.shape[:2]
+    rows = line.flatten(0, 1)
+    rows = rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
+    with _cut(stem) as cut:
+        outputs = forward_func(rows.requires_grad_())
+    if len(cut) != 1 or torch.autograd.grad(outputs.sum(), rows, retain_graph=True, allow_unused=True)[0] is not None:
+        return None
+    by = shares.to(outputs).repeat_interleave(n)
+    columns = [torch.autograd.grad(column, cut, by, retain_graph=True)[0] for column in outputs.unbind(1)]
+    return torch.stack([column.to(outputs.dtype).reshape(steps, n, *column.shape[1:]).sum(0) for column in columns])
+
+
+@contextmanager
+def _cut(stem: nn.Module) -> Iterator[list[Tensor]]:
+    """Start the graph at a layer's outputs, which are appended to the list."""
+    leaves: list[Tensor] = []
+
+    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1].clone()  # a ReLU in place may follow
+
+    handle = stem.register_forward_hook(hook)
+    try:
+        yield leaves
+    finally:
+        handle.remove()
+
+
+@torch.enable_grad()
+def _back(forward_func: nn.Module, stem: str, x: Tensor, gradients: Tensor) -> Tensor:
+    """Gradients at the first layer's output, (n_facets, N, …), as gradients at the inputs, (N, n_facets, …)."""
+    x = x.detach().requires_grad_()
+    with capture(forward_func, [stem]) as run:
+        outputs = run(x)[stem]
+    parts = gradients.to(outputs.dtype)
+    return torch.stack([torch.autograd.grad(outputs, x, part, retain_graph=True)[0] for part in parts], dim=1)

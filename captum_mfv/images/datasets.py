@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_mfv.errors import ImageError, MFVWarning
 
-__all__ = ["Images", "batches", "check_batch_size", "image_at", "stack"]
+__all__ = ["Images", "batches", "check_batch_size", "check_range", "image_at", "stack"]
 
 
 class Images(Protocol):
@@ -35,13 +35,26 @@ def image_at(images: Images, index: int) -> Tensor:
     image = item[0] if isinstance(item, (tuple, list)) else item
     if not isinstance(image, Tensor) or image.ndim != 3:
         raise TypeError(f"images must be (C, H, W) tensors; item {index} is {_describe(image)}")
-    image = image.float()
-    low, high = image.aminmax()
+    return check_range(image.float(), f"item {index}")
+
+
+def check_range(images: Tensor, what: str = "a batch") -> Tensor:
+    """Return images if their values lie in [0, 1].
+
+    Args:
+        images: any number of images.
+        what: name of the images in the message.
+
+    Raises:
+        ImageError: if a value leaves [0, 1], as values in [0, 255] or after normalization do.
+    """
+    low, high = images.detach().aminmax()
     if not (low >= -1e-4 and high <= 1 + 1e-4):
         raise ImageError(
-            f"images must lie in [0, 1]; item {index} spans [{low:.3g}, {high:.3g}]. Leave normalization to input_spec"
+            f"images must lie in [0, 1]; {what} spans [{low:.3g}, {high:.3g}]. Divide bytes by 255, and leave "
+            f"normalization to input_spec"
         )
-    return image
+    return images
 
 
 def _describe(item: object) -> str:

@@ -1,0 +1,229 @@
+"""Attribution maps of facets: what they explain, in which precision, and what is refused before anything runs."""
+
+import captum.attr as ca
+import numpy as np
+import pytest
+import torch
+from captum.attr import InputXGradient, LayerIntegratedGradients
+from conftest import SPEC, fingerprint, same, small_cnn
+
+import captum_mfv as mfv
+from captum_mfv import FacetFinder, Unit, find_facets
+from captum_mfv.attr import (
+    AttributionCode,
+    FacetAttribution,
+    FacetModel,
+    LayerFacetAttribution,
+    check_method,
+    explained,
+    facet_maps,
+    pure_code,
+    unit_forward,
+)
+from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
+from captum_mfv.errors import FacetError, ImageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum, of DeepLift
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def alike(found, wanted):
+    """Cosine similarity of two tensors."""
+    return torch.nn.functional.cosine_similarity(found.double().flatten(), wanted.double().flatten(), 0)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("method", [None, "IntegratedGradients", "Occlusion", "LayerGradCam"])
+def test_maps_of_a_half_precision_model_are_those_of_the_float32_model(method, dtype, facets, planted):
+    images = planted[0][[0, 25, 45]]
+    wanted = facet_maps(small_cnn(), facets, images, [0, 1, 2], method=method, input_spec=SPEC)
+    found = facet_maps(small_cnn().to(dtype), facets, images, [0, 1, 2], method=method, input_spec=SPEC)
+    assert found.dtype == torch.float32
+    assert alike(found, wanted) > 0.99
+
+
+def test_attributions_that_overflow_are_refused(facets, planted):
+    """DeepLift divides by differences that float16 rounds to 0."""
+    images = planted[0][[0, 25, 45]]
+    with pytest.raises(FacetError, match="DeepLift gives attributions that aren't finite; use a model in float32"):
+        facet_maps(small_cnn().half(), facets, images, [0, 1, 2], method="DeepLift", input_spec=SPEC)
+    bfloat16 = facet_maps(small_cnn().bfloat16(), facets, images, [0, 1, 2], method="DeepLift", input_spec=SPEC)
+    wanted = facet_maps(small_cnn(), facets, images, [0, 1, 2], method="DeepLift", input_spec=SPEC)
+    assert alike(bfloat16, wanted) > 0.99
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("output", ["logits", "gated"])
+def test_a_half_precision_model_has_the_facets_of_the_float32_model(output, dtype, facets, planted):
+    images = planted[0]
+    wanted, model = (
+        FacetModel(small_cnn(), facets, output, SPEC),
+        FacetModel(small_cnn().to(dtype), facets, output, SPEC),
+    )
+    assert model(images).dtype == torch.float32
+    assert (model(images).argmax(1) == wanted(images).argmax(1)).float().mean() > 0.95
+    assert alike(model(images), wanted(images)) > 0.999
+    for explain in (lambda m: FacetAttribution(InputXGradient, m, contrast=True), lambda m: layer_attribution(m)):
+        assert alike(explain(model).attribute(images[:2]), explain(wanted).attribute(images[:2])) > 0.98
+
+
+def layer_attribution(model):
+    return LayerFacetAttribution(ca.LayerGradientXActivation, model, model.model.relu2)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_attribution_codes_of_a_half_precision_model_are_those_of_the_float32_model(dtype, planted):
+    images, unit = planted[0][:4], Unit("fc", 1)
+
+    def codes(model):
+        integrated = LayerIntegratedGradients(model, model.relu2)
+        return (
+            pure_code(model, unit, "relu2", input_spec=SPEC)(images),
+            AttributionCode(integrated, input_spec=SPEC, target=1, n_steps=10)(images),
+            unit_forward(model, unit)(SPEC(images)),
+        )
+
+    for found, wanted in zip(codes(small_cnn().to(dtype)), codes(small_cnn()), strict=True):
+        assert found.dtype == torch.float32
+        assert alike(found, wanted) > 0.99
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A network whose unit sums the detectors of four colors, images of discs, and their facets."""
+    network, images = planted_network()[0], planted_images(n_each=10, distractor=8)[0]
+    finder = FacetFinder(4, embedding=None, random_state=0)
+    return network, images, find_facets(network, Unit("unit", 0), images, finder=finder, input_spec=PLANTED_SPEC)
+
+
+@pytest.mark.parametrize("method", [None, "IntegratedGradients", "Occlusion", "LayerGradCam"])
+def test_with_one_facet_maps_explain_the_unit_and_lie_on_the_object(method, scene):
+    network, images, facets = scene
+    unit = facets.as_one_facet()
+    shown = images[[0, 10, 20, 30]]
+    drives = network[:2](shown)[:, :4].sum(1) > 0  # where the unit's detectors see one of their colors
+    maps = facet_maps(network, unit, shown, 0, method=method, input_spec=PLANTED_SPEC)
+    on, off = maps.abs()[drives].mean(), maps.abs()[~drives].mean()
+    assert on > (5 if method == "Occlusion" else 50) * off  # patches reach beyond the object
+    if method is None:  # gradient times activation of a linear unit: exactly its activation
+        activations = unit_forward(network, unit.unit)(PLANTED_SPEC(shown))
+        assert torch.allclose(maps.sum((1, 2)), activations, rtol=1e-4)
+
+
+@pytest.mark.parametrize("output", ["logits", "gated"])
+def test_a_facet_model_of_one_facet_is_the_units_activation(output, scene):
+    network, images, facets = scene
+    model = FacetModel(network, facets.as_one_facet(), output, PLANTED_SPEC)
+    assert torch.allclose(model(images), torch.from_numpy(facets.activations)[:, None])
+    found = FacetAttribution(ca.DeepLift, model)
+    assert found.attribute(images[:2]).shape == (2, 1, 3, 32, 32)
+
+
+def test_what_is_explained_is_said_in_a_sentence(scene):
+    facets = scene[2]
+    assert "logit minus the mean logit of the other facets" in explained(facets)
+    assert explained(facets.as_one_facet()) == "Attributions explain the activation of unit unit:0."
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("LayerActivation", "the same for every facet"),
+        ("FeaturePermutation", "which images share a batch"),
+        ("GuidedGradCam", "constructed with layer"),
+        ("NoiseTunnel", "constructed with attribution_method"),
+        ("LimeBase", "constructed with"),
+        ("GradientShap", "needs baselines"),
+        ("LayerDeepLiftShap", "needs baselines"),
+        ("ShapleyValues", "needs feature_mask"),
+        ("LayerAttribution", "no attribution"),
+        ("NeuronGradient", "to a neuron"),
+        ("LLMAttribution", "text"),
+    ],
+)
+def test_a_method_that_cannot_work_is_refused_by_name_before_anything_runs(name, message, facets):
+    with pytest.raises(FacetError, match=message):
+        check_method(name)
+    with pytest.raises(FacetError, match=message):
+        facet_maps(None, facets, None, None, method=name)
+
+
+def test_a_method_is_accepted_with_the_arguments_it_needs_and_no_others(facets, planted):
+    check_method("GradientShap", {"baselines"})
+    with pytest.raises(FacetError, match="Saliency has no argument n_step"):
+        facet_maps(None, facets, None, None, method="Saliency", n_step=3)
+    baselines = {"baselines": torch.zeros(2, 3, 32, 32), "n_samples": 2}
+    found = facet_maps(small_cnn(), facets, planted[0][:2], 0, method="GradientShap", input_spec=SPEC, **baselines)
+    assert found.shape == (2, 32, 32)
+
+
+@pytest.mark.parametrize("method", ["ShapleyValueSampling", "KernelShap", "FeatureAblation"])
+def test_random_methods_give_the_same_maps_again_and_leave_random_generators_alone(method, facets, planted):
+    model, images = small_cnn(), planted[0][:2]
+    before = fingerprint(model)
+    options = {} if method == "FeatureAblation" else {"n_samples": 2}
+    maps = [facet_maps(model, facets, images, [0, 0], method=method, input_spec=SPEC, **options) for _ in range(2)]
+    assert torch.equal(*maps)
+    assert maps[0].abs().sum() > 0
+    after = fingerprint(model)
+    assert [key for key in before if not same(before[key], after[key])] == []
+
+
+TARGETS = [
+    np.array([0, 1, 2]),
+    [np.int64(0), np.int64(1), np.int64(2)],
+    torch.tensor([0, 1, 2]),
+    range(3),
+    (0, 1, 2),
+]
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=lambda targets: type(targets).__name__)
+def test_targets_of_any_integers_are_targets(targets, facets, planted):
+    images = planted[0][[0, 25, 45]]
+    wanted = facet_maps(small_cnn(), facets, images, [0, 1, 2], input_spec=SPEC)
+    assert torch.equal(facet_maps(small_cnn(), facets, images, targets, input_spec=SPEC), wanted)
+    explain = FacetAttribution(ca.Saliency, FacetModel(small_cnn(), facets))
+    assert torch.equal(
+        explain.attribute(SPEC(images), target=targets), explain.attribute(SPEC(images), target=[0, 1, 2])
+    )
+
+
+@pytest.mark.parametrize("targets", [1, np.int64(1), torch.tensor(1), np.array([1, 1])])
+def test_one_target_is_the_target_of_all_images(targets, facets, planted):
+    wanted = facet_maps(small_cnn(), facets, planted[0][:2], [1, 1], input_spec=SPEC)
+    assert torch.equal(facet_maps(small_cnn(), facets, planted[0][:2], targets, input_spec=SPEC), wanted)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([0, 1], "each of the 3 inputs, not 2"),
+        (np.array([0, 1, 3]), "0 to 2"),
+        ([0, 1, -1], "0 to 2"),
+        (np.array([0.0, 1.0, 2.0]), "0 to 2"),
+        ("012", "0 to 2"),
+    ],
+)
+def test_wrong_targets_are_named_before_the_model_runs(targets, message, facets, planted):
+    with pytest.raises(FacetError, match=message):
+        facet_maps(None, facets, planted[0][:3], targets, input_spec=SPEC)
+
+
+def test_images_of_another_range_are_refused_where_images_in_0_to_1_are_expected(facets, planted):
+    images = planted[0][:2] * 255
+    with pytest.raises(ImageError, match=r"\[0, 1\]; item 0 spans"):
+        facet_maps(None, facets, images, 0, input_spec=SPEC)
+    with pytest.raises(ImageError, match=r"\[0, 1\]"):
+        FacetAttribution(ca.Saliency, FacetModel(small_cnn(), facets, input_spec=SPEC)).attribute(images)
+    with pytest.raises(ImageError, match=r"\[0, 1\]"):
+        pure_code(small_cnn(), Unit("fc", 1), input_spec=SPEC)(images)
+    FacetAttribution(ca.Saliency, FacetModel(small_cnn(), facets)).attribute(images)  # the model's own inputs
+    with pytest.raises(FacetError, match="at least one image"):
+        facet_maps(None, facets, images[:0], [], input_spec=SPEC)
+
+
+def test_a_layer_without_positions_is_refused_before_attributions_are_computed(planted):
+    found = mfv.find_facets(small_cnn(), Unit("fc", 1), planted[0], n_facets=3, code="flatten", input_spec=SPEC)
+    with pytest.raises(FacetError, match="flatten, whose output of shape"):
+        facet_maps(small_cnn(), found, planted[0][:1], 0, method="LayerGradientXActivation", input_spec=SPEC)
