@@ -12,6 +12,7 @@ from torch import nn
 from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_images
 from captum_mfv.activations import capture, guard
 from captum_mfv.activations.codes import collect
+from captum_mfv.activations.store import Store
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import stack
 from captum_mfv.storage.identity import dataset_fingerprint
@@ -278,6 +279,40 @@ def test_a_store_whose_arrays_are_not_such_as_the_pass_makes_is_refused(rows, im
     with pytest.raises(RunError, match="can't be continued"):
         collect(small_cnn(), Unit("fc", 1), Stops(images, 999), **options)
     assert path.stat().st_size == size
+
+
+@pytest.mark.usefixtures("eager_notes")
+def test_stored_rows_that_were_changed_are_refused(images, tmp_path):
+    options = {"input_spec": SPEC, "batch_size": 10, "store": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        collect(small_cnn(), Unit("fc", 1), Stops(images, 30), **options)
+    np.lib.format.open_memmap(tmp_path / "codes.npy", "r+")[7, 2] += 1
+    with pytest.raises(RunError, match="can't be continued: it was changed; remove it"):
+        collect(small_cnn(), Unit("fc", 1), Stops(images, 999), **options)
+
+
+def test_rows_written_again_have_new_checksums(tmp_path):
+    store = Store(4, {}, tmp_path)
+    store.write([0, 1, 2], {"rows": np.ones((3, 2), np.float32)})
+    store.finish()
+    again = Store(4, {}, tmp_path)
+    again.write([1, 2], {"rows": np.zeros((2, 2), np.float32)})  # stopped here, before the state is saved
+    del again
+    resumed = Store(4, {}, tmp_path)
+    assert resumed.n_done == 1
+    resumed.finish()
+    assert np.array_equal(Store(4, {}, tmp_path)["rows"][0], [1, 1])
+
+
+@pytest.mark.parametrize("n_done", [-1, 5])
+def test_a_store_of_more_rows_than_images_is_refused(n_done, tmp_path):
+    store = Store(4, {}, tmp_path)
+    store.write([0], {"rows": np.ones((1, 2), np.float32)})
+    store.finish()
+    state = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps({**state, "n_done": n_done}))
+    with pytest.raises(RunError, match="can't be continued"):
+        Store(4, {}, tmp_path)
 
 
 def test_a_folder_of_other_things_is_refused(images, tmp_path):

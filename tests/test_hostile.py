@@ -394,7 +394,7 @@ def test_a_link_in_the_place_of_a_lock_is_not_written_through(theirs, tmp_path, 
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-@pytest.mark.parametrize("arrays", [["../victim"], ["/tmp/victim"]])
+@pytest.mark.parametrize("arrays", [{"../victim": ""}, {"/tmp/victim": ""}])
 def test_rows_of_a_stopped_pass_are_not_looked_for_outside_its_folder(tmp_path, arrays):
     np.save(tmp_path / "victim.npy", np.zeros((3, 1)))
     (tmp_path / "store").mkdir()

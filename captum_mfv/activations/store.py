@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ class Store:
         self._parts = canonical({"format": _FORMAT, "n_images": n_images, **parts})
         self._folder = None if folder is None else Path(folder)
         self._arrays: dict[str, NDArray[Any]] = {}
+        self._sums: dict[str, tuple[Any, int]] = {}
         self._noted = monotonic()
         if self._folder is not None and self._folder.exists():
             self._continue(self._folder)
@@ -59,6 +61,7 @@ class Store:
 
     def write(self, indices: Sequence[int], rows: Mapping[str, NDArray[Any]]) -> None:
         """Write the rows of some images, all after those written before."""
+        self._rewind(indices[0])
         end = indices[-1] + 1
         for name, values in rows.items():
             if name not in self._arrays:
@@ -67,6 +70,12 @@ class Store:
             self._arrays[name][list(indices)] = values
         self.n_done = end
         if monotonic() - self._noted > _SECONDS:
+            self._note()
+
+    def _rewind(self, n_done: int) -> None:
+        """Forget rows that are written again, first in the saved state, so that its checksums stay true."""
+        if n_done < self.n_done:
+            self.n_done, self._sums = n_done, {}
             self._note()
 
     def check(self, rows: Mapping[str, NDArray[Any]]) -> None:
@@ -112,9 +121,17 @@ class Store:
         for array in self._arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
-        state = {"parts": self._parts, "n_done": self.n_done, "arrays": list(self._arrays)}
+        state = {"parts": self._parts, "n_done": self.n_done, "arrays": self._checksums()}
         write_whole(self._folder / "state.json", json.dumps(state).encode())
         self._noted = monotonic()
+
+    def _checksums(self) -> dict[str, str]:
+        """SHA-256 of the processed rows by array; only rows since the last call are read."""
+        for name, array in self._arrays.items():
+            total, n_rows = self._sums.get(name, (hashlib.sha256(), 0))
+            total.update(np.ascontiguousarray(array[n_rows : self.n_done]).data)
+            self._sums[name] = total, self.n_done
+        return {name: total.hexdigest() for name, (total, _) in self._sums.items()}
 
     def _continue(self, folder: Path) -> None:
         """Open the arrays of an earlier pass; a pass that was stopped before its first state left none."""
@@ -124,16 +141,18 @@ class Store:
             return
         try:
             state = read_json(inside(folder, "state.json"))
-            parts, n_done, names = dict(state["parts"]), int(state["n_done"]), list(state["arrays"])
-            if not all(str(name).isidentifier() for name in names):  # a path would lead out of the folder
-                raise ValueError(f"arrays can't be called {names}")
-            arrays = {str(name): _opened(inside(folder, f"{name}.npy")) for name in names}
+            parts, n_done, sums = dict(state["parts"]), int(state["n_done"]), dict(state["arrays"])
+            if not all(str(name).isidentifier() for name in sums):  # a path would lead out of the folder
+                raise ValueError(f"arrays can't be called {list(sums)}")
+            arrays = {str(name): _opened(inside(folder, f"{name}.npy")) for name in sums}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder} can't be continued: {error}") from error
         check_same(parts, self._parts, f"{folder} holds another pass", "choose another folder")
-        if any(len(array) != self.n_images for array in arrays.values()):
+        if not 0 <= n_done <= self.n_images or any(len(array) != self.n_images for array in arrays.values()):
             raise RunError(f"{folder} can't be continued: its arrays have another length")
         self._arrays, self.n_done = arrays, n_done
+        if self._checksums() != sums:
+            raise RunError(f"{folder} can't be continued: it was changed; remove it to begin anew")
 
 
 def _opened(path: Path) -> NDArray[Any]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from captum_mfv.errors import RunError
-from captum_mfv.units import Code
 
 __all__ = [
     "FORMAT",
@@ -138,17 +137,17 @@ def dataset_fingerprint(images: Any, key: str | None = None) -> str:
 
 
 def code_fingerprint(code: Any, key: str | None = None) -> str:
-    """Return a fingerprint of what describes an image: a `Code`, or a function of the user's.
+    """Return a fingerprint of what describes an image: a `units.Code`, or a function of the user's.
 
     Args:
-        code: a `Code`, or a function. A function may declare a ``fingerprint``, as a dataset does.
+        code: a `units.Code`, or a function, which may declare a ``fingerprint`` as a dataset does.
         key: a name for the function and its version. Needed for functions that declare none; counts for all.
 
     Raises:
         RunError: if the function has no fingerprint and no key is given.
         TypeError: if the key, or what the function declares, is not a string.
     """
-    own = fingerprint(code=code) if isinstance(code, Code) else _declared(code)
+    own = _declared(code) if callable(code) else fingerprint(code=code)
     return _keyed(own, key, f"the code function {getattr(code, '__name__', type(code).__name__)}")
 
 
