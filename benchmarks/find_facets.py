@@ -64,9 +64,9 @@ def main() -> None:
     groups = json.loads(Path(args.labels).read_text())
     known = [groups[images.name(i)] for i in range(len(images))]
     unit = Unit.parse(args.unit)
-    pure = collect(model, unit, images, view=pure_code(model, unit, input_spec=spec), input_spec=spec)
+    pure = collect(model, unit, images, code_fn=pure_code(model, unit, input_spec=spec), input_spec=spec)
     print(f"{'code':12} {'clusters':34} ARI            NMI")
-    table("activations", replace(pure, views=None), known, args.seeds)
+    table("activations", replace(pure, fn_codes=None), known, args.seeds)
     table("PURE", pure, known, args.seeds)
 
 

@@ -263,7 +263,7 @@ def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, mon
     with monkeypatch.context() as patch:
         patch.setattr("captum_mfv.jobs.runner.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(words, capsys)[0] == 130
-    assert (tmp_path / "run" / ".unfinished" / "top" / "state.json").exists()
+    assert (tmp_path / "run" / ".unfinished" / "top" / "top.safetensors").exists()
     assert call(words, capsys)[0] == 0
     assert call(arguments(inputs, tmp_path / "whole", unit="2:3", facets=2, **{"top-k": 30}), capsys)[0] == 0
     for name in ("facets.json", "images/facet_01.png"):

@@ -13,6 +13,7 @@ from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_imag
 from captum_mfv.activations import capture, guard
 from captum_mfv.activations.codes import collect
 from captum_mfv.activations.store import Store
+from captum_mfv.activations.top_values import TopValues
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import stack
 from captum_mfv.storage.identity import dataset_fingerprint
@@ -75,6 +76,54 @@ def test_many_units_take_one_pass_and_the_same_images_as_one_by_one(images):
         assert one.unit == other.unit
         assert np.array_equal(one.indices, other.indices)
         assert np.array_equal(one.corners, other.corners)
+
+
+def test_equal_activations_keep_the_order_of_the_dataset(images):
+    repeated = torch.cat([images[:7]] * 6)
+    whole = top_images(small_cnn(), Unit("conv2", 3, "max"), repeated, 20, input_spec=SPEC, batch_size=42)
+    for batch_size in (1, 5):
+        top = top_images(small_cnn(), Unit("conv2", 3, "max"), repeated, 20, input_spec=SPEC, batch_size=batch_size)
+        assert np.array_equal(top.indices, whole.indices)
+        assert np.array_equal(top.corners, whole.corners)
+    by_image = whole.indices[:18] % 7
+    assert [np.diff(whole.indices[:18][by_image == n]).tolist() for n in dict.fromkeys(by_image)] == [[7] * 5] * 3
+
+
+def test_top_images_hold_units_x_k_numbers_however_many_images(images):
+    top = TopValues(6, 4)
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.randn(50, 10, 6, generator=generator)
+    batches[3, 2, 1], batches[7, :, 2] = float("nan"), 0
+    for n, batch in enumerate(batches):
+        top.add(range(10 * n, 10 * n + 10), batch, torch.zeros(10, 6, 2, dtype=torch.int64))
+    assert sum(value.numel() for value in top.state().values()) == 6 * 4 * 4 + 6 + 2
+    everything = batches.flatten(0, 1).T.nan_to_num(-1)
+    assert torch.equal(top.indices, everything.sort(dim=1, descending=True).indices[:, :4])
+    assert top.n_not_finite.tolist() == [0, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("n", [70, 25])
+def test_a_stopped_scan_for_top_images_resumes_to_the_same_result(images, tmp_path, monkeypatch, n):
+    monkeypatch.setattr("captum_mfv.activations.top_k._SECONDS", 0.0)
+    units = [Unit("conv2", c, "max") for c in range(5)] + ["fc:1"]
+    options = {"input_spec": SPEC, "batch_size": 10}
+    stored = {**options, "store": tmp_path / "top", "key": "images"}
+    with pytest.raises(KeyboardInterrupt):
+        top_images(small_cnn(), units, Stops(images, n), 15, **stored)
+    rest = Stops(images, 999)
+    resumed = top_images(small_cnn(), units, rest, 15, **stored)
+    assert n - 30 <= min(rest.read) <= n
+    done = top_images(small_cnn(), units, Stops(images, 0), 15, **stored)
+    whole = top_images(small_cnn(), units, images, 15, **options)
+    for one, again, other in zip(resumed, done, whole, strict=True):
+        for name in ("indices", "activations", "corners"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+            assert np.array_equal(getattr(again, name), getattr(other, name))
+    with pytest.raises(RunError, match=r"holds another pass \(its k differ\)"):
+        top_images(small_cnn(), units, rest, 16, **stored)
+    (tmp_path / "top" / "top.safetensors").write_bytes(b"short")
+    with pytest.raises(RunError, match="can't be continued"):
+        top_images(small_cnn(), units, rest, 15, **stored)
 
 
 def test_facets_of_a_hidden_unit_are_found_in_what_its_peaks_see(images):
@@ -219,9 +268,9 @@ def test_a_store_never_returns_rows_of_another_dataset_of_the_same_length(images
 def test_a_store_never_returns_codes_of_another_function(images, tmp_path):
     options = {"model": small_cnn(), "unit": Unit("fc", 1), "images": images, "input_spec": SPEC}
     with pytest.raises(RunError, match=r"code function brightness has no fingerprint.*give key="):
-        collect(**options, view=brightness, store=tmp_path / "rows")
-    collect(**options, view=brightness, store=tmp_path / "rows", key="brightness")
-    for change in ({"view": darkness, "key": "darkness"}, {"key": "brightness"}):
+        collect(**options, code_fn=brightness, store=tmp_path / "rows")
+    collect(**options, code_fn=brightness, store=tmp_path / "rows", key="brightness")
+    for change in ({"code_fn": darkness, "key": "darkness"}, {"key": "brightness"}):
         with pytest.raises(RunError, match=r"holds another pass"):
             collect(**options, **change, store=tmp_path / "rows")
 
@@ -317,7 +366,7 @@ def test_a_store_of_more_rows_than_images_is_refused(n_done, tmp_path):
 
 def test_a_folder_of_other_things_is_refused(images, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="something else"):
+    with pytest.raises(RunError, match="something other"):
         collect(small_cnn(), Unit("fc", 1), images, input_spec=SPEC, store=tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -6,7 +6,8 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 from captum_mfv.activations.receptive_fields import Field, receptive_field
 from captum_mfv.activations.resolve import resolve_units
 from captum_mfv.activations.scan import Outputs, Scan
-from captum_mfv.errors import ImageError, MFVWarning, UnitError
+from captum_mfv.activations.top_values import TopValues, read_units
+from captum_mfv.errors import ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import Images, InputSpec, check_batch_size, image_at
+from captum_mfv.storage.checkpoint import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
-from captum_mfv.units import Unit, channels_second
+from captum_mfv.units import Unit
 
 __all__ = ["TopImages", "top_images"]
+
+_SECONDS = 5.0  # between two saves: what an interrupted scan loses at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +139,9 @@ def top_images(
         unit: a unit or a list of units, each a `Unit` or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
         k: how many at most.
-        input_spec: what turns images into the model's input.
-        batch_size: images that are read ahead together, and in one forward pass at most: a CPU takes fewer at once.
-        store: a folder for every image's activations, as in `collect`.
+        input_spec: preprocessing of the model's input.
+        batch_size: images per batch; on a CPU, forward passes may take fewer.
+        store: a folder for the k largest activations so far, from which the same call resumes a scan that was stopped.
         key: a name for a dataset that has no fingerprint, as in `collect`.
         progress: show a progress bar.
 
@@ -153,30 +158,61 @@ def top_images(
     """
     if k < 1:
         raise ImageError(f"k must be at least 1 image, not {k}")
-    spec = input_spec or InputSpec()
-    check_batch_size(batch_size)
+    batch_size, spec = check_batch_size(batch_size), input_spec or InputSpec()
     units = resolve_units(model, unit if isinstance(unit, (list, tuple)) else [unit], spec)  # type: ignore[list-item]
+    if not units:
+        raise UnitError("unit must be a unit or a list of at least one, not an empty list")
     layers = list(dict.fromkeys(one.layer_name for one in units))
-
-    def read(outputs: Outputs, batch: Tensor) -> Outputs:
-        values, peaks = zip(*(_peak(one, outputs[one.layer_name]) for one in units), strict=True)
-        return {"activations": torch.stack(values, 1), "peaks": torch.stack(peaks, 1)}
-
-    rows = Scan(model, images, spec, batch_size, store, key, progress).rows(layers, read, {"units": units})
-    _check_finite(units, rows["activations"][np.flatnonzero(rows["read"] == 1)])
+    scan = Scan(model, images, spec, layers, lambda out, _: read_units(units, out), batch_size, key, progress)
+    top = TopValues(len(units), min(k, len(images)))
+    _fill(top, scan, None if store is None else _checkpoint(store, scan.identity(units=units, k=k)))
+    _check_finite(units, top)
     peaked = dict.fromkeys(one.layer_name for one in units if one.reduce == "max")
     fields = {name: receptive_field(model, name, spec) for name in peaked}
-    found = [
-        _top(one, images, rows["activations"][:, i], rows["peaks"][:, i], k, fields.get(one.layer_name), spec)
-        for i, one in enumerate(units)
-    ]
+    values, indices, peaks = (found.cpu().numpy() for found in (top.values, top.indices, top.peaks))
+    found = []
+    for one, strength, places, rows in zip(units, values, peaks, indices, strict=True):
+        n_active = np.isfinite(strength).sum()
+        corners, crop = _crops(places[:n_active], fields.get(one.layer_name), spec)
+        found.append(TopImages(one, images, rows[:n_active], strength[:n_active], corners, spec, crop))
     return found if isinstance(unit, (list, tuple)) else found[0]
 
 
-def _check_finite(units: Sequence[Unit], activations: NDArray[np.float32]) -> None:
-    """Tell a unit that is broken from one that is dead."""
-    n_images = len(activations)
-    for unit, n_wrong in zip(units, (~np.isfinite(activations)).sum(0).tolist(), strict=True):
+def _checkpoint(store: str | os.PathLike[str], parts: dict[str, Any]) -> Checkpoint:
+    if Path(store).exists() and not Path(store).is_dir():
+        raise RunError(f"{os.fspath(store)} isn't a folder; choose another store")
+    return Checkpoint(Path(store, "top.safetensors"), parts, what="pass", seconds=_SECONDS)
+
+
+def _fill(top: TopValues, scan: Scan, checkpoint: Checkpoint | None) -> None:
+    """Scan the images that an earlier call has not scanned."""
+    n_images, state = len(scan.images), None if checkpoint is None else checkpoint.load()
+    if checkpoint is not None and state is not None:
+        with checkpoint.reading():
+            top.load(state)
+            if not 0 <= int(top.n_done) <= n_images or (top.indices >= n_images).any():
+                raise ValueError(f"it is of another number of images than {n_images}")
+    start = int(top.n_done)
+
+    def take(indices: list[int], rows: Outputs) -> None:
+        top.add(indices, **rows)
+        n_batches = (indices[-1] - start) // scan.batch_size + 1
+        top.n_done = torch.tensor(min(start + n_batches * scan.batch_size, n_images))
+        if checkpoint is not None and checkpoint.due:
+            checkpoint.save(top.state())
+
+    scan.run(take, start)
+    if not top.n_read:
+        raise ImageError("no image can be read")
+    if checkpoint is not None and start < n_images:
+        top.n_done = torch.tensor(n_images)
+        checkpoint.save(top.state())
+
+
+def _check_finite(units: Sequence[Unit], top: TopValues) -> None:
+    """Raise UnitError for a unit that is finite on no image; warn of one that isn't finite on some."""
+    n_images = int(top.n_read)
+    for unit, n_wrong in zip(units, top.n_not_finite.tolist(), strict=True):
         if n_wrong == n_images:
             raise UnitError(f"{unit} isn't finite on any of {n_images} images; look for NaN in the weights")
         if n_wrong:
@@ -184,31 +220,9 @@ def _check_finite(units: Sequence[Unit], activations: NDArray[np.float32]) -> No
             warnings.warn(message, MFVWarning, stacklevel=3)
 
 
-def _peak(unit: Unit, output: Tensor) -> tuple[Tensor, Tensor]:
-    """A unit's activation, (N,), and row and column of its peak, (N, 2); -1 where it isn't read at a peak."""
-    activations = unit.read(output)
-    maps = channels_second(output, unit.channels)
-    if unit.reduce != "max" or maps.ndim != 4:
-        return activations, torch.full((len(output), 2), -1, device=output.device)
-    peaks = unit.pick(maps).flatten(1).argmax(1)
-    return activations, torch.stack([peaks // maps.shape[3], peaks % maps.shape[3]], 1)
-
-
-def _top(
-    unit: Unit,
-    images: Images,
-    activations: NDArray[np.float32],
-    peaks: NDArray[np.int64],
-    k: int,
-    field: Field | None,
-    spec: InputSpec,
-) -> TopImages:
-    strength = np.where(np.isfinite(activations), activations, -np.inf)
-    order = np.argsort(-strength, kind="stable")[:k]
-    order = order[strength[order] > 0]
-    if field is None or (peaks[order] < 0).any():
-        corners, crop = np.zeros((len(order), 2), np.int64), spec
-    else:
-        corners = np.array([field.corner(*map(int, peaks[i])) for i in order], np.int64).reshape(-1, 2)
-        crop = replace(spec, size=field.crop_size)
-    return TopImages(unit, images, order, np.asarray(activations[order]), corners, spec, crop)
+def _crops(peaks: NDArray[np.int64], field: Field | None, spec: InputSpec) -> tuple[NDArray[np.int64], InputSpec]:
+    """Return the corners of the crops that hold the peaks' receptive fields, (n, 2), and the crops' preprocessing."""
+    if field is None or (peaks < 0).any():
+        return np.zeros((len(peaks), 2), np.int64), spec
+    corners = np.array([field.corner(*map(int, peak)) for peak in peaks], np.int64).reshape(-1, 2)
+    return corners, replace(spec, size=field.crop_size)

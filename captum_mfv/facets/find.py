@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from torch import nn
 
-from captum_mfv.activations.codes import Collection, View, collect
+from captum_mfv.activations.codes import CodeFn, Collection, collect
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.facets.facet_set import FacetSet
@@ -30,7 +30,7 @@ def find_facets(
     images: Images,
     *,
     n_facets: int | Literal["auto"] = 10,
-    code: Code | str | nn.Module | View | None = None,
+    code: Code | str | nn.Module | CodeFn | None = None,
     finder: FacetFinder | None = None,
     input_spec: InputSpec | None = None,
     seed: int = 0,
@@ -79,13 +79,13 @@ def find_facets(
     """
     seed = check_seed(seed)
     is_function = callable(code) and not any(module is code for module in model.modules())
-    layer, view = (None, cast(View, code)) if is_function else (cast("Code | str | nn.Module | None", code), None)
+    layer, code_fn = (None, cast(CodeFn, code)) if is_function else (cast("Code | str | nn.Module | None", code), None)
     collection = collect(
         model,
         unit,
         images,
         code=layer,
-        view=view,
+        code_fn=code_fn,
         input_spec=input_spec,
         batch_size=batch_size,
         store=store,
@@ -99,7 +99,7 @@ def find_facets(
 def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
     """The facets of collected codes, or of collected views where there are any."""
     rows = collection.indices
-    told_by = (collection.codes if collection.views is None else collection.views)[rows]
+    told_by = (collection.codes if collection.fn_codes is None else collection.fn_codes)[rows]
     activations = collection.activations[rows]
     numbers = activations[:, None], collection.codes[rows], told_by
     usable = np.all([(abs(values) <= LARGEST_CODE).all(1) for values in numbers], 0)  # NaN isn't

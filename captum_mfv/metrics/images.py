@@ -80,7 +80,9 @@ def score_images(
         input_spec: what turns images in [0, 1] into the model's input.
     """
     drives = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
-    look = partial(collect, model, facets.unit, code=facets.code, view=drives, input_spec=input_spec, batch_size=_ROWS)
+    look = partial(
+        collect, model, facets.unit, code=facets.code, code_fn=drives, input_spec=input_spec, batch_size=_ROWS
+    )
     members = np.flatnonzero(facets.labels >= 0)
     seen, found = look(images=images), look(images=Subset(real, members.tolist()))  # type: ignore[arg-type]
     own = nearest(seen.codes, facets.centers)
@@ -104,8 +106,8 @@ def _off_facets(
     seen: Collection, real: Collection, labels: NDArray[np.int64]
 ) -> tuple[list[float], list[float | None]]:
     """`off_facet` of each facet's image, and the mean one of its real images."""
-    assert seen.views is not None and real.views is not None
+    assert seen.fn_codes is not None and real.fn_codes is not None
     counts = np.bincount(labels)
-    by_image, own = real_off_facet(real.views, labels), labels[counts[labels] > 1]
+    by_image, own = real_off_facet(real.fn_codes, labels), labels[counts[labels] > 1]
     means = [float(by_image[own == k].mean()) if n > 1 else None for k, n in enumerate(counts)]
-    return off_facet(seen.views, real.views, labels).tolist(), means
+    return off_facet(seen.fn_codes, real.fn_codes, labels).tolist(), means

@@ -67,14 +67,14 @@ class Judge:
         spec = self.input_spec or InputSpec()
         unit = self.unit or self._any_unit(spec)
         seen = collect(
-            self.model, unit, images, code=self.code, view=self._classes if self.unit else None, input_spec=spec
+            self.model, unit, images, code=self.code, code_fn=self._classes if self.unit else None, input_spec=spec
         )
-        if seen.views is None or self.unit is None:
+        if seen.fn_codes is None or self.unit is None:
             return Judgement(seen.codes)
         index = self.unit.index
         if not isinstance(index, int):
             raise FacetError("the judge's unit must be a class, not a direction")
-        return Judgement(seen.codes, seen.views[:, index], seen.views.argmax(1) == index)
+        return Judgement(seen.codes, seen.fn_codes[:, index], seen.fn_codes.argmax(1) == index)
 
     def _classes(self, images: Tensor) -> Tensor:
         """Probabilities, (N, classes), of the unit's layer."""

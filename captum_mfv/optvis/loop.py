@@ -18,7 +18,6 @@ from captum_mfv.activations.capture import capture, guard
 from captum_mfv.errors import MFVWarning, RecipeError, RenderError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, resize
-from captum_mfv.optvis.checkpoint import Checkpoint
 from captum_mfv.optvis.descent import Descent
 from captum_mfv.optvis.initializer import mean_images, medoid_images, noise_images, spectra, spectral_images
 from captum_mfv.optvis.param import ParamF, as_alpha, fft_image_from, maco_image_from, pixel_image_from
@@ -26,6 +25,7 @@ from captum_mfv.optvis.passes import Pass, Seen
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.terms import INPUT, Term, activation_term
 from captum_mfv.optvis.transform import center_crop
+from captum_mfv.storage.checkpoint import Checkpoint
 
 __all__ = ["Batch", "Callback"]
 

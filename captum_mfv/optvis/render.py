@@ -22,12 +22,12 @@ from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.optvis.arguments import Seeds, as_facets, as_integer, as_seeds, check_same_layers
-from captum_mfv.optvis.checkpoint import Checkpoint
 from captum_mfv.optvis.initializer import own_generator
 from captum_mfv.optvis.loop import Batch, Callback
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.reference import measure_terms
+from captum_mfv.storage.checkpoint import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, weights_fingerprint
 
 _log = logging.getLogger(__name__)

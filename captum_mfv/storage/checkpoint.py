@@ -1,4 +1,4 @@
-"""Files from which an interrupted rendering resumes."""
+"""Files from which interrupted work resumes."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ from captum_mfv.storage.untrusted import parse_json
 
 __all__ = ["Checkpoint"]
 
-_SECONDS = 15.0  # between two saves: what an interrupted rendering loses at most
-
 
 class Checkpoint:
-    """A file with the state of a rendering, replaced every few seconds.
+    """A file with the state of some work, replaced every few seconds.
 
     Args:
         path: the file, ``.safetensors``.
-        parts: everything that the rendering depends on, by name, as `storage.identity.fingerprint` takes it.
+        parts: everything that the state depends on, by name, as `storage.identity.fingerprint` takes it.
+        what: a noun for the work, for messages.
+        seconds: time between two saves, which interrupted work loses at most.
     """
 
-    def __init__(self, path: str | os.PathLike[str], parts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], parts: Mapping[str, Any], *, what: str = "rendering", seconds: float = 15.0
+    ) -> None:
         self.path = Path(path)
+        self._what = what
+        self._seconds = seconds
         self._parts = canonical(parts)
         self._saved = monotonic()
 
     @property
     def due(self) -> bool:
         """Whether it is time to save."""
-        return monotonic() - self._saved >= _SECONDS
+        return monotonic() - self._saved >= self._seconds
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Replace the saved state."""
@@ -52,7 +56,7 @@ class Checkpoint:
         """Return the saved state, or None if the file doesn't exist.
 
         Raises:
-            RunError: if the file belongs to another rendering, is not a checkpoint, or was changed since it was
+            RunError: if the file belongs to other work, is not a checkpoint, or was changed since it was
                 saved; the file is left as it is.
         """
         if not self.path.exists():
@@ -64,7 +68,7 @@ class Checkpoint:
             parts = dict(parse_json(metadata["parts"]))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             changed = metadata.get("content") != _content(state)
-        check_same(parts, self._parts, f"{self.path} holds another rendering", "choose another file")
+        check_same(parts, self._parts, f"{self.path} holds another {self._what}", "choose another file")
         with self.reading():
             if changed:
                 raise ValueError("it was changed")
