@@ -31,10 +31,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from captum_mfv import jobs
 from captum_mfv.datasets import digits
-from captum_mfv.jobs import runner as pipeline
 from captum_mfv.optvis import checkpoint
-from captum_mfv.runs.folder import RunFolder
+from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage import files
 
 _MODEL = """
@@ -49,14 +49,14 @@ def make():
 """
 
 
-def prepare(folder: Path, crops: bool = True) -> pipeline.Job:
+def prepare(folder: Path, crops: bool = True) -> jobs.Job:
     """A model file, images, and the job: on crops of a hidden unit's peaks, which has one stage more, or on images."""
     (folder / "images").mkdir()
     for i, image in enumerate(digits()[0][:48]):
         Image.fromarray((image[0] * 255).byte().numpy()).save(folder / "images" / f"{i:02}.png")
     (folder / "net.py").write_text(_MODEL)
     # images enough for two batches of the collection
-    return pipeline.Job("net.py:make", "2:3", "images", top_k=36 if crops else None, facets=3, steps=8)
+    return jobs.Job("net.py:make", "2:3", "images", top_k=36 if crops else None, facets=3, steps=8)
 
 
 def kill() -> None:
@@ -103,31 +103,31 @@ class Points:
         return wrapped
 
     def stage(self, stage: Callable[..., Any]) -> Callable[..., Any]:
-        """`RunFolder.stage` with a point when it begins and one when it has ended."""
+        """`RunWriter.stage` with a point when it begins and one when it has ended."""
 
         @contextmanager
-        def wrapped(folder: RunFolder, name: str, **facts: Any) -> Iterator[None]:
+        def wrapped(folder: RunWriter, name: str) -> Iterator[dict[str, Any]]:
             self.passed()
-            with stage(folder, name, **facts):
-                yield
+            with stage(folder, name) as facts:
+                yield facts
             self.passed()
 
         return wrapped
 
 
-def attempt(job: pipeline.Job, points: Points, told: Path) -> None:
+def attempt(job: jobs.Job, points: Points, told: Path) -> None:
     """The run, in a process of its own that has changed what it passes on its way; its end is told in a file."""
     if (child := os.fork()) == 0:
         code = 1
         try:
             os.fsync = points.around(os.fsync)
             Path.replace = points.around(Path.replace)  # type: ignore[method-assign]
-            RunFolder.stage = points.stage(RunFolder.stage)  # type: ignore[method-assign]
+            RunWriter.stage = points.stage(RunWriter.stage)  # type: ignore[method-assign]
             checkpoint._SECONDS = 0.0  # save after every step
             torch.set_num_threads(1)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                pipeline.run(job, "run")
+                jobs.run(job, "run")
             code = 0
         except (OSError, KeyboardInterrupt):
             code = 2
@@ -195,7 +195,7 @@ def stop_everywhere(n_points: int | None, faults: list[str], crops: bool) -> dic
             os.chdir(before)
 
 
-def _stop_everywhere(job: pipeline.Job, n_points: int | None, faults: list[str]) -> dict[str, Any]:
+def _stop_everywhere(job: jobs.Job, n_points: int | None, faults: list[str]) -> dict[str, Any]:
     run, told = Path("run"), Path("told.json")
     attempt(job, Points(), told)
     first, wanted = json.loads(told.read_text()), content(run)

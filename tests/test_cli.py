@@ -158,6 +158,26 @@ def test_controls_are_drawn_once_with_the_runs_recipe_and_stand_on_the_page(inpu
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("controls/*/*.png")}
 
 
+def test_a_model_with_other_weights_renders_no_controls(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
+    before = (out / "metrics.json").read_bytes()
+    other = ["--model", f"{inputs}/model.py:make", "--control", "noise start", "--quiet"]  # without its weights
+    status, said, error = judged(inputs, out, capsys, *other)
+    assert (status, said, error.count("\n")) == (2, "", 1)
+    assert "the model isn't that of" in error
+    assert not (out / "controls").exists()
+    assert (out / "metrics.json").read_bytes() == before
+
+
+def test_evaluation_runs_on_the_users_device(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
+    assert judged(inputs, out, capsys, "--device", "cpu")[0] == 0
+    status, _, error = judged(inputs, out, capsys, "--device", "gpu")
+    assert (status, "--device gpu can't be used" in error) == (2, True)
+
+
 def test_a_run_on_crops_has_controls_too(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     words = arguments(inputs, out, unit="2:3", facets=2, steps=2)
@@ -203,7 +223,7 @@ def test_what_cannot_be_judged_is_refused_in_a_line_and_loses_nothing(inputs, tm
     manifest = (out / "manifest.json").read_text()
     for more, words in (
         (["--held-out", inputs / "images"], "by the run's model; name it"),
-        (["--control", "noise start"], "must be drawn by the run's model; name it"),
+        (["--control", "noise start"], "must be rendered by the run's model; name it"),
         (["--control", "start"], "no control 'start'; there are"),
         (["--judge-unit", "6:99"], "units 0 to 4"),
         (["--judge-code", "nine"], "no layer 'nine'"),
@@ -261,13 +281,43 @@ def test_a_hidden_unit_is_seen_through_the_crops_of_its_peaks(inputs, tmp_path, 
 def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, monkeypatch):
     words = arguments(inputs, tmp_path / "run", unit="2:3", facets=2, **{"top-k": 30})
     with monkeypatch.context() as patch:
-        patch.setattr("captum_mfv.jobs.runner.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("captum_mfv.jobs.steps.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(words, capsys)[0] == 130
-    assert (tmp_path / "run" / ".unfinished" / "top" / "top.safetensors").exists()
+    assert (tmp_path / "run" / ".top_images.safetensors").exists()
     assert call(words, capsys)[0] == 0
     assert call(arguments(inputs, tmp_path / "whole", unit="2:3", facets=2, **{"top-k": 30}), capsys)[0] == 0
     for name in ("facets.json", "images/facet_01.png"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+CHEAP = {
+    "an attribution that isn't there": {"attribution": "Gradients"},
+    "a device that isn't there": {"device": "gpu"},
+    "an unknown precision": {"dtype": "int8"},
+    "an unknown recipe": {"recipe": "papermean"},
+    "no folder of images": {"images": "/nowhere"},
+    "more facets than images": {"facets": 61},
+    "more facets than top images": {"top-k": 2},
+    "labels of other images": {"labels": "{other}"},
+    "a folder in use": {"out": "{used}"},
+    "a unit without index": {"unit": "6"},
+}
+
+
+@pytest.mark.parametrize("case", CHEAP)
+def test_everything_that_is_cheap_is_checked_before_the_model_is_loaded(case, inputs, tmp_path, capsys, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("captum_mfv.models.load", refuse)
+    (tmp_path / "other.json").write_text('{"elsewhere/000.png": 1}')
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.tex").write_text("words")
+    places = {"other": tmp_path / "other.json", "used": tmp_path / "used"}
+    changes = {name: str(value).format(**places) for name, value in CHEAP[case].items()}
+    out = tmp_path / "out"
+    status, said, error = call(arguments(inputs, changes.pop("out", out), **changes), capsys)
+    assert (status, said, error.count("\n"), out.exists()) == (2, "", 1, False)
 
 
 def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
@@ -280,7 +330,7 @@ def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
 def test_a_finished_run_is_not_done_again_and_a_stopped_one_goes_on(inputs, tmp_path, capsys, monkeypatch):
     words = arguments(inputs, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("captum_mfv.jobs.runner.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("captum_mfv.jobs.steps.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         status, _, said = call(words, capsys)
     assert status == 130
     assert "the same command goes on from here" in said
@@ -320,6 +370,8 @@ BAD = {
     "an unknown place of channels": ({"channels": "middle"}, "channels must be first, last or None, not 'middle'"),
     "an unknown code": ({"code": "conv7"}, "no layer 'conv7'"),
     "a folder in use": ({"out": "{text}"}, "isn't empty and holds no run"),
+    "a table of other images": ({"labels": "{text}/labels.json"}, "names none of the images in .*such as '000.png'"),
+    "fewer top images than facets": ({"top-k": 2}, "--top-k must be at least 3"),
     "a table that is none": ({"labels": "{text}/notes.safetensors"}, "isn't a JSON table"),
 }
 
@@ -330,6 +382,7 @@ def test_bad_input_gets_one_line_exit_2_and_no_traceback(case, inputs, tmp_path,
     text = tmp_path / "text"
     text.mkdir()
     (text / "notes.safetensors").write_text("notes")
+    (text / "labels.json").write_text('{"elsewhere.png": 1}')
     (text / "evil.pth").write_bytes(b"cposix\nsystem\n(S'touch /tmp/evil'\ntR.")
     save_file({"0.weight": torch.zeros(12, 3, 5, 5)}, text / "other.safetensors")
     changes, message = BAD[case]
@@ -443,7 +496,7 @@ def test_a_run_is_repeated_from_its_own_config_wherever_one_stands(inputs, tmp_p
 
 def test_the_demo_is_repeated_from_its_config_too(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("captum_mfv.jobs.runner.get_recipe", lambda name: RECIPES[name].with_steps(2))
+    monkeypatch.setattr("captum_mfv.jobs.inputs.get_recipe", lambda name: RECIPES[name].with_steps(2))
     few = [values[::6] for values in digits()]
     monkeypatch.setattr("captum_mfv.datasets.digits", lambda: few)
     assert call(["demo", "--out", "demo", "--quiet"], capsys)[1] == ""
@@ -479,7 +532,7 @@ def test_a_config_that_does_not_fit_is_refused_in_a_line(case, tmp_path, capsys)
 def test_what_is_said_goes_to_standard_error_and_results_to_standard_output(inputs, tmp_path, capsys):
     status, said, told = call(arguments(inputs, tmp_path / "run", steps=2), capsys)
     assert (status, len(said.splitlines())) == (0, 4)
-    assert "synthesising 3 images in 2 steps" in told
+    assert "synthesizing 3 images in 2 steps" in told
     assert not set(told) & {"\r", "█", "%"}
     assert call([*arguments(inputs, tmp_path / "still", steps=2), "--quiet"], capsys) == (0, "", "")
     logger = logging.getLogger("captum_mfv")
@@ -491,13 +544,13 @@ def test_verbose_says_layers_code_and_what_took_how_long(inputs, tmp_path, capsy
         warnings.warn("old <thing>", DeprecationWarning, stacklevel=2)
         return check_method(*arguments, **options)
 
-    monkeypatch.setattr("captum_mfv.jobs.runner.check_method", warn)
+    monkeypatch.setattr("captum_mfv.jobs.inputs.check_method", warn)
     _, said, told = call([*arguments(inputs, tmp_path / "run", steps=2), "--verbose"], capsys)
     assert len(said.splitlines()) == 4
     for words in ("unit 6:1, read by mean; code: mean of 3", "distribution reads 1, 2, 3", "DeprecationWarning: old"):
         assert words in told
-    stages = ["facets", "images", "plain image", "attributions", "metrics", "report"]
-    assert re.findall(r"([a-z]+(?: image)?) took \d+\.\d s", told) == stages
+    stages = ["facets", "images", "baseline", "attributions", "metrics", "report"]
+    assert re.findall(r"([a-z]+) took \d+\.\d s", told) == stages
     assert "old <thing>" not in call(arguments(inputs, tmp_path / "calm", steps=2), capsys)[2]
     status, _, told = call([*arguments(inputs, tmp_path / "no"), "-q", "-v"], capsys)
     assert (status, "can't both be meant" in told) == (2, True)

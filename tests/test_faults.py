@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,13 @@ import pytest
 import torch
 from conftest import SPEC, Keyed, small_cnn
 
-from captum_mfv import find_facets
+from captum_mfv import find_facets, jobs, models
 from captum_mfv.errors import RunError
-from captum_mfv.jobs import runner as pipeline
+from captum_mfv.metrics import Judge
 from captum_mfv.optvis import checkpoint
 from captum_mfv.optvis.recipes import RECIPES
 from captum_mfv.optvis.render import render_facets
+from captum_mfv.runs import writer
 from captum_mfv.storage import lock
 from captum_mfv.storage.identity import dataset_fingerprint
 from captum_mfv.units import Unit
@@ -210,29 +212,90 @@ def finished(tmp_path_factory):
     os.chdir(before)
 
 
+STAGES = {"top images", "facets", "images", "baseline", "attributions", "metrics", "report"}
+
+
+def stages_done(caplog):
+    """The stages that were done since the last call."""
+    done = [record.args[0] for record in caplog.records if record.msg == "%s took %.1f s"]
+    caplog.clear()
+    return done
+
+
 @pytest.mark.parametrize(
-    ("change", "kept"),
+    ("change", "redone"),
     [
-        ({"attribution": "Saliency"}, {"top images", "facets", "images", "plain image"}),
-        ({"recipe": "logit"}, {"top images", "facets"}),
-        ({"seed": 1}, {"top images"}),
-        ({"top_k": 30}, set()),
+        ({"attribution": "Saliency"}, {"attributions", "report"}),
+        ({"recipe": "logit"}, {"images", "attributions", "metrics", "report"}),
+        ({"steps": 9}, {"images", "baseline", "attributions", "metrics", "report"}),
+        ({"seed": 1}, STAGES - {"top images"}),
+        ({"top_k": 30}, STAGES),
+        ({"top_k": None, "reduce": "max"}, STAGES - {"top images"}),
     ],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")  # a few steps gain nothing
-def test_an_updated_run_does_what_changed_and_is_the_same_as_a_new_one(change, kept, finished, tmp_path):
+def test_an_update_redoes_the_stages_that_depend_on_the_change_and_equals_a_new_run(
+    change, redone, finished, tmp_path, caplog
+):
+    caplog.set_level("DEBUG", "captum_mfv")
     job, out = finished.job, Path("run")
     changed = replace(job, **change)
-    seconds = pipeline.run(job, out).manifest["timings"]
+    jobs.run(job, out)
+    assert set(stages_done(caplog)) == STAGES
     with pytest.raises(RunError, match=r"holds another run .*--update"):
-        pipeline.run(changed, out)
-    folder = pipeline.run(changed, out, update=True)
-    assert {stage for stage, its in folder.manifest["timings"].items() if its == seconds[stage]} >= kept
+        jobs.run(changed, out)
+    jobs.run(changed, out, update=True)
+    assert set(stages_done(caplog)) == redone
     updated = finished.content(out)
     out.rename(tmp_path / "updated")
-    pipeline.run(changed, out)
+    jobs.run(changed, out)
     assert finished.content(out) == updated
     out.rename(tmp_path / "new")
+
+
+@pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")
+def test_an_update_keeps_the_evaluation_unless_what_was_evaluated_changes(finished, tmp_path):
+    out, job = Path("evaluated"), replace(finished.job, top_k=None)
+    model, spec = models.load(job.model)
+
+    def evaluate(folder):
+        jobs.evaluate(folder, Judge(model, input_spec=spec), judge_name="itself", controls=["noise start"], model=model)
+
+    evaluate(jobs.run(job, out))
+    before = finished.content(out)
+    table = {f"{i:02}.png": i % 3 for i in range(48)}
+    Path("labels.json").write_text(json.dumps(table))
+    for change in ({"attribution": "Saliency"}, {"labels": "labels.json"}):
+        folder = jobs.run(replace(job, **change), out, update=True)
+        assert folder.read_metrics()["judge"] == json.loads(before["metrics.json"])["judge"]
+        assert "Judged by another network" in (out / "report.html").read_text()
+        updated = finished.content(out)
+        out.rename(tmp_path / "updated")
+        evaluate(jobs.run(replace(job, **change), out))
+        assert finished.content(out) == updated
+        shutil.rmtree(out)
+        (tmp_path / "updated").rename(out)
+    folder = jobs.run(replace(job, recipe="logit"), out, update=True)
+    assert "judge" not in folder.read_metrics()
+    assert not (out / "controls").exists()
+    shutil.rmtree(out)
+
+
+@pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")
+def test_an_update_that_is_killed_leaves_no_file_of_the_old_run(finished, tmp_path, monkeypatch):
+    out, job = Path("killed"), replace(finished.job, facets=3)
+    jobs.run(job, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run(replace(job, facets=2), out, update=True)
+    jobs.run(replace(job, facets=2), out, update=True)
+    assert sorted(path.name for path in (out / "images").iterdir()) == sorted(
+        ["facet_00.png", "facet_00_start.png", "facet_01.png", "facet_01_start.png", "plain.png"]
+    )
+    assert not list((out / "attributions").glob("facet_02*"))
+    shutil.rmtree(out)
 
 
 LIMITED = """

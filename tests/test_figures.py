@@ -10,13 +10,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_mfv import FacetFinder, RunFolder, Unit, find_facets
+from captum_mfv import FacetFinder, Unit, find_facets
 from captum_mfv.attr import facet_maps
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.display.palette import facet_color, facet_marker
 from captum_mfv.errors import FacetError, RunError
 from captum_mfv.figures import overlay_png, plot_attributions, plot_embedding, plot_facets, plot_history
 from captum_mfv.optvis.render import Rendering
+from captum_mfv.runs.writer import RunWriter
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +243,7 @@ def test_what_cannot_be_drawn_is_named(case, facets):
 
 
 def test_a_runs_folder_gives_its_renderings_back(facets, tmp_path):
-    folder = RunFolder(tmp_path, {"stages": [], "timings": {}, "seed": 0, "recipe": "facet"})
+    folder = RunWriter(tmp_path, {"stages": [], "timings": {}, "seed": 0, "recipe": "facet"})
     with pytest.raises(RunError, match="can't be read"):
         folder.read_renderings(facets)
     folder.write_facets(facets, [{"path": f"{i}.png"} for i in range(60)])

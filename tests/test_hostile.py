@@ -34,6 +34,7 @@ from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, Recipe, read_recipe
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.runs import config
+from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.files import tensor_file
 
 MODEL = "conftest:small_cnn"
@@ -364,7 +365,7 @@ def test_a_control_is_not_written_through_a_link(theirs, tmp_path):
     (tmp_path / "victim").mkdir()
     (theirs / "controls").symlink_to(tmp_path / "victim")
     with pytest.raises(RunError, match="leads out of the folder"):
-        RunFolder.read(theirs).write_control("noise start", [torch.zeros(3, 4, 4)])
+        RunWriter.read(theirs).write_control("noise start", "key", [torch.zeros(3, 4, 4)])
     assert list((tmp_path / "victim").iterdir()) == []
 
 
@@ -372,7 +373,7 @@ def test_a_run_is_not_gone_on_with_through_a_link(theirs, tmp_path):
     (tmp_path / "victim").mkdir()
     (theirs / ".unfinished").symlink_to(tmp_path / "victim")
     with pytest.raises(RunError, match=r"\.unfinished/codes leads out of the folder"):
-        RunFolder.read(theirs).unfinished("codes")
+        RunWriter.read(theirs).unfinished("codes")
 
 
 def test_a_page_is_written_in_the_place_of_a_link_not_through_it(theirs, tmp_path):

@@ -21,6 +21,7 @@ from captum_mfv.report.compare import matched
 from captum_mfv.report.pictures import data_url, small_url
 from captum_mfv.report.templates import environment
 from captum_mfv.runs.folder import RunFolder
+from captum_mfv.runs.writer import RunWriter
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -286,14 +287,17 @@ def test_without_scripts_the_page_still_says_everything(folder, visit):
 
 
 def test_a_run_from_before_there_were_plain_images_and_intervals_still_has_a_page(folder, tmp_path):
-    old = RunFolder.read(shutil.copytree(folder.path, tmp_path / "old"))
+    old = RunWriter.read(shutil.copytree(folder.path, tmp_path / "old"))
     (old.path / "images" / "plain.png").unlink()
     shutil.rmtree(old.path / "attributions")
     rows = old.read_members()
     for row in rows:
         del row["stability_interval"]
     old.write_json("facets.json", rows)
-    old.write_metrics({name: value for name, value in old.read_metrics().items() if name not in ("plain", "judge")})
+    old.write_metrics(
+        "run", {name: old.read_metrics()[name] for name in old.read_metrics().keys() - {"plain", "judge"}}
+    )
+    old.write_metrics("judge", {})
     page = report.build(old).read_text()
     assert 'id="plain"' not in page
     assert 'data-show="attribution"' not in page
@@ -310,7 +314,7 @@ def test_each_facet_has_an_interval_that_holds_its_stability(folder):
 def test_the_plain_image_is_the_units_own_and_the_page_says_which_facet_it_is_near(folder):
     plain = folder.read_metrics()["plain"]
     assert plain.keys() == {"activation", "percentile", "nearest_facet"}
-    assert folder.read_plain().shape == (3, 32, 32)
+    assert folder.read_baseline().shape == (3, 32, 32)
     assert "the unit's activation maximised from noise, as Lucent does by default" in page_of(folder).read_text()
 
 
@@ -357,7 +361,7 @@ def test_facets_are_paired_where_the_sum_of_overlaps_is_largest():
 
 
 def test_runs_are_compared_by_what_differs_and_by_the_images_their_facets_share(folder, tmp_path):
-    other = RunFolder.read(shutil.copytree(folder.path, tmp_path / "other"))
+    other = RunWriter.read(shutil.copytree(folder.path, tmp_path / "other"))
     rows = other.read_members()
     rows[0]["members"], rows[2]["members"] = rows[2]["members"], rows[0]["members"]
     rows[1]["members"] = [{**member, "path": f"else/{member['path']}"} for member in rows[1]["members"]]

@@ -9,15 +9,17 @@ from captum_mfv import FacetSet, RunFolder
 from captum_mfv.attr import FacetModel
 from captum_mfv.errors import FacetError, RunError
 from captum_mfv.optvis.render import render_facets
-from captum_mfv.runs.folder import FORMAT
+from captum_mfv.runs.manifest import FORMAT
+from captum_mfv.runs.writer import RunWriter
 
 SETTINGS = {"model": "small", "images": "nowhere", "seed": 0}
-NEEDS = {"facets": ("model", "images"), "images": ("seed",)}
+KEYS = {"facets": "a", "images": "b", "baseline": "c"}
+OUTPUTS = {"facets": ["facets.json"], "images": ["images/facet_*.png"], "baseline": ["images/plain.png"]}
 
 
 @pytest.fixture
 def folder(tmp_path, facets, planted):
-    folder = RunFolder.open(tmp_path / "run", SETTINGS, NEEDS)
+    folder = RunWriter.open(tmp_path / "run", SETTINGS, KEYS, OUTPUTS)
     with folder.stage("facets"):
         folder.write_facets(facets, [{"path": f"{i:03d}.png"} for i in range(len(planted[0]))])
     return folder
@@ -50,7 +52,7 @@ def test_facets_images_and_histories_come_back(folder, facets, planted):
 def test_a_stage_that_failed_is_not_done_and_one_that_ended_is(folder):
     with pytest.raises(ZeroDivisionError), folder.stage("images"):
         _ = 1 / 0
-    again = RunFolder.open(folder.path, SETTINGS, NEEDS)
+    again = RunWriter.open(folder.path, SETTINGS, KEYS, OUTPUTS)
     assert again.done("facets")
     assert not again.done("images")
     assert not again.finished
@@ -62,13 +64,13 @@ def test_a_stage_that_failed_is_not_done_and_one_that_ended_is(folder):
 def test_another_run_or_other_files_in_the_folder_are_not_touched(folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     with pytest.raises(RunError, match="seed 0 there, 1 here"):
-        RunFolder.open(folder.path, {**SETTINGS, "seed": 1}, NEEDS)
+        RunWriter.open(folder.path, {**SETTINGS, "seed": 1}, KEYS, OUTPUTS)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("words")
     with pytest.raises(RunError, match="isn't empty and holds no run"):
-        RunFolder.open(tmp_path / "mine", SETTINGS, NEEDS)
+        RunWriter.open(tmp_path / "mine", SETTINGS, KEYS, OUTPUTS)
     with pytest.raises(RunError, match="is a file"):
-        RunFolder.open(tmp_path / "mine" / "thesis.tex", SETTINGS, NEEDS)
+        RunWriter.open(tmp_path / "mine" / "thesis.tex", SETTINGS, KEYS, OUTPUTS)
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
@@ -80,7 +82,7 @@ def test_nothing_is_left_of_a_write_that_failed(folder, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
-        folder.write_metrics({"retention": 1.0})
+        folder.write_metrics("run", {"retention": 1.0})
     assert sorted(path.name for path in folder.path.iterdir()) == before
 
 
@@ -107,10 +109,23 @@ def test_what_an_update_removes_is_the_folders_own(folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "plain.png").write_bytes(b"precious")
     (folder.path / "images").symlink_to(tmp_path / "mine")
-    needs = {**NEEDS, "plain image": ("seed",)}
-    with folder.stage("plain image"):
+    with folder.stage("baseline"):
         pass
     with pytest.raises(RunError, match="leads out of the folder"):
-        RunFolder.open(folder.path, {**SETTINGS, "seed": 1}, needs, update=True)
-    assert RunFolder.read(folder.path).done("plain image")
+        RunWriter.open(folder.path, SETTINGS, {**KEYS, "baseline": "other"}, OUTPUTS, update=True)
+    assert "baseline" in RunFolder.read(folder.path).manifest["stages"]
     assert (tmp_path / "mine" / "plain.png").read_bytes() == b"precious"
+
+
+def test_a_control_counts_only_for_the_input_that_it_was_rendered_from(folder, monkeypatch):
+    folder.write_control("noise start", "one", [torch.zeros(3, 4, 4)] * 3)
+    assert folder.has_control("noise start", "one")
+    assert not folder.has_control("noise start", "other")
+    assert not folder.has_control("unit alone", "one")
+    writes = iter([None, None])
+    write = RunWriter.write
+    monkeypatch.setattr(RunWriter, "write", lambda *arguments: (next(writes), write(*arguments)))
+    with pytest.raises(StopIteration):
+        folder.write_control("noise start", "other", [torch.ones(3, 4, 4)] * 3)
+    assert not folder.has_control("noise start", "one"), "half of it has been replaced"
+    assert not folder.has_control("noise start", "other")

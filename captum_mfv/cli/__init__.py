@@ -9,7 +9,7 @@ import click
 
 from captum_mfv._version import __version__
 from captum_mfv.cli.console import plain_warnings
-from captum_mfv.cli.judging import evaluate
+from captum_mfv.cli.evaluation import evaluate
 from captum_mfv.cli.lists import list_
 from captum_mfv.cli.pages import compare, report
 from captum_mfv.cli.runs import demo, run

@@ -76,8 +76,8 @@ def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool, update: b
     progress = not quiet
     with told(quiet, verbose):
         with waiting("starting", progress):
-            from captum_mfv.jobs import runner as pipeline  # here, so that --help is quick
-        folder = pipeline.run(pipeline.Job(**job), out, update=update, progress=progress)
+            from captum_mfv import jobs  # here, so that --help is quick
+        folder = jobs.run(jobs.Job(**job), out, update=update, progress=progress)
     if not quiet:
         _sum_up(folder)
 

@@ -1,4 +1,4 @@
-"""A finished run before a network that took no part: figures into its metrics, a section onto its page."""
+"""Evaluation of a finished run by an independent network: figures in its metrics, and a section on its page."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from captum_mfv.models import autocast_dtype
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.runs.folder import RunFolder
 from captum_mfv.runs.member_images import MemberImages
+from captum_mfv.runs.writer import RunWriter
+from captum_mfv.storage.identity import fingerprint, weights_fingerprint
 
-__all__ = ["evaluate"]
+__all__ = ["check_evaluation", "evaluate"]
 
 _AGAIN = "another seed"
 
@@ -38,70 +40,100 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
 ) -> Verdict:
-    """Judge a run's images, write the figures to ``metrics.json`` under ``judge``, and make the page anew.
+    """Evaluate a run's images, write the figures to ``metrics.json`` under ``judge``, and rebuild the page.
 
     Args:
         folder: a finished run.
-        judge: the network that took no part.
-        judge_name: what to call it on the page.
-        controls: names of `metrics.CONTROLS` to draw and judge too, by the run's recipe; each takes as long as
-            the run's images did, and is kept in the run's folder. Drawing them needs the model.
+        judge: the independent network.
+        judge_name: the network's name on the page.
+        controls: names of `metrics.CONTROLS` to render with the run's recipe and evaluate too; each takes as long as
+            the run's images did, and is kept in the run's folder. Rendering them needs the model.
         held_out: other images that activate the unit; needs the model.
-        model: the run's model, which draws controls and tells the facets of images held out; the one that the
+        model: the run's model, which renders controls and assigns facets to held-out images; the model that the
             run's manifest names is never loaded.
-        seed: of bootstrap samples and shuffles.
+        seed: seed of bootstrap samples and shuffles.
         progress: show progress bars.
 
+    Returns:
+        The figures.
+
     Raises:
-        RunError: if the run isn't finished, or controls or images held out lack the model, or images are held
-            out of a run on crops.
+        RunError: if the run isn't finished, controls or held-out images lack the model, the model's weights aren't
+            the run's, or images are held out of a run on crops.
         FacetError: if there is no control of a name.
-        ImageError: if the run's images are gone, or others are where they were.
+        ImageError: if the run's images are missing, or others have taken their place.
     """
-    if not folder.finished:
-        raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
+    check_evaluation(folder, controls)
     parts, members = report.read_parts(folder), folder.member_images()
     if members.refused is not None:
         raise ImageError(members.refused)
-    run = _Run(folder, parts.facets, members, model, progress)
-    chosen = {name: get_control(name) for name in controls}  # all names are tried before the first is drawn
-    told = None if held_out is None else run.tell(held_out)
-    drawn = {name: run.draw(name, control) for name, control in chosen.items()}
+    run = _Run(RunWriter(folder.path, folder.manifest), parts.facets, members, _checked(model, folder), progress)
+    chosen = {name: get_control(name) for name in controls}
+    assigned = None if held_out is None else run.assign_facets(held_out)
+    rendered = {name: run.control_images(name, control) for name, control in chosen.items()}
     real = Judged(judge(run.members), run.members.labels)
     made = judge(folder.read_images(run.facets))
     judged = {"start": (judge(folder.read_images(run.facets, "_start")), real.labels)}
-    judged |= {name: (judge(images), labels) for name, (images, labels) in drawn.items()}
+    judged |= {name: (judge(images), labels) for name, (images, labels) in rendered.items()}
     found = verdict(
         made,
         real,
         controls=judged,
         again=judged[_AGAIN][0] if _AGAIN in judged else None,
-        held_out=None if held_out is None or told is None else Judged(judge(held_out), told),
+        held_out=None if held_out is None or assigned is None else Judged(judge(held_out), assigned),
         seed=seed,
     )
-    folder.write_metrics({**parts.metrics, "judge": {"name": judge_name, **asdict(found)}})
+    run.folder.write_metrics("judge", {"judge": {"name": judge_name, **asdict(found)}})
     report.build(folder)
     return found
 
 
+def check_evaluation(folder: RunFolder, controls: Sequence[str]) -> None:
+    """Check what can be checked before any network is loaded.
+
+    Raises:
+        RunError: if the run isn't finished.
+        FacetError: if there is no control of a name.
+    """
+    if not folder.finished:
+        raise RunError(f"{folder.path} isn't finished; rerun the command that started it to resume it")
+    for name in controls:
+        get_control(name)
+
+
+def _checked(model: nn.Module | None, folder: RunFolder) -> nn.Module | None:
+    """Return the model.
+
+    Raises:
+        RunError: if its weights aren't those of the run's model.
+    """
+    if model is not None and weights_fingerprint(model) != folder.settings.get("weights_hash"):
+        raise RunError(
+            f"the model isn't that of {folder.path}: its weights or layers differ; give the model and weights that "
+            f"the run was made with"
+        )
+    return model
+
+
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A finished run, its facets over its dataset, its images, and its model if it is at hand."""
+    """A finished run: its folder, facets and member images, and its model if one was given."""
 
-    folder: RunFolder
+    folder: RunWriter
     facets: FacetSet
     members: MemberImages
     model: nn.Module | None
     progress: bool
 
-    def draw(self, name: str, control: Control) -> tuple[list[Tensor], NDArray[np.int64]]:
-        """A control's images, drawn if the folder hasn't got them, and the labels of the members that judge them."""
+    def control_images(self, name: str, control: Control) -> tuple[list[Tensor], NDArray[np.int64]]:
+        """Return a control's images, rendered unless the folder holds them, and the labels of the real images."""
         settings, facets = self.folder.settings, self.member_facets()
         _, labels = control.facets(facets, settings["seed"])
-        if not self.folder.has_control(name, len(facets)):
+        key = self._control_key(name)
+        if not self.folder.has_control(name, key):
             renderings = draw_control(
                 name,
-                self._model(f"control {name!r} must be drawn"),
+                self._model(f"control {name!r} must be rendered"),
                 facets,
                 self.members,
                 Recipe.from_dict(settings.get("recipe_data", {})),
@@ -113,23 +145,29 @@ class _Run:
             )
             if not all(rendering.complete for rendering in renderings):
                 raise KeyboardInterrupt
-            self.folder.write_control(name, [rendering.image for rendering in renderings])
+            self.folder.write_control(name, key, [rendering.image for rendering in renderings])
         return self.folder.read_control(name, len(facets)), labels
 
     def member_facets(self) -> FacetSet:
-        """The run's facets over its members, in their order."""
+        """Return the run's facets over its members, in their order."""
         order = np.concatenate([facet.members for facet in self.facets])
         return replace(self.facets, **{name: array[order] for name, array in self.facets.arrays().items()})
 
-    def tell(self, images: ImageFolder) -> NDArray[np.int64]:
-        """The facet of images held out, in the run's own codes; -1 where one can't be read."""
+    def assign_facets(self, images: ImageFolder) -> NDArray[np.int64]:
+        """Return the facet whose center is nearest to each held-out image; -1 for images that can't be read."""
         if any("crop" in member for member in self.members.members):
-            raise RunError("a run on crops of peaks has no images held out: theirs would need crops too")
-        model, facets = self._model("facets of images held out must be told"), self.facets
-        seen = collect(model, facets.unit, images, code=facets.code, input_spec=self.members.input_spec)
+            raise RunError("a run on crops can't have held-out images: they would have to be cropped too")
+        model, facets = self._model("facets of held-out images must be assigned"), self.facets
+        found = collect(model, facets.unit, images, code=facets.code, input_spec=self.members.input_spec)
         labels = np.full(len(images), -1, np.int64)
-        labels[seen.indices] = nearest(seen.codes[seen.indices], facets.centers)
+        labels[found.indices] = nearest(found.codes[found.indices], facets.centers)
         return labels
+
+    def _control_key(self, name: str) -> str:
+        """Return the fingerprint of everything that a control's images depend on."""
+        names = ("weights_hash", "images_hash", "input_spec", "recipe_data", "size", "dtype", "seed")
+        settings = {one: self.folder.settings.get(one) for one in names}
+        return fingerprint(control=name, facets=self.facets.fingerprint, settings=settings)
 
     def _model(self, why: str) -> nn.Module:
         if self.model is None:

@@ -177,7 +177,7 @@ def _overlay(folder: RunFolder, index: int, member: int | None, side: int) -> st
 
 
 def _plain(folder: RunFolder, metrics: Mapping[str, Any]) -> Plain | None:
-    image: Tensor | None = folder.read_plain()
+    image: Tensor | None = folder.read_baseline()
     if image is None:
         return None
     return Plain(data_url(to_pil(image)), small_url(to_pil(image)), metrics.get("plain"))

@@ -16,30 +16,42 @@ _COLUMNS = ("retention", "centered", "predicts", "top1", "probability", "distanc
 
 @click.command()
 @click.argument("folder")
-@click.option("--judge", required=True, metavar="MODEL", help="torchvision name, or file.py:function (which is run).")
-@click.option("--judge-weights", help="Its weights file.  [default: the model's own]")
-@click.option("--judge-unit", metavar="LAYER:INDEX", help="Its logit of the class, for top-1 and probability.")
 @click.option(
-    "--judge-code", metavar="LAYER[:REDUCE]", help="What it tells images apart by.  [default: last with maps]"
+    "--judge",
+    required=True,
+    metavar="MODEL",
+    help="The independent network: a torchvision name, or file.py:function (which is run).",
 )
-@click.option("--judge-input", nargs=2, type=float, metavar="MEAN STD", help="Of each channel.  [default: the model's]")
-@click.option("--held-out", metavar="FOLDER", help="Images of the class that the run didn't have; needs --model.")
+@click.option("--judge-weights", help="The independent network's weights file.  [default: the model's own]")
+@click.option("--judge-unit", metavar="LAYER:INDEX", help="The class's logit there, for top-1 and probability.")
+@click.option(
+    "--judge-code", metavar="LAYER[:REDUCE]", help="The layer that describes images.  [default: last with maps]"
+)
+@click.option(
+    "--judge-input",
+    nargs=2,
+    type=float,
+    metavar="MEAN STD",
+    help="Mean and std of all channels.  [default: the model's]",
+)
+@click.option("--held-out", metavar="FOLDER", help="Images of the class that the run didn't use; needs --model.")
 @click.option(
     "--control",
     "controls",
     multiple=True,
     metavar="NAME",
-    help="A control to draw and judge too, or `all`; needs --model, and takes as long as the run's images did.",
+    help="A control to render and evaluate too, or `all`; needs --model, and takes as long as the run's images did.",
 )
-@click.option("--model", help="The run's model (a file.py is run), for controls and images held out.")
-@click.option("--weights", help="Its weights file.")
+@click.option("--model", help="The run's model (a file.py is run), for controls and held-out images.")
+@click.option("--weights", help="The weights file of --model.")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ….  [default: a GPU if there is one]")
 @click.option("--seed", type=SEED, default=0, help="Seed of bootstrap samples.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def evaluate(folder: str, **options: Any) -> None:
-    """Show the images of a finished run's FOLDER to a network that took no part.
+    """Evaluate the images of a finished run's FOLDER by an independent network.
 
     Writes retention, prediction, transfer, naturalness and their controls, with 95 % intervals, to
-    metrics.json, and makes the page anew. `captum-mfv list controls` has the controls.
+    metrics.json, and rebuilds the page. `captum-mfv list controls` lists the controls.
 
     \b
     captum-mfv evaluate out/pepper --judge resnet50 --judge-unit fc:945
@@ -80,32 +92,37 @@ def _evaluate(
     controls: tuple[str, ...],
     model: str | None,
     weights: str | None,
+    device: str | None,
     seed: int,
     quiet: bool,
 ) -> Any:
     from captum_mfv import models
     from captum_mfv.images import ImageFolder
-    from captum_mfv.jobs.evaluation import evaluate
+    from captum_mfv.jobs.evaluation import check_evaluation, evaluate
+    from captum_mfv.jobs.inputs import find_device
     from captum_mfv.metrics import CONTROLS, Judge
     from captum_mfv.runs.folder import RunFolder
     from captum_mfv.storage.lock import hold
     from captum_mfv.units import Code, Unit
 
     folder = RunFolder.read(path)
+    controls = tuple(CONTROLS) if controls == ("all",) else controls
+    check_evaluation(folder, controls)
+    own, place = folder.input_spec, find_device(device)
+    unit, code = None if judge_unit is None else Unit.parse(judge_unit), Code.parse(judge_code)
+    images = None if held_out is None else ImageFolder(held_out, own)
     network, spec = models.load(judge, judge_weights)
     if judge_input is not None:
         mean, std = ((number,) * spec.channels for number in judge_input)
         spec = replace(spec, mean=mean, std=std)
-    own = folder.input_spec
-    unit = None if judge_unit is None else Unit.parse(judge_unit)
     with hold(path):
         return evaluate(
             folder,
-            Judge(network, unit, Code.parse(judge_code), spec),
+            Judge(network.to(place), unit, code, spec),
             judge_name=judge,
-            controls=tuple(CONTROLS) if controls == ("all",) else controls,
-            held_out=None if held_out is None else ImageFolder(held_out, own),
-            model=None if model is None else models.load(model, weights)[0],
+            controls=controls,
+            held_out=images,
+            model=None if model is None else models.load(model, weights)[0].to(place),
             seed=seed,
             progress=not quiet,
         )

@@ -1,0 +1,156 @@
+"""The input of a run, loaded and checked: what is cheap first, the model last."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_mfv import models
+from captum_mfv.activations.resolve import resolve
+from captum_mfv.attr import check_method
+from captum_mfv.display.progress import waiting
+from captum_mfv.errors import FacetError, ImageError, ModelError
+from captum_mfv.images import ImageFolder, InputSpec
+from captum_mfv.jobs.job import Job
+from captum_mfv.optvis.recipes import Recipe, get_recipe
+from captum_mfv.storage.identity import fingerprint, weights_fingerprint
+from captum_mfv.storage.schema import LARGEST_SIDE
+from captum_mfv.storage.untrusted import read_json
+from captum_mfv.units import Code, Unit
+
+__all__ = ["Inputs", "find_device", "load_inputs"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything that a job names, loaded and checked.
+
+    Args:
+        job: the settings.
+        model: the model, in evaluation mode and on its device.
+        spec: preprocessing of the model's input.
+        unit: the unit, its layer by name.
+        code: the code, its layer by name.
+        images: the image folder.
+        recipe: the recipe.
+        dtype: precision under autocast; None: the model's own.
+        groups: known group of each image by its path in the folder, or None.
+    """
+
+    job: Job
+    model: nn.Module
+    spec: InputSpec
+    unit: Unit
+    code: Code
+    images: ImageFolder
+    recipe: Recipe
+    dtype: torch.dtype | None
+    groups: Mapping[str, int] | None
+
+    def settings(self, out: str) -> dict[str, Any]:
+        """Return everything that the result depends on, and the command that repeats the run."""
+        return {
+            **asdict(self.job),
+            "recipe_data": asdict(self.recipe),
+            "input_spec": asdict(self.spec),
+            "images_hash": self.images.files_fingerprint(),
+            "weights_hash": weights_fingerprint(self.model),
+            "known_groups": None if self.groups is None else len(set(self.groups.values())),
+            "labels_hash": None if self.groups is None else fingerprint(labels=self.groups),
+            "command": self.job.command(out),
+        }
+
+
+def load_inputs(job: Job, progress: bool = False) -> Inputs:
+    """Load and check what a job names.
+
+    Raises:
+        MFVError: if something can't be used, naming what and why; everything else is checked before the model is
+            loaded.
+    """
+    check_method(job.attribution)
+    _check_numbers(job)
+    recipe = get_recipe(job.recipe)
+    recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
+    unit, code = _unit(job), Code.parse(job.code)
+    dtype, device = models.autocast_dtype(job.dtype), find_device(job.device)
+    images = ImageFolder(job.images)
+    if job.facets != "auto" and job.facets > len(images):
+        raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
+    groups = None if job.labels is None else _read_groups(job.labels, images)
+    model, spec = _load_model(job, device, progress)
+    unit, code = resolve(model, unit, code, spec)
+    _log.debug("unit %s, read by %s; code: %s of %s", unit, unit.reduce, code.reduce, code.layer)
+    return Inputs(job, model, spec, unit, code, ImageFolder(job.images, spec), recipe, dtype, groups)
+
+
+def find_device(name: str | None) -> torch.device:
+    """Return the device of a name, after allocating a tensor on it; None: a GPU if there is one, else the CPU.
+
+    Raises:
+        ModelError: if there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"--device {name} can't be used: {reason}") from error
+    return device
+
+
+def _check_numbers(job: Job) -> None:
+    for name, size in {"--size": job.size, "--input-size": job.input_size}.items():
+        if size is not None and not 1 <= size <= LARGEST_SIDE:
+            raise ImageError(f"{name} must be 1 to {LARGEST_SIDE} pixels, not {size}")
+    if job.top_k is not None and job.top_k < 1:
+        raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
+    if job.facets == "auto":
+        return
+    if job.facets < 1:
+        raise FacetError(f"{job.facets} facets can't be found; ask for at least 1, or auto")
+    if job.top_k is not None and job.top_k < job.facets:
+        raise FacetError(
+            f"{job.facets} facets can't be found in {job.top_k} images; --top-k must be at least {job.facets}"
+        )
+
+
+def _unit(job: Job) -> Unit:
+    unit = Unit.parse(job.unit)
+    reduce = job.reduce or ("max" if job.top_k is not None else "mean")
+    return replace(unit, reduce=reduce, channels=job.channels)
+
+
+def _read_groups(path: str, images: ImageFolder) -> dict[str, int]:
+    """Read the known groups of images.
+
+    Raises:
+        FacetError: if the file is no table of them, or names no image of the folder.
+    """
+    try:
+        groups = {str(name): int(group) for name, group in read_json(Path(path)).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise FacetError(f"{path} isn't a JSON table of image path and group number: {error}") from error
+    if not any(images.name(i) in groups for i in range(len(images))):
+        raise FacetError(
+            f"{path} names none of the images in {os.fspath(images.root)}; its names are paths in the folder, such as "
+            f"{images.name(0)!r}"
+        )
+    return groups
+
+
+def _load_model(job: Job, device: torch.device, progress: bool) -> tuple[nn.Module, InputSpec]:
+    _log.info("loading %s", job.model)
+    with waiting(f"loading {job.model}", progress):
+        model, spec = models.load(job.model, job.weights, progress=progress)
+    _log.debug("%s: %s, %d parameters, on %s", job.model, spec, sum(p.numel() for p in model.parameters()), device)
+    return model.to(device), spec if job.input_size is None else replace(spec, size=job.input_size)

@@ -1,0 +1,88 @@
+"""A run's ``manifest.json``: reading, starting and comparing it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from captum_mfv._version import __version__
+from captum_mfv.errors import RunError
+from captum_mfv.runs.records import Manifest
+from captum_mfv.storage.schema import validate
+from captum_mfv.storage.untrusted import inside, read_json
+
+__all__ = ["FORMAT", "check_place", "check_same", "new_manifest", "read_manifest"]
+
+FORMAT = 1
+"""Version of the folder's layout, in its manifest."""
+
+_PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a run's folder.
+
+    Raises:
+        RunError: if the folder holds no run, or one of another format.
+    """
+    try:
+        manifest: dict[str, Any] = read_json(inside(path, "manifest.json"))
+        found = manifest["format"]
+        if found == FORMAT:
+            validate(Manifest, manifest, "the manifest")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} holds no run that can be read: {error}") from error
+    if found != FORMAT:
+        raise RunError(f"{path} has format {_short(found)}, and this version reads format {FORMAT}")
+    return manifest
+
+
+def new_manifest(settings: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the manifest of a run that has done no stage yet."""
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "settings": settings,
+        "keys": keys,
+        "versions": {"captum-mfv": __version__, "python": platform.python_version(), **installed},
+        "stages": [],
+        "timings": {},
+    }
+
+
+def check_place(path: Path) -> bool:
+    """Return whether a folder holds a run already.
+
+    Raises:
+        RunError: if the path is a file, or the folder holds anything but a run that can be read and hidden files.
+    """
+    if (path / "manifest.json").exists():
+        read_manifest(path)
+        return True
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; choose another folder for the run")
+    if path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir()):
+        raise RunError(f"{path} isn't empty and holds no run; choose another folder for the run")
+    return False
+
+
+def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings than it was started with, ``command`` apart.
+
+    Raises:
+        RunError: naming the first three settings that differ.
+    """
+    other = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "command"]
+    if other:
+        changes = ", ".join(f"{n} {_short(old.get(n))} there, {_short(new.get(n))} here" for n in other[:3])
+        what_would_do = "choose another folder, or --update to redo what that changes"
+        raise RunError(f"{path} holds another run ({changes}); {what_would_do}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
