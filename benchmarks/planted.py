@@ -30,15 +30,15 @@ from captum_mfv.attr import pure_code
 from captum_mfv.errors import RenderError
 from captum_mfv.metrics import (
     Judge,
-    Judged,
-    Judgement,
+    JudgeOutput,
+    LabeledOutput,
     coverage,
+    evaluate_images,
     judge_scores,
     multifacetedness,
     off_facet,
     real_off_facet,
     same_over_seeds,
-    verdict,
 )
 from captum_mfv.optvis.initializer import mean_images
 from captum_mfv.optvis.recipes import RECIPES
@@ -67,16 +67,16 @@ class Scene:
     own: NDArray[np.int64]
 
     @property
-    def real(self) -> Judged:
+    def real(self) -> LabeledOutput:
         """What the judge sees in the real images."""
-        return Judged(self.judge(self.images), self.facets.labels)
+        return LabeledOutput(self.judge(self.images), self.facets.labels)
 
     def drives(self, images: Tensor) -> NDArray[np.float32]:
         """How much each channel drives the unit."""
         code = pure_code(self.model, self.facets.unit, self.facets.code.layer, input_spec=self.spec)
         return code(images).numpy()
 
-    def shows_own(self, seen: Judgement) -> NDArray[np.bool_]:
+    def shows_own(self, seen: JudgeOutput) -> NDArray[np.bool_]:
         """Whether the judge sees most of each image's own facet."""
         return np.asarray(seen.codes.argmax(1) == self.own)
 
@@ -147,7 +147,7 @@ def figures(scene: Scene, images: Tensor) -> dict[str, float]:
     """Every figure of one image for each facet."""
     seen = scene.judge(list(images))
     scores = judge_scores(seen, scene.real)
-    names = ("retention", "centered", "predicts", "distance", "precision", "recall", "diversity")
+    names = ("retention", "centered", "predicts", "distance", "precision", "covered", "diversity")
     off = off_facet(scene.drives(images), scene.drives(scene.images), scene.facets.labels)
     judged = {name: getattr(scores, name).value for name in names}
     return {"own": float(scene.shows_own(seen).mean()), **judged, "off-facet": float(off.mean())}
@@ -162,7 +162,7 @@ def known_answers(scene: Scene) -> None:
         found = figures(scene, images(scene))
         for figure, answer in wanted.items():
             print(f"| {name} | {figure} | {found[figure]:.2f} | {answer} |")
-    found = verdict(scene.judge(list(members(scene))), scene.real)
+    found = evaluate_images(scene.judge(list(members(scene))), scene.real)
     print(f"| a real image of each | retention, shuffled labels | {found.shuffled.value:.2f} | 1 / k |")
     assert found.separation is not None
     print(f"| real images | separation | {found.separation.value:.2f} | above 1 |")
@@ -200,7 +200,7 @@ def recipes(scene: Scene, seeds: list[int]) -> None:
         again = f"{same_over_seeds(codes).mean():.2f}" if len(batches) > 1 else ""
         print(f"| {name} | {' | '.join([*cells, again])} |", flush=True)
     real = scene.drives(scene.images)
-    its = verdict(scene.judge(list(members(scene))), scene.real).real_predicts.value
+    its = evaluate_images(scene.judge(list(members(scene))), scene.real).real_predicts.value
     print(f"| real images | | | | {its:.2f} | | {real_off_facet(real, scene.facets.labels).mean():.2f} | |")
 
 

@@ -5,7 +5,7 @@
         --judge mobilenet_v1.py:mobilenet_v1_075 --judge-unit classifier:945 --out out/quality
 
 Finds the facets of a unit, draws them by every method at the same number of steps, each in a process of its own, shows
-the images to a network that took no part, and prints a table (`captum_mfv.metrics.Scores`), with controls:
+the images to a network that took no part, and prints a table (`captum_mfv.metrics.EvaluationScores`), with controls:
 
 retention  share of images whose nearest facet center, in the judge's codes by cosine, is their own; chance is 1 / k
 centered   the same with the mean code of the images, and of the real images, removed
@@ -13,7 +13,7 @@ top-1      share of images that the judge calls the class, and probability, the 
 predicts   share of the real images whose nearest facet image (both centered) is their facet's: do the images tell
            what the facets are? For "all real images" the mean of the facet's other images stands for its image
 distance   mean distance to the nearest real image, where 1 is as near as real images are to each other
-precision  share of images among the real ones' neighbours, and recall, share of the real ones among theirs
+precision  share of images in a real image's neighborhood; covered, share of real images with one in theirs
 seconds    of drawing all images; memory is the peak of the process, model and images included
 
 Peers that know nothing of facets (Lucent) draw as many images of the unit; their retention is their best match to
@@ -50,8 +50,8 @@ from torch import Tensor, nn
 
 from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models
 from captum_mfv.images import from_pil, to_pil
-from captum_mfv.metrics import CONTROLS, Estimate, Judge, Judged, draw_control, judge_scores, verdict
-from captum_mfv.metrics.judged import confusion
+from captum_mfv.metrics import CONTROLS, Estimate, Judge, LabeledOutput, draw_control, evaluate_images, judge_scores
+from captum_mfv.metrics.scores import confusion
 from captum_mfv.optvis import initializer
 from captum_mfv.optvis.param import mean_magnitudes
 from captum_mfv.optvis.recipes import RECIPES, Recipe, get_recipe
@@ -67,7 +67,7 @@ COLUMNS = {
     "predicts": "predicts",
     "distance": "distance",
     "precision": "precision",
-    "recall": "recall",
+    "covered": "covered",
 }
 
 
@@ -227,7 +227,7 @@ class Task:
         return dict(json.loads((self.folder / "cost.json").read_text()))
 
 
-def matched(made: Sequence[Tensor], judge: Judge, real: Judged) -> list[Tensor]:
+def matched(made: Sequence[Tensor], judge: Judge, real: LabeledOutput) -> list[Tensor]:
     """Images of the unit alone in the order that matches them best to facets."""
     similar = confusion(judge(made).codes, real.kept().images.codes, real.kept().labels, centered=True)
     rows, facets = linear_sum_assignment(-similar)
@@ -270,13 +270,13 @@ def main() -> None:
     costs: dict[str, list[Mapping[str, float]]] = {}
     for seed in args.seeds:
         scene = Task(args, "facet", seed).scene()
-        real = Judged(judge(scene.images), scene.facets.labels)
+        real = LabeledOutput(judge(scene.images), scene.facets.labels)
         for name in args.methods:
             task = Task(args, name, seed)
             made = task.images()
             made = matched(made, judge, real) if name.startswith("Lucent") else made
             labels = CONTROLS[name].facets(scene.facets, seed)[1] if name in CONTROLS else real.labels
-            scores = judge_scores(judge(made), Judged(real.images, labels), seed=seed)
+            scores = judge_scores(judge(made), LabeledOutput(real.images, labels), seed=seed)
             table.setdefault(name, []).append(vars(scores))
             costs.setdefault(name, []).append(task.cost())
             print(name, seed, "; ".join(f"{column} {show([vars(scores)], column)}" for column in COLUMNS), flush=True)
@@ -286,12 +286,12 @@ def main() -> None:
 
 
 def add_ceilings(
-    table: dict[str, list[Mapping[str, Estimate | None]]], judge: Judge, real: Judged, task: Task, seed: int
+    table: dict[str, list[Mapping[str, Estimate | None]]], judge: Judge, real: LabeledOutput, task: Task, seed: int
 ) -> None:
     """Rows of the real images, and a line on the same facets from another seed."""
     again = Task(task.args, "another seed", seed)
     both = again.folder.exists() and "another seed" in task.args.methods
-    found = verdict(judge(task.images()), real, again=judge(again.images()) if both else None, seed=seed)
+    found = evaluate_images(judge(task.images()), real, again=judge(again.images()) if both else None, seed=seed)
     every = {"top1": found.real_top1, "probability": found.real_probability, "predicts": found.real_predicts}
     table.setdefault("all real images", []).append(every)
     table.setdefault("one real image of each facet", []).append(vars(found.controls["real image"]))

@@ -1,5 +1,9 @@
 """Each figure on codes whose right answer is known, and each moved by the corruption that it is made for."""
 
+import json
+import tracemalloc
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +13,19 @@ from captum_mfv import Unit
 from captum_mfv.errors import FacetError
 from captum_mfv.metrics import (
     CONTROLS,
+    Estimate,
     Judge,
-    Judged,
+    JudgeOutput,
+    LabeledOutput,
     confusion,
     diversity,
     draw_control,
     estimate,
     estimate_ratio,
+    evaluate_images,
     halved,
     judge_scores,
+    multifacetedness,
     naturalness,
     off_facet,
     predicts,
@@ -27,7 +35,6 @@ from captum_mfv.metrics import (
     same_over_seeds,
     shuffled,
     spread,
-    verdict,
 )
 from captum_mfv.optvis.recipes import RECIPES, get_recipe
 
@@ -98,26 +105,51 @@ def test_images_without_a_facet_do_not_count_and_a_facet_without_images_is_refus
     made, real, labels = seen
     some = np.where(np.arange(len(labels)) % 2, -1, labels)
     assert predicts(made, real, some).shape == (50,) == real_predicts(real, some).shape
-    with pytest.raises(FacetError, match="at least one image"):
+    with pytest.raises(FacetError, match="facet 1 has no real image"):
         retained(made, real, np.where(labels == 1, -1, labels))
+    with pytest.raises(FacetError, match="facet 3 has no real image"):
+        retained(made, real, np.where(labels == 3, -1, labels))
+    with pytest.raises(FacetError, match="one image for each facet: 3 images, 4 facets"):
+        retained(made[:3], real, labels)
 
 
-def test_naturalness_falls_with_distance_precision_too_and_recall_with_collapse(seen):
+def test_naturalness_falls_with_distance_precision_too_and_coverage_with_collapse(seen):
     _, real, labels = seen
     rng = np.random.default_rng(2)
     near, far = real + 0.1 * rng.normal(size=real.shape), real + 20
     assert naturalness(near, real).distance.mean() < 0.5
     assert naturalness(near, real).precision.mean() > 0.95
-    assert naturalness(near, real).recall.mean() > 0.95
+    assert naturalness(near, real).covered.mean() > 0.95
     assert naturalness(far, real).distance.min() > 5
     assert not naturalness(far, real).precision.any()
     one = np.repeat(real[labels == 0], 4, axis=0) + 0.01 * rng.normal(size=real.shape)
     assert naturalness(one, real).precision.all()
-    assert naturalness(one, real).recall.mean() < 0.3
+    assert naturalness(one, real).covered.mean() < 0.3
     same = rng.normal(size=(400, 3))
     assert naturalness(rng.normal(size=(400, 3)), same).distance.mean() == pytest.approx(1, abs=0.15)
-    with pytest.raises(FacetError, match="more than 3"):
-        naturalness(real[:3], real)
+
+
+def test_precision_and_coverage_of_an_image_do_not_depend_on_the_number_of_images(seen):
+    made, real, _ = seen
+    every = naturalness(made, real)
+    each = [naturalness(made[k : k + 1], real) for k in range(K)]
+    assert [bool(one.precision[0]) for one in each] == every.precision.tolist()
+    assert np.array_equal(np.any([one.covered for one in each], axis=0), every.covered)
+    inside = naturalness(real[:1] + 1e-3, real)
+    assert inside.precision.all()
+    assert inside.covered.any()
+
+
+def test_naturalness_of_duplicate_or_few_real_images_is_none_where_it_is_undefined(seen):
+    made, real, _ = seen
+    copies = np.repeat(300 + real[:2], 10, axis=0)
+    found = naturalness(made, copies)
+    assert found.distance is None
+    assert not found.precision.any()
+    assert naturalness(copies[:1], copies).precision.all()
+    few = naturalness(made, real[:3])
+    assert (few.precision, few.covered) == (None, None)
+    assert naturalness(made, real[:1]).distance is None
 
 
 def test_images_are_as_far_apart_across_facets_as_within_without_facets_and_further_with_them(seen):
@@ -167,6 +199,92 @@ def test_an_interval_holds_the_true_mean_nineteen_times_in_twenty():
     assert estimate_ratio(np.array([2, 6]), np.array([1, 3])) == estimate(np.array([2, 2]))
 
 
+def test_an_interval_is_defined_for_one_value_and_for_equal_values_and_takes_little_memory():
+    assert estimate(np.array([2.0])) == Estimate(2, 2, 2, 1)
+    assert estimate(np.full(5, 0.25)) == Estimate(0.25, 0.25, 0.25, 5)
+    one = estimate(np.array([True]))
+    assert (one.value, one.low, one.high) == pytest.approx((1, 0.2065, 1), abs=1e-3)
+    assert estimate_ratio(np.ones(3), np.zeros(3)) is None
+    assert estimate_ratio(np.zeros(0), np.zeros(0)) is None
+    assert np.isfinite(estimate_ratio(np.ones(3), np.array([0, 0, 2.0])).high)
+    for values in ([], [np.nan, 1]):
+        with pytest.raises(FacetError, match="at least one value"):
+            estimate(np.array(values))
+    tracemalloc.start()
+    estimate(np.arange(100_000.0), n_samples=50)
+    assert tracemalloc.get_traced_memory()[1] < 4 * 8 * 2**20 + 2**23  # not 50 x 100,000 indices and values
+    tracemalloc.stop()
+
+
+def test_the_null_distribution_is_that_of_single_draws_and_not_of_their_mean(seen):
+    made, real, labels = seen
+    output = LabeledOutput(JudgeOutput(real), labels)
+    null = evaluate_images(JudgeOutput(made), output).shuffled
+    draws = [retained(made, real, np.random.default_rng(n).permutation(labels)).mean() for n in range(400)]
+    assert null.value == pytest.approx(np.mean(draws), abs=0.06)
+    assert (null.low, null.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=0.26)
+    assert null.high - null.low >= 0.5  # of four images, one draw is 0, 1/4, 2/4 ...
+    assert null.p_value < 0.05
+    chance = evaluate_images(JudgeOutput(made[[1, 0, 2, 3]]), output).shuffled
+    assert chance.p_value > 0.05
+
+
+def test_both_directions_between_two_seeds_are_one_observation_of_a_facet(seen):
+    made, real, labels = seen
+    output = LabeledOutput(JudgeOutput(real), labels)
+    found = evaluate_images(JudgeOutput(made), output, again=JudgeOutput(made + 0.1)).over_seeds
+    assert (found.value, found.n) == (1, K)
+    assert found == estimate(np.ones(K, bool))
+
+
+def test_duplicate_codes_have_an_evaluation_that_json_can_hold(seen):
+    _, real, labels = seen
+    copies = real[::25][labels]
+    found = evaluate_images(JudgeOutput(copies[::25]), LabeledOutput(JudgeOutput(copies), labels))
+    assert (found.scores.distance, found.separation) == (None, None)
+    json.dumps(asdict(found), allow_nan=False)
+    same = np.ones_like(real)
+    json.dumps(
+        asdict(evaluate_images(JudgeOutput(same[:K]), LabeledOutput(JudgeOutput(same), labels))), allow_nan=False
+    )
+
+
+def test_a_facet_of_one_image_is_not_halved_and_draws_no_control(facets, planted):
+    labels = facets.labels.copy()
+    labels[facets[2].members[1:]] = -1
+    single = replace(facets, labels=labels)
+    with pytest.raises(FacetError, match="facet 2 has one image and can't be halved"):
+        halved(single)
+    recipe = get_recipe("facet").with_steps(1)
+    for name in ("half of the images", "shuffled clusters"):
+        with pytest.raises(FacetError, match="facet 2 has one image"):
+            draw_control(name, small_cnn(), single, planted[0], recipe, input_spec=SPEC)
+
+
+@pytest.mark.parametrize("seed", ["0", 0.5, -1])
+def test_metrics_take_integers_of_any_kind_as_seeds_and_refuse_others(seed, facets, planted):
+    recipe = get_recipe("facet").with_steps(1)
+    (one, *_) = draw_control("noise start", small_cnn(), facets, planted[0], recipe, input_spec=SPEC, seed=np.int64(3))
+    assert one.seed == 3
+    assert estimate(np.arange(9), seed=np.int64(3)) == estimate(np.arange(9), seed=3)
+    refused = [
+        lambda: draw_control("noise start", small_cnn(), facets, planted[0], recipe, input_spec=SPEC, seed=seed),
+        lambda: estimate(np.arange(9), seed=seed),
+        lambda: shuffled(facets, seed=seed),
+        lambda: multifacetedness(facets, seed=seed),
+    ]
+    for call in refused:
+        with pytest.raises(ValueError, match="seed must be an integer"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_judge_is_about_the_float32_judge(dtype, planted):
+    full, half = (Judge(model, "fc:1", "relu2:max", SPEC)(planted[0]) for model in (small_cnn(), small_cnn().to(dtype)))
+    assert np.allclose(full.probabilities, half.probabilities, atol=0.01)
+    assert np.allclose(full.codes, half.codes, atol=0.05)
+
+
 def test_controls_keep_sizes_and_halves_share_no_image(facets):
     mixed = shuffled(facets, seed=1)
     assert [len(facet) for facet in mixed] == [len(facet) for facet in facets]
@@ -182,12 +300,12 @@ def test_a_judge_gives_codes_and_with_a_unit_the_class_and_is_left_as_it_was(pla
     model, images = small_cnn(), planted[0][:6]
     before = fingerprint(model)
     alone = Judge(model, input_spec=SPEC)(images)
-    assert (alone.codes.shape, alone.probabilities, alone.called) == ((6, 24), None, None)
+    assert (alone.codes.shape, alone.probabilities, alone.top1) == ((6, 24), None, None)
     seen = Judge(model, Unit("fc", 2), input_spec=SPEC)(images)
     assert np.array_equal(seen.codes, alone.codes)
     wanted = model(SPEC(images)).softmax(1).detach().numpy()
     assert np.allclose(seen.probabilities, wanted[:, 2], atol=1e-6)
-    assert seen.called.tolist() == (wanted.argmax(1) == 2).tolist()
+    assert seen.top1.tolist() == (wanted.argmax(1) == 2).tolist()
     assert len(seen[2:]) == 4
     after = fingerprint(model)
     assert [key for key in before if not same(before[key], after[key])] == []
@@ -197,14 +315,14 @@ def test_a_judge_gives_codes_and_with_a_unit_the_class_and_is_left_as_it_was(pla
 def judged(planted, facets):
     """A judge, and what it sees in the real images."""
     judge = Judge(small_cnn(), Unit("fc", 1), input_spec=SPEC)
-    return judge, Judged(judge(planted[0]), facets.labels)
+    return judge, LabeledOutput(judge(planted[0]), facets.labels)
 
 
 def test_a_verdict_on_members_is_that_on_real_images_and_on_starts_alone_its_control(facets, planted, judged):
     judge, real = judged
     members = [planted[0][facet.members[0]] for facet in facets]
     grey = judge([torch.full((3, 32, 32), 0.5)] * 3)
-    found = verdict(
+    found = evaluate_images(
         judge(members), real, controls={"start": (grey, facets.labels)}, again=judge(members[::-1]), held_out=real
     )
     scores = found.scores
@@ -214,6 +332,7 @@ def test_a_verdict_on_members_is_that_on_real_images_and_on_starts_alone_its_con
     assert found.controls["real image"].retention.value == 1
     assert found.controls["real image"].distance.value > 0  # judged by the others, not by itself
     assert found.shuffled.low < 0.6
+    assert found.scores.diversity is not None
     assert found.held_out == scores.predicts
     assert scores.predicts.value > 0.95
     assert scores.precision.value == 1
@@ -222,15 +341,20 @@ def test_a_verdict_on_members_is_that_on_real_images_and_on_starts_alone_its_con
 
 
 def test_of_one_facet_there_is_a_verdict_too(planted, judged):
-    real = Judged(judged[1].images, np.zeros(len(planted[0]), np.int64))
-    found = verdict(real.images[:1], real)
+    real = LabeledOutput(judged[1].images, np.zeros(len(planted[0]), np.int64))
+    found = evaluate_images(real.images[:1], real)
     assert (found.chance, found.scores.retention.value, found.separation) == (1, 1, None)
+    assert found.scores.precision.value == 1  # the image is a real one
+    assert found.scores.covered.value > 0
+    assert found.scores.diversity is None
 
 
 def test_scores_leave_out_images_that_cannot_be_read_or_have_no_facet(planted, judged):
     judge, real = judged
     members = judge([planted[0][np.flatnonzero(real.labels == k)[0]] for k in range(3)])
-    torn = Judged(real.images[np.arange(len(real.labels))], np.where(np.arange(len(real.labels)) % 2, -1, real.labels))
+    torn = LabeledOutput(
+        real.images[np.arange(len(real.labels))], np.where(np.arange(len(real.labels)) % 2, -1, real.labels)
+    )
     torn.images.codes[0] = np.nan
     assert judge_scores(members, torn).predicts.n == (torn.labels >= 0).sum() - 1
 

@@ -62,7 +62,7 @@ def evaluate(folder: str, **options: Any) -> None:
 
 
 def _table(found: Any) -> str:
-    """A verdict as lines of text: the images' figures, then a table of controls and of the real images."""
+    """Return an evaluation as text: the images' scores, then a table of controls and of the real images."""
     more = {"held-out images told": found.held_out, "same facet, another seed": found.over_seeds}
     figures = {**vars(found.scores), **more}
     lines = [

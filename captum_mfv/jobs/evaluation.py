@@ -15,7 +15,7 @@ from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.facets.head import nearest
 from captum_mfv.images import ImageFolder
-from captum_mfv.metrics import Control, Judge, Judged, Verdict, draw_control, verdict
+from captum_mfv.metrics import Control, Evaluation, Judge, LabeledOutput, draw_control, evaluate_images
 from captum_mfv.metrics.controls import get_control
 from captum_mfv.models import autocast_dtype
 from captum_mfv.optvis.recipes import Recipe
@@ -39,7 +39,7 @@ def evaluate(
     model: nn.Module | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> Verdict:
+) -> Evaluation:
     """Evaluate a run's images, write the figures to ``metrics.json`` under ``judge``, and rebuild the page.
 
     Args:
@@ -71,16 +71,16 @@ def evaluate(
     chosen = {name: get_control(name) for name in controls}
     assigned = None if held_out is None else run.assign_facets(held_out)
     rendered = {name: run.control_images(name, control) for name, control in chosen.items()}
-    real = Judged(judge(run.members), run.members.labels)
+    real = LabeledOutput(judge(run.members), run.members.labels)
     made = judge(folder.read_images(run.facets))
     judged = {"start": (judge(folder.read_images(run.facets, "_start")), real.labels)}
     judged |= {name: (judge(images), labels) for name, (images, labels) in rendered.items()}
-    found = verdict(
+    found = evaluate_images(
         made,
         real,
         controls=judged,
         again=judged[_AGAIN][0] if _AGAIN in judged else None,
-        held_out=None if held_out is None or assigned is None else Judged(judge(held_out), assigned),
+        held_out=None if held_out is None or assigned is None else LabeledOutput(judge(held_out), assigned),
         seed=seed,
     )
     run.folder.write_metrics("judge", {"judge": {"name": judge_name, **asdict(found)}})

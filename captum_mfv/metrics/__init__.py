@@ -1,11 +1,12 @@
-"""Is each facet real, does its image show it, and do its attributions say what drives it?"""
+"""Metrics of units, of facets' images and of attributions, with confidence intervals and controls."""
 
+from captum_mfv.metrics.attribution import Curve, Faithfulness, deletion_curve, faithfulness, insertion_curve
 from captum_mfv.metrics.controls import CONTROLS, Control, draw_control, halved, shuffled
-from captum_mfv.metrics.estimate import Estimate, estimate, estimate_ratio
-from captum_mfv.metrics.faithfulness import Curve, Faithfulness, deletion_curve, faithfulness, insertion_curve
-from captum_mfv.metrics.images import ImageScores, percentile, retention, score_images
-from captum_mfv.metrics.judge import Judge, Judgement
-from captum_mfv.metrics.judged import (
+from captum_mfv.metrics.evaluation import Evaluation, EvaluationScores, LabeledOutput, evaluate_images, judge_scores
+from captum_mfv.metrics.image_scores import ImageScores, percentile, retention, score_images
+from captum_mfv.metrics.intervals import Estimate, NullDistribution, estimate, estimate_ratio
+from captum_mfv.metrics.judge import Judge, JudgeOutput
+from captum_mfv.metrics.scores import (
     Naturalness,
     confusion,
     diversity,
@@ -18,23 +19,23 @@ from captum_mfv.metrics.judged import (
     same_over_seeds,
     spread,
 )
-from captum_mfv.metrics.units import Multifacetedness, coverage, multifacetedness
-from captum_mfv.metrics.verdict import Judged, Scores, Verdict, judge_scores, verdict
+from captum_mfv.metrics.unit_scores import Multifacetedness, coverage, multifacetedness
 
 __all__ = [
     "CONTROLS",
     "Control",
     "Curve",
     "Estimate",
+    "Evaluation",
+    "EvaluationScores",
     "Faithfulness",
     "ImageScores",
     "Judge",
-    "Judged",
-    "Judgement",
+    "JudgeOutput",
+    "LabeledOutput",
     "Multifacetedness",
     "Naturalness",
-    "Scores",
-    "Verdict",
+    "NullDistribution",
     "confusion",
     "coverage",
     "deletion_curve",
@@ -42,6 +43,7 @@ __all__ = [
     "draw_control",
     "estimate",
     "estimate_ratio",
+    "evaluate_images",
     "faithfulness",
     "halved",
     "insertion_curve",
@@ -59,5 +61,4 @@ __all__ = [
     "score_images",
     "shuffled",
     "spread",
-    "verdict",
 ]

@@ -1,4 +1,4 @@
-"""Controls: the same synthesis with one thing taken away, and facets that mean nothing."""
+"""Controls: the same synthesis with one part removed or replaced, and facets of shuffled or halved images."""
 
 from __future__ import annotations
 
@@ -16,32 +16,46 @@ from captum_mfv.images import Images, InputSpec
 from captum_mfv.optvis.initializer import mean_images
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.render import Rendering, render_facets
+from captum_mfv.storage.schema import check_seed
 
 __all__ = ["CONTROLS", "Control", "draw_control", "halved", "shuffled"]
 
 Labels = NDArray[np.int64]
-_OF_THE_UNIT = ("unit", "capped_unit", "probability")  # terms that know nothing of facets
+_OF_THE_UNIT = ("unit", "capped_unit", "probability")  # terms that do not depend on facets
 
 Start = Callable[[FacetSet, Images], Tensor]
 
 
 def shuffled(facets: FacetSet, *, seed: int = 0) -> FacetSet:
-    """Clusters of the same sizes, of the same images, that mean nothing."""
-    labels = facets.labels.copy()
+    """Return facets of the same sizes whose images are assigned at random.
+
+    Args:
+        facets: the facets.
+        seed: seed of the permutation of labels.
+    """
+    labels, seed = facets.labels.copy(), check_seed(seed)
     kept = labels >= 0
     labels[kept] = np.random.default_rng(seed).permutation(labels[kept])
     return replace(facets, labels=labels, stability=None, stability_interval=None, p_value=None)
 
 
 def halved(facets: FacetSet) -> tuple[FacetSet, Labels]:
-    """Every second image of each facet, nearest to the center first, and the labels of the images left out.
+    """Return facets of every second image, nearest to the center first, and the labels of the other images.
 
-    Clusters that mean nothing have centers too, and an image made from a cluster's images is near theirs: only
-    images that took no part tell the two apart.
+    Random clusters have centers too, and an image synthesized from a cluster's images is near its center. Only images
+    that were not used for the synthesis can distinguish facets from random clusters.
 
     Returns:
-        Facets of the one half; of the other the facet of each image, (n_images,), -1 where it isn't in it.
+        Facets of one half, and the facet index of each image of the other half, (n_images,), -1 for all other images.
+
+    Raises:
+        FacetError: if a facet has one image.
     """
+    if single := [facet.index for facet in facets if len(facet) == 1]:
+        raise FacetError(
+            f"facet {single[0]} has one image and can't be halved; find fewer facets, or leave out the controls "
+            f"'half of the images' and 'shuffled clusters'"
+        )
     kept, left = np.full_like(facets.labels, -1), np.full_like(facets.labels, -1)
     for facet in facets:
         kept[facet.members[::2]] = facet.index
@@ -51,14 +65,15 @@ def halved(facets: FacetSet) -> tuple[FacetSet, Labels]:
 
 @dataclass(frozen=True)
 class Control:
-    """The same synthesis with one thing taken away or replaced.
+    """The same synthesis with one part removed or replaced.
 
     Args:
-        summary: what is taken away, in a line.
-        recipe: the recipe it takes, from the one it controls.
-        start: where images start, from facets and dataset; None: where the recipe says.
-        facets: the facets that are drawn, from facets and seed, and the labels of the images that judge them.
-        seed_offset: how far its seed is from the one it controls.
+        summary: what is removed or replaced, in one line.
+        recipe: function from the run's recipe to the control's.
+        start: function from facets and dataset to start images; None: the recipe's own start.
+        facets: function from facets and seed to the facets that are rendered, and the labels of the real images that
+            they are compared with.
+        seed_offset: offset added to the run's seed.
     """
 
     summary: str
@@ -68,12 +83,12 @@ class Control:
     seed_offset: int = 0
 
 
-def _others_starts(facets: FacetSet, images: Images) -> Tensor:
+def _start_of_previous(facets: FacetSet, images: Images) -> Tensor:
     return mean_images(facets.facets, images).roll(1, 0)
 
 
 def _global_mean(facets: FacetSet, images: Images) -> Tensor:
-    """One start for all: the mean of the facets' own mean images, each of as many images."""
+    """Return the mean of the facets' mean images, to which every facet contributes the same number of images."""
     return mean_images(facets.facets, images).mean(0)
 
 
@@ -87,22 +102,22 @@ def _unit_alone(recipe: Recipe) -> Recipe:
 
 CONTROLS: Mapping[str, Control] = {
     "another facet's start": Control(
-        "each image starts at the mean image of the facet before it", start=_others_starts
+        "each image starts at the mean image of the previous facet", start=_start_of_previous
     ),
     "one start for all": Control("every image starts at the mean of the facets' mean images", start=_global_mean),
     "noise start": Control("every image starts at noise", recipe=lambda recipe: replace(recipe, start="noise")),
-    "unit alone": Control("the recipe's objective is the unit, and nothing of the facet", recipe=_unit_alone),
+    "unit alone": Control("the objective is the unit's activation, without the terms of the facet", recipe=_unit_alone),
     "half of the images": Control(
-        "half of each facet's images make the image, the other half judges it",
+        "the image is synthesized from half of the facet's images and compared with the other half",
         facets=lambda facets, seed: halved(facets),
     ),
     "shuffled clusters": Control(
-        "the same of clusters that mean nothing: retention and predictions must fall to chance",
+        "half of the images of random clusters: retention and predictions must be at chance",
         facets=lambda facets, seed: halved(shuffled(facets, seed=seed)),
     ),
-    "another seed": Control("the same facets once more, from the next seed", seed_offset=1),
+    "another seed": Control("the same facets with the next seed", seed_offset=1),
 }
-"""The controls that are drawn, by name."""
+"""Controls that can be rendered, by name."""
 
 
 def draw_control(
@@ -118,24 +133,25 @@ def draw_control(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> list[Rendering]:
-    """Draw a control of images that a recipe made: one image for each facet.
+    """Render a control: one image for each facet.
 
     Args:
         name: one of `CONTROLS`.
         model: the model; left as it was.
-        facets: the facets of the images that are controlled.
-        images: the dataset in which they were found.
-        recipe: what made the images.
+        facets: the facets of the run.
+        images: the dataset in which the facets were found.
+        recipe: the run's recipe.
         size: side of the images in pixels.
-        input_spec: what turns images in [0, 1] into the model's input.
-        seed: what made the images.
-        dtype: precision in which the network runs under autocast.
+        input_spec: preprocessing of images in [0, 1].
+        seed: the run's seed.
+        dtype: dtype of autocast; None: no autocast.
         progress: show a progress bar.
 
     Raises:
-        FacetError: if there is no control of that name, or a facet is too small to be halved.
+        FacetError: if there is no control of that name, or the control needs halves and a facet has one image.
+        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
     """
-    control = get_control(name)
+    control, seed = get_control(name), check_seed(seed)
     drawn, _ = control.facets(facets, seed)
     return render_facets(
         model,
@@ -152,10 +168,10 @@ def draw_control(
 
 
 def get_control(name: str) -> Control:
-    """A control by name.
+    """Return a control by name.
 
     Raises:
-        FacetError: if there is none of that name.
+        FacetError: if there is no control of that name.
     """
     if name not in CONTROLS:
         raise FacetError(f"no control {name!r}; there are {', '.join(CONTROLS)}")

@@ -24,12 +24,12 @@ __all__ = ["compare"]
 
 _SIDE = 384  # of the images, in pixels
 _ALONE = {
-    "shuffled": "Nearest to clusters that mean nothing",
+    "shuffled": "Nearest to their own center after shuffling",
     "held_out": "Sort images held out",
     "over_seeds": "Nearest to their own of another seed",
     "separation": "Distance of real images across facets over that within",
 }
-"""Figures of a verdict that have no controls."""
+"""Scores of an evaluation that have no controls."""
 
 Table = dict[str, list[str]]
 """What is in a table's row, and a cell for each run."""

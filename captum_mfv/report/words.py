@@ -13,14 +13,14 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "top1": ("Called the class", "images of which the judge says that they are the unit's class"),
     "probability": ("Probability of the class", "what the judge gives it, on average"),
     "distance": ("Distance to real images", "1 is as near as real images are to each other"),
-    "precision": ("Precision", "images that are as near to a real one as real ones are to each other"),
-    "recall": ("Recall", "real images that have a synthesised one as near"),
+    "precision": ("Precision", "images in the neighborhood of a real image, its 3 nearest real images"),
+    "covered": ("Covered real images", "real images with a synthesized image in their neighborhood"),
     "diversity": ("Diversity", "how much the images differ from each other: 1 \u2212 cosine"),
 }
-"""Title and meaning of each of `metrics.verdict.Scores`."""
+"""Title and meaning of each of `metrics.EvaluationScores`."""
 
 CONTROLS: Mapping[str, str] = {"real image": "a real image", "start": "their start images"}
 """What the controls are that every judgement has; those that are drawn go by their own names."""
 
 REAL: Mapping[str, str] = {"predicts": "real_predicts", "top1": "real_top1", "probability": "real_probability"}
-"""Which figure of a verdict is the same of all real images."""
+"""Scores of all real images, by the score of synthesized images that they are compared with."""

@@ -104,16 +104,20 @@ class _Estimate(Record):
     n: Integer
 
 
+class _NullDistribution(_Estimate):
+    p_value: Number
+
+
 class _Scores(Record):
     retention: _Estimate
     centered: _Estimate
     predicts: _Estimate
     top1: _Estimate | None
     probability: _Estimate | None
-    distance: _Estimate
-    precision: _Estimate
-    recall: _Estimate
-    diversity: _Estimate
+    distance: _Estimate | None
+    precision: _Estimate | None
+    covered: _Estimate | None
+    diversity: _Estimate | None
 
 
 class _Evaluation(Record):
@@ -122,7 +126,7 @@ class _Evaluation(Record):
     scores: _Scores
     controls: dict[str, _Scores]
     confusion: list[list[Number]]
-    shuffled: _Estimate
+    shuffled: _NullDistribution
     held_out: _Estimate | None
     over_seeds: _Estimate | None
     real_predicts: _Estimate

@@ -1,4 +1,4 @@
-"""Do attributions say what drives a facet: deletion, insertion, infidelity and sensitivity."""
+"""Faithfulness of attributions: deletion, insertion, infidelity and sensitivity."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_mfv.errors import FacetError
+from captum_mfv.storage.schema import check_seed
 
 __all__ = ["Curve", "Faithfulness", "deletion_curve", "faithfulness", "insertion_curve"]
 
 Floats = NDArray[np.float64]
 
-_ROWS = 64  # inputs in one forward pass
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A target's score as pixels are taken away, or put in, the most attributed first.
+    """Score of a target as pixels are removed or inserted, those of the largest attributions first.
 
     Args:
         shares: (n_steps + 1,) share of the pixels that were changed, from 0 to 1.
-        scores: (N, n_steps + 1) the target's score.
-        image: (N,) its score of the whole image.
-        baseline: (N,) its score of the baseline alone.
+        scores: (N, n_steps + 1) score of the target.
+        image: (N,) score of the whole image.
+        baseline: (N,) score of the baseline alone.
     """
 
     shares: Floats
@@ -40,10 +41,10 @@ class Curve:
 
     @property
     def area(self) -> Floats:
-        """(N,) area under the curve with the image's score as 1 and the baseline's as 0.
+        """Area under the curve, (N,), with the image's score scaled to 1 and the baseline's to 0.
 
-        Small is good of a deletion curve, large of an insertion curve; a random order is about .5 for a
-        score that adds up over pixels. NaN where the image scores no more than the baseline.
+        A small area is better for deletion, a large area for insertion; a random order gives about .5 for a score
+        that is a sum over pixels. NaN where the image's score is not above the baseline's.
         """
         gain = np.where(self.image > self.baseline, self.image - self.baseline, np.nan)
         scaled = (self.scores - self.baseline[:, None]) / gain[:, None]
@@ -53,13 +54,13 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
-    """How faithful attributions are to what they explain.
+    """Faithfulness of attributions, one value per input.
 
     Args:
-        deletion: (N,) area under the deletion curve, the smaller the better.
-        insertion: (N,) area under the insertion curve, the larger the better.
-        infidelity: (N,) Captum's, of Gaussian noise, after the best scaling: the smaller the better.
-        sensitivity: (N,) Captum's largest relative change under uniform noise, the smaller the better.
+        deletion: (N,) area under the deletion curve; smaller is better.
+        insertion: (N,) area under the insertion curve; larger is better.
+        infidelity: (N,) Captum's infidelity with Gaussian noise, normalized; smaller is better.
+        sensitivity: (N,) Captum's maximum sensitivity with uniform noise; smaller is better.
     """
 
     deletion: Floats
@@ -77,19 +78,19 @@ def deletion_curve(
     baselines: Tensor | float = 0.0,
     n_steps: int = 20,
 ) -> Curve:
-    """The target's score as pixels become the baseline, the most attributed first.
+    """Return the target's score as pixels are replaced by the baseline, those of the largest attributions first.
 
     Args:
-        forward_func: a `attr.FacetModel`, or any function to (N, n_targets); run without gradients.
-        inputs: (N, C, H, W) as the forward function takes them.
-        attributions: (N, C, H, W), or (N, 1, H, W), one order for all channels: the sum over them.
-        target: index of the output, or one for each input.
-        baselines: what a pixel without content is, a number or what broadcasts against the inputs; 0 is the
-            mean colour of a normalised input.
-        n_steps: in how many steps of equally many pixels.
+        forward_func: an `attr.FacetModel`, or any function to (N, n_targets); run without gradients.
+        inputs: (N, C, H, W) inputs of the forward function.
+        attributions: (N, C, H, W) or (N, 1, H, W); pixels are ordered by the sum over channels.
+        target: index of the output, or one index for each input.
+        baselines: value of a removed pixel, a number or a tensor that broadcasts to the inputs; 0 is the mean color
+            of a normalized input.
+        n_steps: number of steps, of the same number of pixels each.
 
     Raises:
-        FacetError: if inputs and attributions don't match.
+        FacetError: if inputs and attributions differ in rows or pixels, or ``n_steps`` is below 1.
 
     Source: Petsiuk et al. 2018, "RISE", arXiv 1806.07421.
     """
@@ -105,7 +106,7 @@ def insertion_curve(
     baselines: Tensor | float = 0.0,
     n_steps: int = 20,
 ) -> Curve:
-    """The target's score as the baseline's pixels become the image's, the most attributed first.
+    """Return the target's score as the baseline's pixels are replaced by the image's, in the same order.
 
     Arguments, errors and source are those of `deletion_curve`.
     """
@@ -141,7 +142,7 @@ def _curve(
 
 def _scores(forward_func: Callable[..., Tensor], inputs: Tensor, target: Any) -> Floats:
     with torch.no_grad():
-        outputs = torch.cat([forward_func(rows) for rows in torch.split(inputs, _ROWS)])
+        outputs = torch.cat([forward_func(rows) for rows in torch.split(inputs, _BATCH_SIZE)])
     columns = torch.as_tensor(target, device=outputs.device).expand(len(outputs))
     return np.asarray(outputs.gather(1, columns[:, None])[:, 0].double().cpu())
 
@@ -158,26 +159,29 @@ def faithfulness(
     seed: int = 0,
     **options: Any,
 ) -> Faithfulness:
-    """How faithful a method's attributions are for one facet, or for a facet of each input.
+    """Return the faithfulness of a method's attributions for one facet, or for one facet per input.
 
     Args:
-        explain: a `attr.FacetAttribution`, or any of Captum's attributions to inputs.
-        inputs: (N, C, H, W) as the method takes them.
-        target: the facet, or one for each input.
-        baselines: what a pixel without content is, in the curves.
-        curve_steps: steps of the curves.
-        noise: standard deviation of infidelity's noise, in units of the input; a fifth of it is the radius of
-            sensitivity's.
-        n_samples: how often noise is drawn.
-        seed: of the noise.
-        **options: what the method's ``attribute`` takes, such as ``n_steps`` of integrated gradients.
+        explain: an `attr.FacetAttribution`, or any of Captum's attributions to inputs.
+        inputs: (N, C, H, W) inputs of the method.
+        target: index of the facet, or one index for each input.
+        baselines: value of a removed pixel in the curves.
+        curve_steps: number of steps of the curves.
+        noise: standard deviation of infidelity's noise, in units of the input; the radius of sensitivity's noise is a
+            fifth of it.
+        n_samples: number of noise samples.
+        seed: seed of the noise.
+        **options: keyword arguments of the method's ``attribute``, such as ``n_steps`` of integrated gradients.
+
+    Raises:
+        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
 
     Source: Petsiuk et al. 2018, arXiv 1806.07421 (curves); Yeh et al. 2019, arXiv 1901.09392.
     """
-    generator = torch.Generator(inputs.device).manual_seed(seed)
+    generator = torch.Generator(inputs.device).manual_seed(check_seed(seed))
 
     def attribute(x: Any, target: Any = None) -> Any:
-        if isinstance(x, tuple):  # as Captum hands it to sensitivity's function
+        if isinstance(x, tuple):  # Captum passes sensitivity's inputs as a tuple
             return (attribute(x[0], target),)
         return explain.attribute(x.detach().requires_grad_(), target=target, **options).detach()
 

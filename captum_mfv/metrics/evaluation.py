@@ -1,0 +1,222 @@
+"""Evaluation of facets' images by an independent network: scores with intervals, and those of controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_mfv.errors import FacetError
+from captum_mfv.metrics.intervals import Estimate, NullDistribution, estimate, estimate_ratio, null_distribution
+from captum_mfv.metrics.judge import JudgeOutput
+from captum_mfv.metrics.scores import (
+    confusion,
+    diversity,
+    naturalness,
+    predicts,
+    real_predicts,
+    retained,
+    same_over_seeds,
+    spread,
+)
+from captum_mfv.storage.schema import check_seed
+
+__all__ = ["Evaluation", "EvaluationScores", "LabeledOutput", "evaluate_images", "judge_scores"]
+
+Labels = NDArray[np.int64]
+
+_SHUFFLES = 199  # the smallest p-value is 1 / 200
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledOutput:
+    """A judge's output for images, and the facet of each image.
+
+    Args:
+        images: the judge's output.
+        labels: (n,) facet index of each image, -1 for none.
+
+    Raises:
+        FacetError: if the two differ in length.
+    """
+
+    images: JudgeOutput
+    labels: Labels
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise FacetError(f"labels must have one row per image: {len(self.labels)} for {len(self.images)} images")
+
+    def kept(self) -> LabeledOutput:
+        """Return the readable images that have a facet."""
+        rows = np.flatnonzero((self.labels >= 0) & np.isfinite(self.images.codes).all(1))
+        return LabeledOutput(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class EvaluationScores:
+    """A judge's scores of one image for each facet.
+
+    Args:
+        retention: share of images whose most similar facet center is their own facet's; chance is 1 / n_facets.
+        centered: retention after subtracting the mean code of the images, and of the real images.
+        predicts: share of real images whose most similar facet image is their own facet's.
+        top1: share of images whose most likely class is the judge's unit; None if the judge has no unit.
+        probability: mean probability of that class; None if the judge has no unit.
+        distance: mean distance to the nearest real image; 1: as near as real images are to each other. None if real
+            images have no distance to each other (`scores.Naturalness`).
+        precision: share of images in the neighborhood of a real image; None with three or fewer real images.
+        covered: share of real images with one of the images in their neighborhood; None where precision is.
+        diversity: mean of 1 - cosine of images to each other; None for one facet.
+    """
+
+    retention: Estimate
+    centered: Estimate
+    predicts: Estimate
+    top1: Estimate | None
+    probability: Estimate | None
+    distance: Estimate | None
+    precision: Estimate | None
+    covered: Estimate | None
+    diversity: Estimate | None
+
+
+def judge_scores(made: JudgeOutput, real: LabeledOutput, *, seed: int = 0) -> EvaluationScores:
+    """Return a judge's scores of one image for each facet.
+
+    Args:
+        made: the judge's output for the facets' images, in order.
+        real: the judge's output for real images.
+        seed: seed of the bootstrap samples.
+
+    Raises:
+        FacetError: if a facet has no readable real image, or there isn't one image for each facet.
+    """
+    kept, codes = real.kept(), made.codes
+    real_codes, labels = kept.images.codes, kept.labels
+    retention = estimate(retained(codes, real_codes, labels), seed=seed)
+    near = naturalness(codes, real_codes)
+    return EvaluationScores(
+        retention=retention,
+        centered=estimate(retained(codes, real_codes, labels, centered=True), seed=seed),
+        predicts=estimate(predicts(codes, real_codes, labels), seed=seed),
+        top1=_estimate(made.top1, seed),
+        probability=_estimate(made.probabilities, seed),
+        distance=_estimate(near.distance, seed),
+        precision=_estimate(near.precision, seed),
+        covered=_estimate(near.covered, seed),
+        diversity=_estimate(diversity(codes) if len(codes) > 1 else None, seed),
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A judge's scores of facets' images, and the scores to compare them with.
+
+    Args:
+        chance: retention and predictions by chance, 1 / n_facets.
+        scores: scores of the images.
+        controls: scores of controls by name: ``start`` images, one ``real image`` of each facet, and rendered
+            controls (`controls.CONTROLS`).
+        confusion: cosine of each facet's image (rows) to each facet's center, both centered.
+        shuffled: distribution of the images' retention over shuffled labels of the real images, and the p-value of
+            their retention.
+        held_out: share of held-out images predicted right; None without held-out images.
+        over_seeds: share of images whose most similar image of another seed is their own facet's, with an interval
+            over facets; None without another seed.
+        real_predicts: share of real images predicted right by the mean of their facet's other images: the ceiling.
+        real_top1: share of the real images whose most likely class is the judge's unit.
+        real_probability: mean probability of that class on the real images.
+        separation: distance of real images across facets divided by that within facets; 1: no facets. None for one
+            facet, or if images of the same facet have the same code.
+    """
+
+    chance: float
+    scores: EvaluationScores
+    controls: Mapping[str, EvaluationScores]
+    confusion: tuple[tuple[float, ...], ...]
+    shuffled: NullDistribution
+    held_out: Estimate | None
+    over_seeds: Estimate | None
+    real_predicts: Estimate
+    real_top1: Estimate | None
+    real_probability: Estimate | None
+    separation: Estimate | None
+
+
+def evaluate_images(
+    made: JudgeOutput,
+    real: LabeledOutput,
+    *,
+    controls: Mapping[str, tuple[JudgeOutput, Labels]] | None = None,
+    again: JudgeOutput | None = None,
+    held_out: LabeledOutput | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Return a judge's scores of one image for each facet, and those of controls.
+
+    Args:
+        made: the judge's output for the facets' images, in order.
+        real: the judge's output for the images in which the facets were found.
+        controls: by name, the judge's output for a control's images, and the labels, (n,), of the real images that
+            the control is compared with.
+        again: the judge's output for the facets' images rendered with another seed.
+        held_out: the judge's output for images that were not used to find the facets.
+        seed: seed of the bootstrap samples and shuffles.
+
+    Raises:
+        FacetError: if a facet has no readable real image, or there isn't one image for each facet.
+        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+    """
+    kept, seed = real.kept(), check_seed(seed)
+    codes, labels = kept.images.codes, kept.labels
+    scores = judge_scores(made, kept, seed=seed)
+    rng = np.random.default_rng(seed)
+    shuffled = [retained(made.codes, codes, rng.permutation(labels)).mean() for _ in range(_SHUFFLES)]
+    others = {
+        name: judge_scores(images, LabeledOutput(real.images, control_labels), seed=seed)
+        for name, (images, control_labels) in (controls or {}).items()
+    }
+    return Evaluation(
+        chance=1 / len(made),
+        scores=scores,
+        controls={"real image": _central_scores(kept, seed), **others},
+        confusion=tuple(tuple(map(float, row)) for row in confusion(made.codes, codes, labels, centered=True)),
+        shuffled=null_distribution(np.array(shuffled), scores.retention.value),
+        held_out=None if held_out is None else _prediction(made, held_out.kept(), seed),
+        over_seeds=None if again is None else _over_seeds(made, again, seed),
+        real_predicts=estimate(real_predicts(codes, labels), seed=seed),
+        real_top1=_estimate(kept.images.top1, seed),
+        real_probability=_estimate(kept.images.probabilities, seed),
+        separation=estimate_ratio(*spread(codes, labels), seed=seed),
+    )
+
+
+def _central_scores(real: LabeledOutput, seed: int) -> EvaluationScores:
+    """Return the scores of the real image nearest to each facet's center, against the facet's other images if any."""
+    picks = [_central(real.images.codes, np.flatnonzero(real.labels == k)) for k in range(real.labels.max() + 1)]
+    counts = np.bincount(real.labels)
+    left = np.setdiff1d(np.arange(len(real.labels)), [row for k, row in enumerate(picks) if counts[k] > 1])
+    return judge_scores(real.images[picks], LabeledOutput(real.images[left], real.labels[left]), seed=seed)
+
+
+def _central(codes: NDArray[np.float32], rows: NDArray[np.intp]) -> int:
+    """Return the row whose code is nearest to the mean of some rows."""
+    return int(rows[np.linalg.norm(codes[rows] - codes[rows].mean(0, dtype=np.float64), axis=1).argmin()])
+
+
+def _prediction(made: JudgeOutput, held_out: LabeledOutput, seed: int) -> Estimate:
+    return estimate(predicts(made.codes, held_out.images.codes, held_out.labels), seed=seed)
+
+
+def _over_seeds(made: JudgeOutput, again: JudgeOutput, seed: int) -> Estimate:
+    """Return the share over facets: the two directions of a facet are one observation, their mean."""
+    shares = same_over_seeds(np.stack([made.codes, again.codes])).mean((0, 1))
+    return estimate(shares == 1 if np.isin(shares, (0, 1)).all() else shares, seed=seed)
+
+
+def _estimate(values: NDArray[Any] | None, seed: int) -> Estimate | None:
+    return None if values is None else estimate(values, seed=seed)
