@@ -1,1 +1,1 @@
-"""How values are shown: colors and shapes of facets, notebook tables, progress, terminal text."""
+"""Display: colors and markers of facets, notebook tables, progress, text for terminals."""

@@ -1,6 +1,6 @@
-"""What notebooks show of our values: small tables and pictures as HTML that needs nothing from elsewhere.
+"""HTML tables and pictures for notebooks, without external resources.
 
-Text takes the notebook's own colours, so that it can be read in light and dark ones.
+Text has the notebook's own color, so that it is readable in light and dark themes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from captum_mfv.images import to_pil
 
 __all__ = ["picture", "png", "swatch", "table"]
 
-_SIDE = 224  # pixels of a picture in a table, at most
-_TINY = 64  # pixels; smaller images are shown as squares, not blurred
+_SIDE = 224  # largest side of a picture in a table, in pixels
+_TINY = 64  # pixels; smaller images are upscaled without interpolation
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts and of HTML that `swatch` and `picture` made."""
+    """Return an HTML table of texts and of HTML from `swatch` and `picture`."""
     title = f'<caption style="text-align:left;color:inherit;white-space:nowrap">{_safe(caption)}</caption>'
     body = "".join(_row("td", row) for row in rows)
     return f"<table>{title}<thead>{_row('th', head)}</thead><tbody>{body}</tbody></table>"
@@ -35,7 +35,7 @@ def _row(tag: str, cells: Sequence[str]) -> str:
 
 
 class _Html(str):
-    """Text that is HTML already."""
+    """Text that is HTML and needs no escaping."""
 
 
 def _safe(text: str) -> str:
@@ -43,16 +43,16 @@ def _safe(text: str) -> str:
 
 
 def swatch(facet: int, text: str) -> str:
-    """A text after a facet's colour in its shape."""
+    """Return HTML of a text after the facet's marker in the facet's color."""
     corners = ",".join(f"{50 + 40 * x:g}% {50 + 40 * y:g}%" for x, y in SHAPES[facet_marker(facet)])
     shape = f"clip-path:polygon({corners})" if corners else "border-radius:50%"
-    color = f"background:{facet_color(facet)};box-shadow:0 0 0 1px #8888"  # the ring shows dark colours on black
+    color = f"background:{facet_color(facet)};box-shadow:0 0 0 1px #8888"  # the ring makes dark colors visible on black
     box = f"display:inline-block;width:.8em;height:.8em;margin-right:.4em;{color};{shape}"
     return _Html(f'<span style="{box}"></span>{escape(text)}')
 
 
 def picture(image: Tensor, text: str) -> str:
-    """An image, (C, H, W) in [0, 1], at most 224 pixels wide; the text stands for one that has no colours to show."""
+    """Return HTML of an image, (C, H, W) in [0, 1], at most 224 pixels wide; the text if C isn't 1 or 3."""
     data = png(image, _SIDE)
     if data is None:
         return _Html(escape(text))
@@ -62,7 +62,7 @@ def picture(image: Tensor, text: str) -> str:
 
 
 def png(image: Tensor, side: int | None = None) -> bytes | None:
-    """A PNG file of an image, (C, H, W) in [0, 1], its sides so long at most; None of one with other channels."""
+    """Return a PNG file of an image, (C, H, W) in [0, 1], with sides up to ``side``; None if C isn't 1 or 3."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         return None
     small = to_pil(image)

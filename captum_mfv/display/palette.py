@@ -1,4 +1,4 @@
-"""The colours and shapes of facets: the same on the page, in figures and in notebooks."""
+"""Colors and markers of facets, the same on the page, in figures and in notebooks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 __all__ = ["COLORS", "NOISE", "SHAPES", "Polygon", "facet_color", "facet_marker"]
 
 Polygon = tuple[tuple[float, float], ...]
-"""Corners (x, y) about (0, 0), y downwards."""
+"""Corners (x, y) around (0, 0), y downwards."""
 
-# Paul Tol's "muted" scheme, distinct to colour-blind readers; orange in the place of its pale grey.
+# Paul Tol's "muted" scheme, distinguishable for color-blind readers; orange replaces its pale gray.
 COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#ee7733")
 NOISE = "#999999"
-"""Of images in no facet."""
+"""Color of images in no facet."""
 
 SHAPES: Mapping[str, Polygon] = {
     "o": (),
@@ -29,16 +29,16 @@ SHAPES: Mapping[str, Polygon] = {
         *((0, 0.57), (-0.57, 1.13), (-1.13, 0.57), (-0.57, 0), (-1.13, -0.57), (-0.57, -1.13)),
     ),
 }
-"""By matplotlib's names of markers, shapes of about one size; ``o``, which has no corners, has the radius 1."""
+"""Shapes of about equal size by matplotlib's names of markers; ``o`` has no corners and the radius 1."""
 
 
 def facet_color(index: int) -> str:
-    """The colour of a facet, or of no facet if the index is negative; from the eleventh on they repeat."""
+    """Return the color of a facet, or of no facet if the index is negative; colors repeat after ten facets."""
     return COLORS[index % len(COLORS)] if index >= 0 else NOISE
 
 
 def facet_marker(index: int) -> str:
-    """The marker of a facet, a point for no facet: with the colour, it tells seventy facets apart.
+    """Return the marker of a facet, a point for no facet; color and marker together distinguish 70 facets.
 
     >>> facet_marker(9), facet_marker(10), facet_color(0) == facet_color(10)
     ('o', 's', True)

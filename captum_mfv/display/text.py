@@ -1,4 +1,4 @@
-"""Text that anyone may have written, for terminals and pages."""
+"""Untrusted text for terminals and pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["visible"]
 
 
 def visible(value: object) -> str:
-    """Text with its control characters as pictures of them, so that none acts, and what isn't Unicode as ``?``.
+    """Return text in which symbols replace control characters, and ``?`` replaces what isn't valid Unicode.
 
     >>> visible("a\\x1b[31mb")
     'a␛[31mb'
