@@ -1,7 +1,8 @@
-"""Facets as Captum's concepts: TCAV with concepts that were found, not chosen by hand."""
+"""Facets as Captum's concepts: TCAV with concepts that clustering found, instead of hand-picked ones."""
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from captum_mfv.activations.capture import capture, guard, layer_name
+from captum_mfv.activations.layers import trace
+from captum_mfv.attr.model import cast_inputs, to_float
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
@@ -27,18 +30,25 @@ __all__ = ["CentroidClassifier", "ConceptScore", "facet_concepts", "random_conce
 def facet_concepts(
     facets: FacetSet, images: Images, *, n_images: int | None = 50, input_spec: InputSpec | None = None
 ) -> list[Concept]:
-    """A concept per facet, its examples the facet's images, nearest to the center first.
+    """Return a concept per facet, whose examples are the facet's images, nearest to the center first.
 
-    Captum keeps activations and CAVs under a concept's name and id; here the id follows from the facet, the
-    images and the normalisation, so that two facet sets may share a folder, and the same one finds its own
-    again.
+    Captum caches activations and CAVs by a concept's name and id. The id is a fingerprint of the facet set, the
+    examples and the preprocessing, so that several facet sets can share a cache folder.
 
     Args:
         facets: the facets.
-        images: the dataset they were found in.
-        n_images: how many examples at most, or None for all.
-        input_spec: what turns images in [0, 1] into the model's input.
+        images: the dataset in which the facets were found.
+        n_images: largest number of examples, or None for all.
+        input_spec: preprocessing from images in [0, 1] to the model's input.
+
+    Raises:
+        FacetError: if the dataset isn't of the facets' size, or ``n_images`` is below 1.
+        ImageError: if an example isn't in [0, 1].
     """
+    if len(images) != len(facets.labels):
+        raise FacetError(f"images must be the facets' dataset of {len(facets.labels)} images, not {len(images)}")
+    if n_images is not None and n_images < 1:
+        raise FacetError(f"n_images must be at least 1, or None for all, not {n_images}")
     unit = re.sub(r"[^\w.]+", "_", str(facets.unit))
     return [
         _concept(f"facet{facet.index}_of_{unit}", images, facet.members[:n_images], input_spec, facets.fingerprint)
@@ -49,18 +59,24 @@ def facet_concepts(
 def random_concepts(
     images: Images, n_concepts: int = 10, n_images: int = 50, *, seed: int = 0, input_spec: InputSpec | None = None
 ) -> list[Concept]:
-    """Random sets of images as concepts: what a concept that means something must differ from.
+    """Return random sets of images as concepts, with which `tcav_table` compares each concept.
 
     Args:
         images: a dataset of images of all kinds.
-        n_concepts: how many; with two there is one comparison of random with random, so take several.
-        n_images: examples of each, drawn without replacement within a set.
-        seed: of the draw.
-        input_spec: what turns images in [0, 1] into the model's input.
+        n_concepts: number of concepts, at least 3 for `tcav_table`.
+        n_images: number of examples of each, drawn without replacement.
+        seed: seed of the draw, an integer of 0 or more.
+        input_spec: preprocessing from images in [0, 1] to the model's input.
 
     Raises:
-        FacetError: if the dataset has fewer than n_images images.
+        TypeError: if ``seed`` isn't an integer.
+        FacetError: if ``n_concepts`` or ``n_images`` is below 1, ``seed`` below 0, or the dataset has fewer than
+            n_images images.
+        ImageError: if an example isn't in [0, 1].
     """
+    for name, value, lowest in (("n_concepts", n_concepts, 1), ("n_images", n_images, 1), ("seed", seed, 0)):
+        if operator.index(value) < lowest:
+            raise FacetError(f"{name} must be at least {lowest}, not {value}")
     if len(images) < n_images:
         raise FacetError(f"random concepts of {n_images} images can't be drawn from {len(images)}")
     rng = np.random.default_rng(seed)
@@ -70,21 +86,16 @@ def random_concepts(
 
 def _concept(name: str, images: Images, indices: Any, input_spec: InputSpec | None, key: str) -> Concept:
     examples = _Examples(images, [int(index) for index in indices], input_spec or InputSpec())
-    found = fingerprint(
-        source=key,
-        n_images=len(images),
-        indices=examples.indices,
-        input_spec=examples.input_spec,
-        first=content_fingerprint(examples[0]),
-    )
+    content = content_fingerprint(*(image_at(images, index) for index in examples.indices))
+    found = fingerprint(source=key, indices=examples.indices, input_spec=examples.input_spec, content=content)
     number = int(found[:14], 16)  # Captum uses it as a label: an int64
-    loader = DataLoader(examples, batch_size=len(examples), generator=torch.Generator())  # in one batch: whole or not
+    loader = DataLoader(examples, batch_size=len(examples), generator=torch.Generator())  # one batch per concept
     return Concept(number, name, loader)
 
 
 @dataclass(frozen=True, eq=False)
 class _Examples(Dataset[Tensor]):
-    """Some of a dataset's images as the model's input."""
+    """The images of a concept as the model's input."""
 
     images: Images
     indices: list[int]
@@ -98,11 +109,11 @@ class _Examples(Dataset[Tensor]):
 
 
 class CentroidClassifier(Classifier):  # type: ignore[misc]
-    """CAVs in closed form: each concept's mean activation minus the mean of the concepts' means.
+    """CAVs in closed form: each concept's mean activation minus the mean of all concepts' means.
 
-    With two concepts, half the difference of their means, one way and the other. No iteration and no
-    chance: the same activations give the same vectors, and the pattern rather than the filter (Martin and
-    Weller 2019; Pahde et al. 2022, arXiv 2202.03482).
+    For two concepts the vectors are half the difference of their means, with opposite signs. The vectors are
+    deterministic, and are patterns (directions of the signal) rather than filters (Martin and Weller 2019; Pahde
+    et al. 2022, arXiv 2202.03482).
     """
 
     def __init__(self) -> None:
@@ -112,17 +123,17 @@ class CentroidClassifier(Classifier):  # type: ignore[misc]
     def train_and_eval(
         self, dataloader: Iterable[Any], test_split_ratio: float = 0.33, **kwargs: Any
     ) -> dict[str, Any]:
-        """Find the vectors, and how well the nearest mean tells the concepts.
+        """Compute the vectors, and the accuracy of a nearest-mean classifier on held-out examples.
 
         Args:
             dataloader: batches of activations, (N, D), and of concepts' ids, (N,).
-            test_split_ratio: share of each concept's examples that are left out of the means for ``accs``.
-            **kwargs: ignored; Captum passes those of other classifiers.
+            test_split_ratio: fraction of each concept's examples that is held out for ``accs``.
+            **kwargs: ignored; Captum passes arguments of other classifiers.
 
         Returns:
-            ``accs``: share of the examples left out that are nearest to their own concept's mean.
+            ``accs``: fraction of the held-out examples that are nearest to their own concept's mean.
         """
-        rows, labels = zip(*((x.detach().cpu(), y.cpu()) for x, y in dataloader), strict=True)
+        rows, labels = zip(*((to_float(x.detach().cpu()), y.cpu()) for x, y in dataloader), strict=True)
         x, y = torch.cat(rows), torch.cat(labels)
         self._classes = sorted(set(y.tolist()))
         groups = [x[y == label] for label in self._classes]
@@ -135,12 +146,12 @@ class CentroidClassifier(Classifier):  # type: ignore[misc]
         return self._weights
 
     def classes(self) -> list[int]:
-        """The concepts' ids in the order of the weights."""
+        """The concepts' ids, in the order of the weights."""
         return self._classes
 
 
 def _accuracy(groups: list[Tensor], share: float) -> Tensor:
-    """Over every n-th example of each group, by means of the rest; NaN where a group has too few."""
+    """Return the accuracy on every n-th example with the means of the others; NaN if a group has too few."""
     step = max(2, round(1 / share)) if share > 0 else 0
     held = [group[::step] if step else group[:0] for group in groups]
     rest = [group[[i for i in range(len(group)) if i % step]] if step else group for group in groups]
@@ -157,14 +168,14 @@ class ConceptScore:
 
     Args:
         concept: the concept's name.
-        layer: the layer whose activations it is a direction of.
-        score: share of the inputs whose target grows along the concept, in [0, 1]; mean over the random
-            concepts that it was told from.
-        std: of that share over them.
-        random: the same share of random concepts told from random ones; about .5.
-        p_value: two-sided, of the score being a random concept's (Mann-Whitney U test), times the
-            number of rows of the table (Bonferroni), at most 1.
-        accuracy: how well the concept is told from random ones, in [0, 1]; chance is .5.
+        layer: the layer in whose activations the concept is a direction.
+        score: fraction of the inputs whose target increases along the concept, in [0, 1]; mean over the random
+            concepts that the concept was compared with.
+        std: standard deviation of that fraction over the random concepts.
+        random: the mean fraction for random concepts compared with other random concepts, about .5.
+        p_value: two-sided p-value of the scores against those of random concepts (Mann-Whitney U test), times
+            the number of rows of the table (Bonferroni), at most 1.
+        accuracy: accuracy of the classifier of concept against random concept, in [0, 1]; chance is .5.
     """
 
     concept: str
@@ -186,40 +197,40 @@ def tcav_table(
     layers: Sequence[str],
     classifier: Classifier | None = None,
 ) -> list[ConceptScore]:
-    """Which concepts a target grows along: TCAV of each concept against random ones, with its significance.
+    """Compute TCAV scores of concepts against random concepts, with their significance.
 
-    The same scores as Captum's `TCAV`, which keeps activations and vectors on disk, of all pairs at once and in
-    memory. Give it a class's own facets and another unit's together: their rows are tested together.
+    The scores are those of Captum's `TCAV`, computed in memory instead of on disk. Pass all concepts in one call,
+    such as those of the class's own facets and of another unit's: p-values are corrected for all rows together.
 
     Args:
-        model: the model, or a `attr.FacetModel`; left as it was.
-        inputs: (N, C, H, W) images of the class as the model's input.
-        target: the output, as Captum has targets.
+        model: the model, or an `attr.FacetModel`; left as it was.
+        inputs: (N, C, H, W) images of the class, preprocessed for the model.
+        target: the explained output, as in Captum.
         concepts: the concepts, such as `facet_concepts`.
-        random: at least three `random_concepts`.
+        random: at least 3 `random_concepts`.
         layers: dotted names of layers.
-        classifier: what finds the CAVs; by default a `CentroidClassifier`.
+        classifier: computes the CAVs; by default a `CentroidClassifier`.
 
     Returns:
         A row for each layer and concept.
 
     Raises:
         UnitError: if the model has no such layer.
-        FacetError: if there are too few random concepts, or two concepts have one id.
+        FacetError: if there are fewer than 3 random concepts, or two concepts have the same id.
 
     Source: Kim et al. 2018, "Interpretability beyond feature attribution", arXiv 1711.11279.
     """
     names = [layer_name(model, layer) for layer in layers]
     if len(random) < 3:
-        raise FacetError(f"significance needs at least 3 random concepts, not {len(random)}")
+        raise FacetError(f"random must hold at least 3 concepts, not {len(random)}")
     if len({concept.id for concept in [*concepts, *random]}) < len(concepts) + len(random):
-        raise FacetError("two concepts have the same id; give each its own")
+        raise FacetError("two concepts have the same id; give each concept its own id")
     with guard(model), torch.random.fork_rng(devices=[]):  # Captum's own classifier draws from the global generator
         rows = [
             row
             for name in names
             for row in _layer_rows(
-                _Layer.look(model, name, inputs, target, [*concepts, *random]), concepts, random, classifier
+                _Layer.measure(model, name, inputs, target, [*concepts, *random]), concepts, random, classifier
             )
         ]
     return [replace(row, p_value=min(1.0, row.p_value * len(rows))) for row in rows]
@@ -227,30 +238,37 @@ def tcav_table(
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """Of a layer, the target's gradients on the inputs, (N, D), and each concept's activations, (n, D)."""
+    """A layer's gradients of the target for the inputs, (N, D), and activations of each concept, (n, D), in float32."""
 
     name: str
     gradients: Tensor
     activations: dict[int, Tensor]
 
     @classmethod
-    def look(cls, model: nn.Module, name: str, inputs: Tensor, target: Any, concepts: Sequence[Concept]) -> _Layer:
-        """Run the model on the inputs and on every concept's examples."""
+    def measure(cls, model: nn.Module, name: str, inputs: Tensor, target: Any, concepts: Sequence[Concept]) -> _Layer:
+        """Run the model on the inputs and on the examples of every concept."""
+        (inputs,) = cast_inputs(model, inputs)
         sensitivity = LayerGradientXActivation(model, model.get_submodule(name), multiply_by_inputs=False)
-        gradients = sensitivity.attribute(inputs.detach().requires_grad_(), target=target).detach().cpu().flatten(1)
+        gradients = sensitivity.attribute(inputs.detach().requires_grad_(), target=target)
+        axis = next(call.batch for call in trace(model, inputs[:1], until=[name]) if call.name == name)
+        gradients = gradients.detach().movedim(axis or 0, 0)  # Captum keeps the axes of a token-first layer
         with torch.no_grad(), capture(model, [name]) as run:
-            activations = {
-                concept.id: torch.cat([run(x.to(inputs))[name].cpu().flatten(1) for x in concept.data_iter])
-                for concept in concepts
-            }
-        return cls(name, gradients, activations)
+
+            def activations(concept: Concept) -> Tensor:
+                return torch.cat([_rows(run(x.to(inputs))[name]) for x in concept.data_iter])
+
+            return cls(name, _rows(gradients), {concept.id: activations(concept) for concept in concepts})
 
     def score(self, a: Concept, b: Concept, classifier: Classifier) -> tuple[float, float]:
-        """The share of inputs whose target grows along a, told from b, and how well the two are told apart."""
+        """Return the fraction of inputs whose target increases along a compared with b, and the accuracy of the CAV."""
         examples = [(self.activations[c.id], torch.full((len(self.activations[c.id]),), c.id)) for c in (a, b)]
         accuracy = (classifier.train_and_eval(examples) or {}).get("accs", float("nan"))
         direction = classifier.weights()[list(classifier.classes()).index(a.id)]
         return float((self.gradients @ direction.to(self.gradients) > 0).float().mean()), float(accuracy)
+
+
+def _rows(output: Tensor) -> Tensor:
+    return to_float(output).cpu().flatten(1)
 
 
 def _layer_rows(
@@ -272,7 +290,7 @@ def _layer_rows(
 
 
 def _p_value(shares: Sequence[float], chance: Sequence[float]) -> float:
-    """Of the rank test, since shares pile up at 0 and 1; of numbers that are all the same it is 1."""
+    """Return the p-value of a rank test, since scores accumulate at 0 and 1; 1 if all scores are equal."""
     if len({round(share, 6) for share in [*shares, *chance]}) == 1:
         return 1.0
     return float(mannwhitneyu(np.round(shares, 6), np.round(chance, 6)).pvalue)

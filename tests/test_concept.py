@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from captum_mfv import FacetFinder, Unit, find_facets
 from captum_mfv.concept import CentroidClassifier, facet_concepts, random_concepts, tcav_table
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
-from captum_mfv.errors import FacetError, UnitError
+from captum_mfv.errors import FacetError, ImageError, UnitError
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,54 @@ def test_significance_is_that_of_ranks_and_takes_numbers_that_do_not_vary():
     draws = np.random.default_rng(0).normal(size=(2, 50))
     assert _p_value(draws[0], draws[1]) > 0.05
     assert _p_value(draws[0] + 2, draws[1]) < 1e-6
+
+
+@pytest.mark.parametrize("n_inputs", [3, 16])
+def test_tcav_of_a_token_first_layer_compares_images_not_tokens(n_inputs, random_images):
+    from test_maps import TokenFirst
+
+    class TokenLast(TokenFirst):
+        def forward(self, x):
+            return self.fc(self.mix(self.patches(x).flatten(2).transpose(1, 2)).relu().mean(1))
+
+    concepts = random_concepts(random_images, 5, 8, input_spec=PLANTED_SPEC)
+    inputs = random_images[:n_inputs]
+    first, last = (
+        tcav_table(model.eval(), inputs, 1, concepts[:2], concepts[2:], layers=["mix"])
+        for model in (TokenFirst(), TokenLast())
+    )
+    assert first == last
+
+
+def test_tcav_of_a_half_precision_model_is_that_of_the_float32_model(network, found, scene, random_images):
+    concepts = facet_concepts(found, scene, n_images=8, input_spec=PLANTED_SPEC)
+    randoms = random_concepts(random_images, 4, 8, seed=np.int64(0), input_spec=PLANTED_SPEC)
+    wanted = table(Mean(network), concepts, randoms, scene)
+    halved = copy.deepcopy(Mean(network)).bfloat16()
+    for one, other in zip(table(halved, concepts, randoms, scene), wanted, strict=True):
+        assert abs(one.score - other.score) < 0.1
+        assert abs(one.accuracy - other.accuracy) < 0.1
+
+
+def test_an_id_depends_on_every_example(scene, found):
+    changed = scene.clone()
+    changed[found[0].members[4]] = 0.5
+    ids = [facet_concepts(found, images, n_images=5, input_spec=PLANTED_SPEC)[0].id for images in (scene, changed)]
+    assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f, x: random_concepts(x, 0), FacetError, "n_concepts must be at least 1, not 0"),
+        (lambda f, x: random_concepts(x, 3, 0), FacetError, "n_images must be at least 1, not 0"),
+        (lambda f, x: random_concepts(x, 3, 5, seed=-1), FacetError, "seed must be at least 0, not -1"),
+        (lambda f, x: random_concepts(x * 255, 3, 5), ImageError, r"\[0, 1\]"),
+        (lambda f, x: facet_concepts(f, x * 255), ImageError, r"\[0, 1\]"),
+        (lambda f, x: facet_concepts(f, x[:5]), FacetError, "dataset of 120 images, not 5"),
+        (lambda f, x: facet_concepts(f, x, n_images=0), FacetError, "n_images must be at least 1"),
+    ],
+)
+def test_wrong_arguments_of_concepts_are_named(call, error, message, found, scene):
+    with pytest.raises(error, match=message):
+        call(found, scene)

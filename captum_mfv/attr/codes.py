@@ -8,8 +8,9 @@ import torch
 from captum.attr import LayerAttribution, LayerGradientXActivation
 from torch import Tensor, nn
 
+from captum_mfv.activations.capture import batch_axis
 from captum_mfv.activations.resolve import resolve
-from captum_mfv.attr.model import cast_inputs, unit_forward
+from captum_mfv.attr.model import cast_inputs, to_float, unit_forward
 from captum_mfv.images import InputSpec, check_range
 from captum_mfv.units import Unit, channels_second
 
@@ -56,13 +57,20 @@ class AttributionCode:
         inputs, model = self.input_spec(check_range(images)), self.attribution.forward_func
         if isinstance(model, nn.Module):
             (inputs,) = cast_inputs(model, inputs)
+        layers = self._attributions(inputs)
+        axes = [batch_axis(layer.shape, len(inputs)) for layer in layers]
+        if None in axes:  # as many tokens as images: the layers' shapes for one image show which axis is the batch
+            axes = [batch_axis(layer.shape, 1) for layer in self._attributions(inputs[:1])]
+        return torch.cat(
+            [self._pooled(layer.movedim(axis or 0, 0)) for layer, axis in zip(layers, axes, strict=True)], dim=1
+        )
+
+    def _attributions(self, inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():  # the weights are frozen, so that the inputs must require gradients
             found = self.attribution.attribute(inputs.detach().requires_grad_(), **self.arguments)
-        layers = found if isinstance(found, tuple) else (found,)
-        return torch.cat([self._pooled(layer.detach().cpu()) for layer in layers], dim=1)
+        return tuple(to_float(layer.detach()).cpu() for layer in (found if isinstance(found, tuple) else (found,)))
 
     def _pooled(self, layer: Tensor) -> Tensor:
-        layer = layer.to(torch.promote_types(layer.dtype, torch.float32))
         channels = channels_second(layer.clamp_min(0) if self.positive else layer)
         return channels if channels.ndim == 2 else channels.flatten(2).sum(2)
 

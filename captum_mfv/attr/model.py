@@ -16,7 +16,7 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import InputSpec, first_floating_point
 from captum_mfv.units import Unit
 
-__all__ = ["Contrast", "FacetModel", "Scores", "cast_inputs", "explained", "facet_targets", "unit_forward"]
+__all__ = ["Contrast", "FacetModel", "Scores", "cast_inputs", "explained", "facet_targets", "to_float", "unit_forward"]
 
 
 class FacetModel(nn.Module):
@@ -80,13 +80,13 @@ class FacetModel(nn.Module):
             outputs = run(*cast_inputs(self.model, x, *args))
         if self.n_facets == 1:
             return self._activation(outputs)[:, None]
-        logits: Tensor = self.head(self.code.read(_widen(outputs[self.code.layer])))
+        logits: Tensor = self.head(self.code.read(to_float(outputs[self.code.layer])))
         if self.output == "logits":
             return logits
         return self._activation(outputs)[:, None] * logits.softmax(1)
 
     def _activation(self, outputs: dict[str, Tensor]) -> Tensor:
-        return self.unit.read(_widen(outputs[self.unit.layer_name]))
+        return self.unit.read(to_float(outputs[self.unit.layer_name]))
 
     def extra_repr(self) -> str:
         """Unit, code and output, for ``print``."""
@@ -138,7 +138,7 @@ def unit_forward(model: nn.Module, unit: Unit | str) -> Callable[..., Tensor]:
 
     def forward(*inputs: object) -> Tensor:
         with guard(model), capture(model, [name]) as run:
-            return unit.read(_widen(run(*cast_inputs(model, *inputs))[name]))
+            return unit.read(to_float(run(*cast_inputs(model, *inputs))[name]))
 
     return forward
 
@@ -185,6 +185,6 @@ def cast_inputs(model: nn.Module, *inputs: Any) -> list[Any]:
     ]
 
 
-def _widen(output: Tensor) -> Tensor:
+def to_float(output: Tensor) -> Tensor:
     """Return a layer's output in float32, or in its own precision if that is wider."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
