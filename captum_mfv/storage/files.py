@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: a reader sees a complete file or none."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writes that were killed left in a folder; no other process may be writing there."""
+    """Remove temporary files of killed writes from a folder in which no other process writes."""
     for path in folder.glob(f".*{_PART}"):
         if _LEFT.fullmatch(path.name):
             path.unlink()
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; of a link, the link."""
+    """Remove a file, a folder or a link itself, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -36,7 +36,7 @@ def remove(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it into it, so that no reader sees a part of it."""
+    """Write a temporary file in the same folder, sync it to disk and rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=_PART, dir=path.parent)
     try:
@@ -53,7 +53,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def tensor_file(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file, the same bytes for the same content: the library itself shuffles the metadata."""
+    """Return the bytes of a safetensors file, deterministic: the library itself shuffles the metadata."""
     from safetensors.numpy import save
 
     together = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}  # 0-d too
@@ -67,7 +67,7 @@ def tensor_file(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str])
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a rename in a folder outlast a power cut, where folders can be synced."""
+    """Make a rename in a folder survive a power cut, where folders can be synced."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -80,22 +81,26 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file of a folder.
+    """Return the path of a file in a folder; the file need not exist.
 
     Raises:
-        ValueError: if a link leads it out of the folder, or it is neither a regular file nor missing.
+        ValueError: if a link leads out of the folder, or the path exists and is not a regular file.
     """
     path = within(folder, name)
-    if path.exists() and not path.is_file():
+    try:
+        mode = path.stat().st_mode  # once: another process may remove the file between two checks
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    if not stat.S_ISREG(mode):
         raise ValueError(f"{name} isn't a regular file")
     return path
 
 
 def within(folder: Path, name: str) -> Path:
-    """The path of something in a folder.
+    """Return the path of a file or folder in a folder; it need not exist.
 
     Raises:
-        ValueError: if a link leads it out of the folder.
+        ValueError: if a link leads out of the folder.
     """
     path = folder / name
     try:
