@@ -23,6 +23,7 @@ from captum_mfv.optvis.render import render_facets
 from captum_mfv.runs import writer
 from captum_mfv.storage import lock
 from captum_mfv.storage.identity import dataset_fingerprint
+from captum_mfv.storage.untrusted import inside
 from captum_mfv.units import Unit
 
 FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
@@ -191,6 +192,11 @@ def test_a_lock_is_exclusive_also_for_who_opened_it_before_it_was_released(tmp_p
     with lock.hold(tmp_path / "new"), pytest.raises(BlockingIOError):
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(opened)
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # as it was a moment ago
+    assert inside(tmp_path, ".owner") == tmp_path / ".owner"
 
 
 def test_a_file_is_no_folder_to_lock(tmp_path):

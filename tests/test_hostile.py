@@ -71,7 +71,7 @@ def hostile_folder(root):
 
 def test_what_is_no_image_is_passed_over_and_named_and_nothing_blocks(tmp_path):
     folder = ImageFolder(hostile_folder(tmp_path / "images"), SPEC)
-    assert len(folder.fingerprint()) == 32
+    assert len(folder.fingerprint) == 32
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         seen = [folder.name(i)[0] for indices, _ in batches(folder, 4) for i in indices]

@@ -62,8 +62,9 @@ class TopImages:
         (top, left), side = self.corners[index], self.input_spec.size
         return image[:, top : top + side, left : left + side]
 
+    @property
     def fingerprint(self) -> str:
-        """Return a fingerprint of the items: dataset, unit, indices and crops.
+        """Fingerprint of the items: dataset, unit, indices and crops.
 
         Raises:
             RunError: if the dataset has no fingerprint.

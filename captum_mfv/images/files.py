@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +58,15 @@ class ImageFolder:
         """Return the path of an image relative to the folder, with forward slashes."""
         return self.paths[index].relative_to(self.root).as_posix()
 
+    @cached_property
     def files_fingerprint(self) -> str:
-        """Return a fingerprint of the files' names and sizes; no file is opened."""
+        """Fingerprint of the files' names and sizes; no file is opened."""
         return fingerprint(files=[(self.name(index), _size(path)) for index, path in enumerate(self.paths)])
 
+    @property
     def fingerprint(self) -> str:
-        """Return a fingerprint of the items: of the files' names and sizes, and of the preprocessing."""
-        return fingerprint(files=self.files_fingerprint(), input_spec=self.input_spec)
+        """Fingerprint of the items: of the files' names and sizes, and of the preprocessing."""
+        return fingerprint(files=self.files_fingerprint, input_spec=self.input_spec)
 
 
 def _size(path: Path) -> int:

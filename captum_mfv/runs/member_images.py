@@ -82,6 +82,6 @@ def why_not_read(root: Path, members: Sequence[Mapping[str, Any]], images_hash: 
         return f"the run's images are gone: {root} isn't a folder; put it back"
     paths = [PurePosixPath(member["path"]) for member in members[:_TRIED]]
     there = all(not _leads_out(path) and is_file(root / path) for path in paths)
-    if not there or ImageFolder(root).files_fingerprint() != images_hash:
+    if not there or ImageFolder(root).files_fingerprint != images_hash:
         return f"{root} isn't the run's folder of images: names or sizes of its files differ; put the run's back"
     return None
