@@ -37,9 +37,9 @@ from captum_mfv.images import to_pil
 from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.jobs.runner import Job, run
 from captum_mfv.metrics import Judge
-from captum_mfv.optvis import checkpoint
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
 from captum_mfv.runs import config
+from captum_mfv.storage import checkpoint
 
 SPEC = mfv.InputSpec(16)
 
@@ -202,7 +202,11 @@ def _stopped(folder: Path, where: type, method: str, calls: int) -> Path:
         if not left:
             raise KeyboardInterrupt
 
-    with patch.object(where, method, stopping), patch.object(checkpoint, "_SECONDS", 0), suppress(KeyboardInterrupt):
+    with (
+        patch.object(where, method, stopping),
+        patch.object(checkpoint.Checkpoint, "due", True),
+        suppress(KeyboardInterrupt),
+    ):
         run(_job(folder / "images"), path)
     return path
 

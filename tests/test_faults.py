@@ -17,11 +17,10 @@ from conftest import SPEC, Keyed, small_cnn
 from captum_mfv import find_facets, jobs, models
 from captum_mfv.errors import RunError
 from captum_mfv.metrics import Judge
-from captum_mfv.optvis import checkpoint
 from captum_mfv.optvis.recipes import RECIPES
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.runs import writer
-from captum_mfv.storage import lock
+from captum_mfv.storage import checkpoint, lock
 from captum_mfv.storage.identity import dataset_fingerprint
 from captum_mfv.storage.untrusted import inside
 from captum_mfv.units import Unit
@@ -53,7 +52,7 @@ class Stop(Exception):
 def test_rendering_goes_on_from_its_checkpoint_to_the_same_images(
     recipe, steps_done, model, facets, planted, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
     options = {"recipe": recipe, "steps": 12, "input_spec": SPEC, "seed": [0, 3]}
 
     def stop(step, images):
@@ -96,7 +95,7 @@ def test_rendering_goes_on_from_its_checkpoint_to_the_same_images(
     ],
 )
 def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
     path = tmp_path / "a.safetensors"
     options = {"steps": 2, "input_spec": SPEC, "checkpoint": path}
     first = {"model": small_cnn(), "facets": facets, "images": planted[0], **options}
@@ -111,7 +110,7 @@ def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, fa
 
 
 def test_a_checkpoint_of_a_dataset_without_a_fingerprint_needs_a_key(model, facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
     images = Keyed(planted[0])
     options = {"steps": 2, "input_spec": SPEC, "checkpoint": tmp_path / "a.safetensors"}
     with pytest.raises(RunError, match=r"dataset of type Keyed has no fingerprint.*give key="):
@@ -122,7 +121,7 @@ def test_a_checkpoint_of_a_dataset_without_a_fingerprint_needs_a_key(model, face
 
 
 def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
     path = tmp_path / "a.safetensors"
     options = {"steps": 4, "input_spec": SPEC, "checkpoint": path}
     render_facets(small_cnn(), facets, planted[0], **options)
@@ -136,7 +135,7 @@ def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, plante
 
 @pytest.mark.parametrize("change", ["param.0", "optimizer.0.exp_avg", "generators", "phase", "step", "totals"])
 def test_a_forged_checkpoint_is_refused(change, facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
     save, options = checkpoint.Checkpoint.save, {"steps": 4, "input_spec": SPEC, "checkpoint": tmp_path / "a.st"}
     without = {name: torch.ones(2, 3) for name in (change,)}
     monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda self, state: save(self, {**state, **without}))

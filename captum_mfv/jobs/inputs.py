@@ -62,7 +62,7 @@ class Inputs:
             **asdict(self.job),
             "recipe_data": asdict(self.recipe),
             "input_spec": asdict(self.spec),
-            "images_hash": self.images.files_fingerprint(),
+            "images_hash": self.images.files_fingerprint,
             "weights_hash": weights_fingerprint(self.model),
             "known_groups": None if self.groups is None else len(set(self.groups.values())),
             "labels_hash": None if self.groups is None else fingerprint(labels=self.groups),
