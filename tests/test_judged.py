@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SPEC, fingerprint, same, small_cnn
 
-from captum_mfv import Unit
+from captum_mfv import Code, FacetSet, Unit
 from captum_mfv.errors import FacetError
 from captum_mfv.metrics import (
     CONTROLS,
@@ -247,6 +247,14 @@ def test_duplicate_codes_have_an_evaluation_that_json_can_hold(seen):
     json.dumps(
         asdict(evaluate_images(JudgeOutput(same[:K]), LabeledOutput(JudgeOutput(same), labels))), allow_nan=False
     )
+
+
+def test_a_unit_of_few_distinct_codes_has_a_multifacetedness(seen):
+    _, real, labels = seen
+    for codes in (real[::25][labels], np.ones_like(real)):
+        found = multifacetedness(FacetSet(Unit("x", 0), Code("x"), labels, codes, codes, np.ones(len(codes))))
+        assert 0 <= found.score <= 1
+        assert 0 <= found.p_value <= 1
 
 
 def test_a_facet_of_one_image_is_not_halved_and_draws_no_control(facets, planted):

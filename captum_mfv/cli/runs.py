@@ -97,6 +97,7 @@ def _sum_up(folder: Any) -> None:
         f"multifacetedness {unit['score']:.2f} (0: one facet; p = {unit['p_value']:.2g}); "
         f"facets that bootstrap samples find again hold {unit['coverage']:.0%} of its activation"
     )
+    click.echo(f"real images nearest to their own facet's center: {facets.agreement:.0%}")
     if "adjusted_rand_index" in metrics:
         click.echo(f"facets against the known groups: adjusted Rand index {metrics['adjusted_rand_index']:.3f}")
     click.echo(os.fsencode(f"page: {folder.path / 'report.html'}"))

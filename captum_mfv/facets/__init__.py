@@ -1,4 +1,4 @@
-"""Facets: clusters of the images that activate a unit, found as the paper does or by your own clusterer."""
+"""Facets: clusters of the images that activate a unit, found with t-SNE and k-means or with any clusterer."""
 
 from captum_mfv.facets.facet_set import Facet, FacetSet
 from captum_mfv.facets.find import cluster, find_facets

@@ -39,35 +39,36 @@ def find_facets(
     key: str | None = None,
     progress: bool = False,
 ) -> FacetSet:
-    """The facets of a unit: the clusters of the images that activate it, told by their codes.
+    """Find the facets of a unit: clusters of the codes of the images that activate the unit.
 
     Args:
         model: any PyTorch vision model; left as it was.
         unit: the unit, or ``"layer:index"``.
         images: the images that activate it: for a class unit, images of the class; for a hidden unit, its
             `top_images` (with their ``input_spec``).
-        n_facets: how many, or ``"auto"``: as many as are separated, which may be one.
-        code: which numbers describe an image: a `Code`, ``"layer"`` or ``"layer:reduce"``, or a module of the model;
+        n_facets: number of facets; or ``"auto"``, the number of separated clusters, which may be one.
+        code: the code that describes an image: a `Code`, ``"layer"`` or ``"layer:reduce"``, or a module of the model;
             by default the last layer with positions before the unit, averaged over them. Or a function from images in
-            [0, 1] to codes, (N, D), which separates images by something else, such as attributions
+            [0, 1] to codes, (N, D), which describes images by something else, such as attributions
             (`attr.AttributionCode`) or another network; centers are then in the default code's space, in which images
             can be synthesized.
-        finder: how codes become facets; by default `FacetFinder(n_facets, random_state=seed)`.
-        input_spec: what turns images in [0, 1] into the model's input.
-        seed: seed of the default finder.
+        finder: clusters the codes; by default `FacetFinder(n_facets, random_state=seed)`.
+        input_spec: preprocessing of images in [0, 1].
+        seed: seed of the default finder, an integer from 0 to 2**32 - 1.
         batch_size: images in one forward pass.
-        store: a folder for activations and codes, from which a stopped call resumes, as in `collect`.
-        key: a name for dataset and code function where one of them has no fingerprint, as in `collect`.
+        store: folder for activations and codes, from which an interrupted call resumes, as in `collect`.
+        key: name of dataset and code function if one of them has no fingerprint, as in `collect`.
         progress: show a progress bar.
 
     Raises:
         UnitError: if the unit or the code isn't in the model, or is ambiguous.
         ImageError: if no image can be read.
         RunError: if the store holds something else, or ``key`` is needed.
-        FacetError: if there are fewer (distinct) images than facets, or codes aren't finite.
+        FacetError: if there are fewer distinct codes than facets, or codes aren't finite.
+        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
 
     Warns:
-        MFVWarning: if the unit is 0 on all images: their facets are not its own then.
+        MFVWarning: if the unit is 0 on all images.
 
     Example:
         >>> from captum_mfv.datasets import planted_images, planted_network
@@ -97,23 +98,29 @@ def find_facets(
 
 
 def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
-    """The facets of collected codes, or of collected views where there are any."""
+    """Cluster collected codes, or the codes of a function if the collection has them, into facets.
+
+    Raises:
+        FacetError: if activations or codes aren't finite, or there are fewer distinct codes than facets.
+    """
     rows = collection.indices
-    told_by = (collection.codes if collection.fn_codes is None else collection.fn_codes)[rows]
+    clustered = (collection.codes if collection.fn_codes is None else collection.fn_codes)[rows]
     activations = collection.activations[rows]
-    numbers = activations[:, None], collection.codes[rows], told_by
-    usable = np.all([(abs(values) <= LARGEST_CODE).all(1) for values in numbers], 0)  # NaN isn't
+    numbers = activations[:, None], collection.codes[rows], clustered
+    usable = np.all([(abs(values) <= LARGEST_CODE).all(1) for values in numbers], 0)  # False for NaN
     if not usable.all():
         raise FacetError(
             f"the activations of {collection.code.layer} or {collection.unit} aren't finite on {(~usable).sum()} of "
             f"{len(rows)} images, or beyond {LARGEST_CODE:g}; look for NaN in the weights, or use a wider dtype"
         )
     if not activations.any():
-        message = f"{collection.unit} is 0 on all {len(rows)} images: it is dead, or they don't activate it"
+        message = (
+            f"{collection.unit} is 0 on all {len(rows)} images: the unit is dead, or these images don't activate it"
+        )
         warnings.warn(message, MFVWarning, stacklevel=2)
-    finder = clone(finder).fit(told_by)
+    finder = clone(finder).fit(clustered)
 
-    def spread(values: NDArray[Any], fill: float) -> NDArray[Any]:
+    def for_all_images(values: NDArray[Any], fill: float) -> NDArray[Any]:
         whole = np.full((len(collection.codes), *values.shape[1:]), fill, values.dtype)
         whole[rows] = values
         return whole
@@ -121,8 +128,8 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
     return FacetSet(
         collection.unit,
         collection.code,
-        spread(finder.labels_, -1),
-        spread(finder.embedding_.astype(np.float32), np.nan),
+        for_all_images(finder.labels_, -1),
+        for_all_images(finder.embedding_.astype(np.float32), np.nan),
         collection.codes,
         collection.activations,
         getattr(finder, "p_value_", None),

@@ -1,4 +1,4 @@
-"""FacetFinder: cluster codes into facets, as a scikit-learn estimator."""
+"""Scikit-learn estimator that clusters codes into facets."""
 
 from __future__ import annotations
 
@@ -25,36 +25,35 @@ _FEW = 1000
 
 
 class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """Codes to facets: PCA, t-SNE to two dimensions, k-means there (Algorithm 1 of arXiv 1602.03616).
+    """Cluster codes into facets: PCA, t-SNE to two dimensions, k-means there (Algorithm 1 of arXiv 1602.03616).
 
-    Centers are means in code space, since t-SNE maps nothing new. Facets are numbered by size, the
-    largest first.
+    Centers are means in code space, because t-SNE cannot embed new codes. Facets are numbered by size, the largest
+    first.
 
-    With ``n_facets="auto"`` facets are as many as are separated among the reduced codes themselves, since
-    t-SNE makes islands out of noise, against a null of the same covariance and size; one is an answer
-    (`captum_mfv.facets.separation`). They are found there too, and the embedding is a map to look at, unless a
-    clusterer of yours is given, which is then asked for as many.
+    With ``n_facets="auto"``, the number of facets is that of the separated clusters of the reduced codes, compared
+    with a null distribution of the same covariance and size; it may be 1 (`captum_mfv.facets.separation`). These
+    clusters are the facets, and the embedding is only for display, because t-SNE separates noise into islands. A given
+    clusterer clusters the embedding into as many.
 
     Args:
-        n_facets: number of clusters k, the paper's is 10; or ``"auto"``.
-        reducer: a number of principal components, any scikit-learn transformer, or None.
-        embedding: ``"tsne"``, any transformer, or None to cluster the reduced codes themselves.
-        perplexity: t-SNE's, at most a third of the number of codes.
-        clusterer: any scikit-learn clusterer, noise labelled -1; None: k-means, ten starts. One with a
-            parameter ``n_clusters`` or ``n_components`` is given k, unless its ``distance_threshold`` is set, which
-            finds their number.
-        n_bootstraps: bootstrap samples for ``stability_``.
+        n_facets: number of facets, 10 in the paper; or ``"auto"``.
+        reducer: number of principal components, any scikit-learn transformer, or None.
+        embedding: ``"tsne"``, any scikit-learn transformer, or None to cluster the reduced codes.
+        perplexity: perplexity of t-SNE, reduced to a third of the number of codes if larger.
+        clusterer: any scikit-learn clusterer, which labels noise -1; None: k-means with ten starts. Its parameter
+            ``n_clusters`` or ``n_components`` is set to the number of facets, unless ``distance_threshold`` is set.
+        n_bootstraps: number of bootstrap samples for ``stability_``.
         random_state: seed or `numpy.random.RandomState`.
 
     Attributes:
-        labels_: (n_samples,) facet of each code.
-        embedding_: (n_samples, d) where the clusters were found.
+        labels_: (n_samples,) facet index of each code.
+        embedding_: (n_samples, d) embedding in which the clusters were found.
         centers_: ``(n_facets_, n_features)`` mean code of each facet.
         n_facets_: number of facets found.
-        stability_: ``(n_facets_,)`` in [0, 1], how well each facet is found again in bootstrap samples of the
-            reduced codes (`captum_mfv.facets.stability`); below .6 a facet is doubtful. NaN without samples.
-        stability_interval_: ``(n_facets_, 2)`` between which values it lies in 95 % of these samples.
-        p_value_: of the codes being one cluster; with ``n_facets="auto"`` alone.
+        stability_: ``(n_facets_,)`` mean recovery of each facet in bootstrap samples of the reduced codes, in [0, 1]
+            (`captum_mfv.facets.stability`); below .6 a facet is doubtful. NaN without samples.
+        stability_interval_: ``(n_facets_, 2)`` 2.5th and 97.5th percentile of that recovery.
+        p_value_: p-value of a single cluster; only with ``n_facets="auto"``.
 
     Example:
         >>> from captum_mfv.datasets import planted_codes
@@ -84,7 +83,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> FacetFinder:
-        """Find the facets of codes.
+        """Cluster codes into facets.
 
         Args:
             X: (n_samples, n_features) codes, finite.
@@ -96,19 +95,19 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         codes = validate_data(self, X, dtype=[np.float64, np.float32])
         self._check(codes)
         seed = check_random_state(self.random_state).randint(2**31)
-        with threadpool_limits(1 if len(codes) < _FEW else None):  # threads cost few codes more than they save
+        with threadpool_limits(1 if len(codes) < _FEW else None):  # for few codes, threads cost more than they save
             reduced = self._reduce(codes, seed)
             self.embedding_ = self._embed(reduced, seed)
             self.labels_ = _by_size(self._cluster(reduced, seed))
         self.n_facets_ = int(self.labels_.max()) + 1
         if self.n_facets_ < 1:
-            raise FacetError("the clusterer called every image noise; there is no facet")
+            raise FacetError("the clusterer labeled every image as noise (-1); there is no facet")
         self.stability_, self.stability_interval_ = self._stability(reduced, seed)
         self.centers_ = np.stack([codes[self.labels_ == k].mean(0, dtype=np.float64) for k in range(self.n_facets_)])
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.intp]:
-        """The facet of new codes, (n_samples,): the nearest center in code space."""
+        """Return the facet whose center is nearest to each code, (n_samples,)."""
         check_is_fitted(self)
         codes = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return nearest(codes, self.centers_)
@@ -143,7 +142,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return np.asarray(clone(self.embedding).fit_transform(reduced))
         if self.embedding != "tsne":
             raise FacetError(f"embedding must be 'tsne', a transformer or None, not {self.embedding!r}")
-        if len(reduced) < 4:  # too few for neighbourhoods; the codes themselves then
+        if len(reduced) < 4:  # too few for t-SNE
             return reduced[:, :2]
         perplexity = min(self.perplexity, (len(reduced) - 1) / 3)
         init = "pca" if min(reduced.shape) >= 2 else "random"
@@ -169,13 +168,13 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return KMeans(n_facets, n_init=10, random_state=seed)
         clusterer = clone(self.clusterer)
         taken = clusterer.get_params(deep=False)
-        k = None if taken.get("distance_threshold") is not None else n_facets  # scikit-learn takes the one or the other
+        k = None if taken.get("distance_threshold") is not None else n_facets  # mutually exclusive in scikit-learn
         given = {"n_clusters": k, "n_components": k, "random_state": seed}
         return clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
 
 
 def _by_size(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """The same clusters numbered from the largest to the smallest; noise stays -1."""
+    """Return the labels with clusters numbered from the largest to the smallest; noise stays -1."""
     found, first, counts = np.unique(labels[labels >= 0], return_index=True, return_counts=True)
     new = np.full(len(labels), -1, np.int64)
     for rank, k in enumerate(np.lexsort((first, -counts))):

@@ -1,21 +1,20 @@
-"""Separation: how many clusters codes have, told against codes of the same covariance that have none.
+"""Number of separated clusters of codes, compared with codes of the same covariance that have no clusters.
 
-k-means finds k clusters in anything, and t-SNE makes islands out of noise. Here the number of clusters is
-found among the codes themselves, and one is an answer:
+k-means finds k clusters in any data, and t-SNE separates noise into islands. Here, the number of clusters is found
+in the codes themselves, and may be 1:
 
-1. *Over-cluster*: k-means with more cells than there can be clusters.
-2. *Merge* neighbouring cells, by Ward's criterion, until every pair is separated. Two cells are separated if
-   there is a valley between them (fewer codes about the middle than about the emptier center: a binomial
-   test, which heavy tails, skew and elongation pass as one cluster), and if they lie further apart, for
-   their spread along the line between their centers, than the halves that 2-means makes of Gaussian codes
-   with the same covariance and size.
-3. *Confirm* from the whole downwards: a set of cells is split only if k-means explains more of it than of
-   Gaussian codes with the same covariance and size. This takes out what cells of pure noise show in many
-   dimensions, where any two look separated.
+1. *Over-cluster*: k-means with more cells than clusters are expected.
+2. *Merge* neighboring cells by Ward's criterion until every pair is separated. Two cells are separated if there is
+   a valley between them (a binomial test of fewer codes around the middle than around the emptier center, in which
+   heavy-tailed, skewed and elongated clusters are not split), and if, relative to their spread along the line between
+   their centers, they are further apart than the halves that 2-means makes of Gaussian codes of the same covariance
+   and size.
+3. *Confirm* top-down: a set of cells is split only if k-means explains more of its scatter than of Gaussian codes of
+   the same covariance and size. In many dimensions, cells of pure noise look separated in pairs; this step joins them.
 
-Steps 2 and 3 draw on SigClust's null (Liu et al. 2008, "Statistical significance of clustering for
-high-dimension, low-sample size data") and the gap statistic's comparison of within-cluster scatter
-(Tibshirani et al. 2001); the valley is Hartigan's idea of a mode.
+Sources: the null distribution of SigClust (Liu et al. 2008, "Statistical significance of clustering for
+high-dimension, low-sample size data"); the gap statistic (Tibshirani et al. 2001); the valley follows Hartigan's
+definition of a mode.
 """
 
 from __future__ import annotations
@@ -34,25 +33,24 @@ Indices = NDArray[np.intp]
 
 _MAX_CELLS = 25
 _CODES_PER_CELL = 6
-_PAIR_LEVEL = 0.01  # of "no further apart than a Gaussian's halves"
-_VALLEY_LEVEL = 0.05  # of "no emptier in the middle"
-_WHOLE_LEVEL = 0.01  # of "no better explained than a Gaussian"
-_VALLEY_WIDTH = 0.2  # of the distance between two centers, to either side
+_PAIR_LEVEL = 0.01  # significance level: further apart than the halves of a Gaussian
+_VALLEY_LEVEL = 0.05  # significance level: fewer codes in the middle
+_WHOLE_LEVEL = 0.01  # significance level: better explained by clusters than a Gaussian
+_VALLEY_WIDTH = 0.2  # to either side, as a share of the distance between two centers
 _PAIR_DRAWS, _WHOLE_DRAWS = 25, 12
-_PAIR_CODES, _WHOLE_CODES = 150, 500  # more codes than these are sampled
+_PAIR_CODES, _WHOLE_CODES = 150, 500  # larger numbers of codes are sampled
 _COMPONENTS = 50
 _EXCESS_CLUSTERS, _EXCESS_DRAWS = (2, 3, 5, 8, 12), 20
-_ALLOWED = 0.05  # that one cluster of another shape than a Gaussian's may show
+_ALLOWED = 0.05  # excess of a single non-Gaussian cluster under the null hypothesis
 
 
 @dataclass(frozen=True, eq=False)
 class Separation:
-    """The clusters found.
+    """Separated clusters of codes.
 
     Args:
-        labels: (n,) cluster of each code.
-        p_value: of the codes being one cluster, at the first test that could say so; 1 if no two cells
-            are separated.
+        labels: (n,) cluster index of each code.
+        p_value: p-value of a single cluster, from the confirmation of all cells; 1 if no two cells are separated.
     """
 
     labels: NDArray[np.int64]
@@ -60,16 +58,16 @@ class Separation:
 
     @property
     def n_clusters(self) -> int:
-        """How many clusters; 1 if nothing tells the codes from one."""
+        """Number of clusters."""
         return int(self.labels.max()) + 1
 
 
 def separate(codes: Array, seed: int) -> Separation:
-    """The clusters of codes, (n, d), as many as are there; at most 25, and one for each six codes.
+    """Return the separated clusters of codes: at most 25, and at most one per six codes.
 
     Args:
-        codes: finite, best reduced to their principal components: the time grows with d.
-        seed: of k-means and of the null's draws.
+        codes: (n, d) finite codes; reduce them to principal components first, because the time grows with d.
+        seed: seed of k-means and of the null distribution's draws.
     """
     rng = np.random.default_rng(seed)
     codes = codes - codes.mean(0)
@@ -89,7 +87,7 @@ def _cells(codes: Array, rng: np.random.Generator) -> list[Indices]:
 
 
 def _merged(codes: Array, cells: list[Indices], rng: np.random.Generator) -> list[Indices]:
-    """Merge neighbours until every pair of them is separated."""
+    """Merge neighboring cells until every pair of neighbors is separated."""
     known: dict[tuple[tuple[int, int], ...], bool] = {}
 
     def apart(one: Indices, other: Indices) -> bool:
@@ -109,7 +107,7 @@ def _merged(codes: Array, cells: list[Indices], rng: np.random.Generator) -> lis
 
 
 def _confirmed(codes: Array, cells: list[Indices], rng: np.random.Generator) -> tuple[list[Indices], float]:
-    """Split from the whole downwards, by Ward's tree, as long as the null explains less."""
+    """Split all cells top-down by Ward's tree while the split is significant; return clusters and the first p-value."""
     leaves: list[Indices] = []
     todo, p_value = [cells], 1.0
     while todo:
@@ -125,7 +123,7 @@ def _confirmed(codes: Array, cells: list[Indices], rng: np.random.Generator) -> 
 
 
 def _ward(codes: Array, cells: list[Indices]) -> Array:
-    """By how much each merge would raise the scatter within cells; infinite for a cell with itself."""
+    """Return the increase of scatter within cells by each merge, (n_cells, n_cells); infinite on the diagonal."""
     centers = np.stack([codes[cell].mean(0) for cell in cells])
     sizes = np.array([len(cell) for cell in cells])
     squared = ((centers[:, None] - centers) ** 2).sum(2)
@@ -140,7 +138,7 @@ def _joined(cells: list[Indices], pair: tuple[int, int]) -> list[Indices]:
 
 
 def _halves(codes: Array, cells: list[Indices]) -> list[list[Indices]]:
-    """The two groups of cells that Ward's tree joins last."""
+    """Return the two groups of cells that Ward's tree joins last."""
     groups = [[cell] for cell in cells]
     while len(groups) > 2:
         cost = _ward(codes, [np.concatenate(group) for group in groups])
@@ -169,7 +167,7 @@ def _pair_is_separated(one: Array, other: Array, rng: np.random.Generator) -> bo
 
 
 def _valley_p_value(one: Array, other: Array) -> float:
-    """Of no fewer codes about the middle of the line between two centers than about the emptier end."""
+    """Return the p-value of as many codes around the middle of the line between two centers as around an end."""
     axis = one.mean(0) - other.mean(0)
     middle = (one.mean(0) + other.mean(0)) @ axis / 2
     places = (np.concatenate([one, other]) @ axis - middle) / max(axis @ axis, 1e-30)  # centers at ± 1/2
@@ -179,7 +177,7 @@ def _valley_p_value(one: Array, other: Array) -> float:
 
 
 def _spread_between(codes: Array, side: NDArray[np.bool_]) -> float:
-    """Log share of the variance along the line between two centers that is within the two sides."""
+    """Return the log share of the variance along the line between two centers that is within the two sides."""
     if min(side.sum(), (~side).sum()) < 2:
         return 0.0
     places = codes @ (codes[side].mean(0) - codes[~side].mean(0))
@@ -200,7 +198,7 @@ def _two_means(codes: Array, side: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _whole_p_value(codes: Array, n_clusters: int, rng: np.random.Generator) -> float:
-    """Of k-means explaining no more than it does of Gaussian codes of the same covariance and size."""
+    """Return the p-value of k-means explaining as much as of Gaussian codes of the same covariance and size."""
     codes, spread = _principal(_sample(codes, _WHOLE_CODES, rng))
     n_clusters = min(n_clusters, len(codes) // 3)
     if n_clusters < 2:
@@ -211,19 +209,19 @@ def _whole_p_value(codes: Array, n_clusters: int, rng: np.random.Generator) -> f
 
 
 def _log_scatter(codes: Array, n_clusters: int, n_init: int, rng: np.random.Generator) -> float:
-    """Log share of the variance that k-means leaves within its clusters."""
+    """Return the log share of the scatter that is within the clusters of k-means."""
     fitted = KMeans(n_clusters, n_init=n_init, max_iter=30, random_state=int(rng.integers(2**31))).fit(codes)
     return float(np.log(fitted.inertia_ / (codes**2).sum() + 1e-30))
 
 
 @dataclass(frozen=True)
 class Excess:
-    """How much better clusters explain codes than they explain codes that have none.
+    """Scatter that clusters explain in excess of what they explain of codes without clusters.
 
     Args:
-        value: share of the scatter that the null's clusters leave and the codes' clusters explain, in
-            [0, 1]: 0 for one cluster of any shape, towards 1 for clusters far apart.
-        p_value: of its being no more than a twentieth.
+        value: share of the null's scatter within clusters that the codes' clusters explain, in [0, 1]: 0 for one
+            cluster of any shape, close to 1 for clusters far apart.
+        p_value: p-value of a value of at most .05.
     """
 
     value: float
@@ -231,18 +229,22 @@ class Excess:
 
 
 def excess(codes: Array, seed: int) -> Excess:
-    """How clustered codes are, (n, d), beyond one elliptical cloud with the same covariance and size.
+    """Return the excess scatter that clusters explain, compared with one elliptical cloud of the same covariance.
 
-    The largest gap between the logarithms of the two within-cluster scatters (the gap statistic), over 2 to
-    12 clusters, in the first 50 principal components. The cloud's codes lie as far out for the covariance
-    as the codes do, those beyond the median drawn in to it, so that heavy tails aren't taken for clusters.
-    No real codes are elliptical: hence the twentieth that the p-value allows for; it is corrected for the
-    choice of the number of clusters.
+    The excess is the largest difference between the logarithms of the within-cluster scatters (the gap statistic)
+    over 2 to 12 clusters, in the first 50 principal components. The cloud has the codes' own Mahalanobis distances,
+    in both sets clipped to their median, so that heavy tails do not count as clusters. The p-value allows an excess
+    of .05, because real codes are not elliptical, and is corrected for the choice of the number of clusters.
+
+    Args:
+        codes: (n, d) finite codes.
+        seed: seed of k-means and of the null distribution's draws.
     """
     rng = np.random.default_rng(seed)
-    codes, _ = _principal(_sample(codes, _WHOLE_CODES, rng))
-    codes, spread = _principal(_drawn_in(codes[:, :_COMPONENTS]))
-    numbers = [k for k in _EXCESS_CLUSTERS if 3 * k <= len(codes)]
+    codes = _sample(codes, _WHOLE_CODES, rng)
+    n_distinct = len(np.unique(codes, axis=0))
+    codes, spread = _principal(_clipped(_principal(codes)[0][:, :_COMPONENTS]))
+    numbers = [k for k in _EXCESS_CLUSTERS if 3 * k <= len(codes) and k <= n_distinct]
     if not numbers or not len(spread):
         return Excess(0.0, 1.0)
     found = _log_scatters(codes, numbers, rng)
@@ -260,15 +262,15 @@ def _log_scatters(codes: Array, numbers: list[int], rng: np.random.Generator) ->
 
 
 def _elliptical(radii: Array, spread: Array, rng: np.random.Generator) -> Array:
-    """Draws in random directions, at the given distances by the covariance."""
+    """Draw codes in random directions at the given Mahalanobis distances, in random order."""
     draws: Array = rng.normal(size=(len(radii), len(spread)))
     draws *= (rng.permutation(radii) / np.linalg.norm(draws, axis=1))[:, None] * spread
     draws -= draws.mean(0)
     return draws
 
 
-def _drawn_in(codes: Array) -> Array:
-    """Codes whose distance from the mean, by the covariance, is above the median's, brought to it."""
+def _clipped(codes: Array) -> Array:
+    """Return codes whose Mahalanobis distances are clipped to their median."""
     axes, spread = _principal(codes)
     if not len(spread):
         return axes
@@ -278,12 +280,12 @@ def _drawn_in(codes: Array) -> Array:
 
 
 def _lower_tail(found: float, null: list[float]) -> float:
-    """How likely so small a value is, had it been drawn with the null's; normal tails, few draws."""
+    """Return the probability of a value as small under the null, by a normal fit because the draws are few."""
     return float(norm.cdf((found - np.mean(null)) / (np.std(null, ddof=1) + 1e-12)))
 
 
 def _principal(codes: Array) -> tuple[Array, Array]:
-    """Codes about their mean in their principal axes, and the standard deviation along each."""
+    """Return the centered codes in their principal axes, and the standard deviation along each axis."""
     codes = codes - codes.mean(0)
     left, sizes, _ = np.linalg.svd(codes, full_matrices=False)
     kept = sizes > 1e-6 * sizes.max(initial=1e-30)

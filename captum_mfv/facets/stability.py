@@ -1,4 +1,4 @@
-"""Stability: would a facet be found again in another sample of images?"""
+"""Stability of clusters: their recovery in bootstrap samples."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from sklearn.cluster import KMeans
 __all__ = ["STABLE", "bounds", "recoveries", "stability"]
 
 STABLE = 0.6
-"""From here on a facet counts as stable; below it is "doubtful" (Hennig 2007)."""
+"""Smallest stability of a stable facet; below, a facet is "doubtful" (Hennig 2007)."""
 
 
 def recoveries(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, seed: int = 0) -> NDArray[np.float64]:
-    """How well each cluster is found again in each of some bootstrap samples of the codes.
+    """Return the recovery of each cluster in bootstrap samples of the codes.
 
-    k-means clusters each sample anew, into as many clusters; a cluster is found again as well as its
-    largest Jaccard index with one of them: 1 if it comes back the same. Codes of which an embedding has
-    made clusters are resampled themselves, so that islands that t-SNE alone makes don't pass as stable.
+    k-means clusters each sample into the same number of clusters; the recovery of a cluster is its largest Jaccard
+    index with one of them, 1 if it is found again unchanged. The codes are resampled rather than their embedding, so
+    that islands that only t-SNE separates are not stable.
 
     Args:
-        codes: (n, d).
-        labels: (n,) cluster of each code; -1, noise, is left out.
+        codes: (n, d) codes.
+        labels: (n,) cluster index of each code; noise, -1, is left out.
         n_samples: number of bootstrap samples.
-        seed: of samples and k-means.
+        seed: seed of samples and k-means.
 
     Returns:
-        (n_samples, n_clusters) in [0, 1]; NaN where a sample has none of a cluster.
+        (n_samples, n_clusters) in [0, 1]; NaN where a sample has no code of a cluster.
 
     Source: Hennig 2007, "Cluster-wise assessment of cluster stability", Computational Statistics & Data
     Analysis 52.
@@ -47,17 +47,17 @@ def recoveries(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, s
         np.add.at(table, (labels[distinct], again.predict(codes[distinct])), 1)
         union = table.sum(1, keepdims=True) + table.sum(0) - table
         sample[:] = (table / np.maximum(union, 1)).max(1)
-        sample[table.sum(1) == 0] = np.nan  # the sample has none of it
+        sample[table.sum(1) == 0] = np.nan  # no code of this cluster in the sample
     return found
 
 
 def stability(found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each cluster's stability, (n_clusters,) in [0, 1]: the mean of its `recoveries`, 0 without any."""
+    """Return the mean of each cluster's `recoveries`, (n_clusters,) in [0, 1]; 0 without any."""
     return np.array([_of(column, np.mean, 0.0) for column in found.T])
 
 
 def bounds(found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Between which values 95 % of each cluster's `recoveries` lie, (n_clusters, 2); 0 to 1 without any."""
+    """Return the 2.5th and 97.5th percentile of each cluster's `recoveries`, (n_clusters, 2); 0 and 1 without any."""
     return np.array([_of(column, lambda seen: np.percentile(seen, [2.5, 97.5]), (0.0, 1.0)) for column in found.T])
 
 

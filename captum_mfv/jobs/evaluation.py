@@ -15,7 +15,7 @@ from captum_mfv.errors import ImageError, RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.facets.head import nearest
 from captum_mfv.images import ImageFolder
-from captum_mfv.metrics import Control, Evaluation, Judge, LabeledOutput, draw_control, evaluate_images
+from captum_mfv.metrics import Evaluation, Judge, LabeledOutput, draw_control, evaluate_images
 from captum_mfv.metrics.controls import get_control
 from captum_mfv.models import autocast_dtype
 from captum_mfv.optvis.recipes import Recipe
@@ -60,7 +60,7 @@ def evaluate(
     Raises:
         RunError: if the run isn't finished, controls or held-out images lack the model, the model's weights aren't
             the run's, or images are held out of a run on crops.
-        FacetError: if there is no control of a name.
+        FacetError: if there is no control of a name, or a control needs halves and a facet has one image.
         ImageError: if the run's images are missing, or others have taken their place.
     """
     check_evaluation(folder, controls)
@@ -68,13 +68,14 @@ def evaluate(
     if members.refused is not None:
         raise ImageError(members.refused)
     run = _Run(RunWriter(folder.path, folder.manifest), parts.facets, members, _checked(model, folder), progress)
-    chosen = {name: get_control(name) for name in controls}
+    facets, control_seed = run.member_facets(), folder.settings["seed"]
+    compared = {name: get_control(name).facets(facets, control_seed)[1] for name in controls}  # raises before rendering
     assigned = None if held_out is None else run.assign_facets(held_out)
-    rendered = {name: run.control_images(name, control) for name, control in chosen.items()}
+    rendered = {name: run.control_images(name, facets) for name in controls}
     real = LabeledOutput(judge(run.members), run.members.labels)
     made = judge(folder.read_images(run.facets))
     judged = {"start": (judge(folder.read_images(run.facets, "_start")), real.labels)}
-    judged |= {name: (judge(images), labels) for name, (images, labels) in rendered.items()}
+    judged |= {name: (judge(images), compared[name]) for name, images in rendered.items()}
     found = evaluate_images(
         made,
         real,
@@ -125,11 +126,9 @@ class _Run:
     model: nn.Module | None
     progress: bool
 
-    def control_images(self, name: str, control: Control) -> tuple[list[Tensor], NDArray[np.int64]]:
-        """Return a control's images, rendered unless the folder holds them, and the labels of the real images."""
-        settings, facets = self.folder.settings, self.member_facets()
-        _, labels = control.facets(facets, settings["seed"])
-        key = self._control_key(name)
+    def control_images(self, name: str, facets: FacetSet) -> list[Tensor]:
+        """Return a control's images, one for each facet; render them unless the folder holds them."""
+        settings, key = self.folder.settings, self._control_key(name)
         if not self.folder.has_control(name, key):
             renderings = draw_control(
                 name,
@@ -146,7 +145,7 @@ class _Run:
             if not all(rendering.complete for rendering in renderings):
                 raise KeyboardInterrupt
             self.folder.write_control(name, key, [rendering.image for rendering in renderings])
-        return self.folder.read_control(name, len(facets)), labels
+        return self.folder.read_control(name, len(facets))
 
     def member_facets(self) -> FacetSet:
         """Return the run's facets over its members, in their order."""

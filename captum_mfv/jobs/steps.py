@@ -218,6 +218,7 @@ def measure(work: Work) -> Facts:
             "retention": retained,
             "chance": 1 / len(facets),
             "p_value": facets.p_value,
+            "agreement": facets.agreement,
             "multifacetedness": asdict(multifacetedness(facets, seed=inputs.job.seed)),
         }
         if (baseline := work.folder.read_baseline()) is not None:

@@ -179,6 +179,7 @@ def _figures(folder: RunFolder, parts: Parts) -> dict[str, str]:
         "images": sum(row["size"] for row in rows),
         "nearest to their own facet, in the network's own codes": metrics["retention"],
         "by chance": metrics["chance"],
+        "real images nearest to their own facet's center": metrics.get("agreement"),
         "multifacetedness": unit["score"],
         "p-value of one facet": p_value(unit["p_value"]),
         "share of activation in stable facets": unit["coverage"],

@@ -144,5 +144,6 @@ class Metrics(Record):
     p_value: Number | None
     multifacetedness: _Multifacetedness
     plain: _Baseline = _absent
+    agreement: Number = _absent
     adjusted_rand_index: Number = _absent
     judge: _Evaluation | None = None
