@@ -12,6 +12,7 @@ from captum_mfv.activations import capture, guard, layer_name, trace
 from captum_mfv.activations.layers import code_layer, spatial_layers
 from captum_mfv.activations.resolve import resolve
 from captum_mfv.attr import pure_code
+from captum_mfv.concept import random_concepts, tcav_table
 from captum_mfv.errors import UnitError
 
 X = torch.rand(2, 3, 32, 32)
@@ -173,6 +174,16 @@ def test_facets_of_a_token_first_network_are_those_of_the_same_network_with_the_
         assert first.code == second.code
         assert np.allclose(first.activations, second.activations, atol=1e-5)
         assert np.allclose(first.codes, second.codes, atol=1e-5)
+
+
+def test_attributions_to_a_token_first_layer_are_those_with_the_batch_first(token_models):
+    images = torch.rand(16, 3, 32, 32)  # as many as tokens
+    first, second = (pure_code(model, "head:1", "one", input_spec=InputSpec(32))(images) for model in token_models)
+    assert first.shape == (16, 8)
+    assert torch.allclose(first, second, atol=1e-5)
+    concepts = random_concepts(images, 5, 6, input_spec=InputSpec(32))
+    rows = [tcav_table(model, images, 1, concepts[:2], concepts[2:], layers=["one"]) for model in token_models]
+    assert [row.score for row in rows[0]] == pytest.approx([row.score for row in rows[1]], abs=0.1)
 
 
 def test_a_layer_without_a_batch_axis_is_refused_by_name(token_models):

@@ -44,12 +44,12 @@ def batch_axis(shape: Sequence[int], n_rows: int) -> int | None:
         n_rows: N, the number of rows of the model's input.
 
     Raises:
-        ValueError: if neither axis has N rows.
+        UnitError: if neither axis has N rows.
     """
     first = len(shape) > 0 and shape[0] == n_rows
     second = len(shape) == 3 and shape[1] == n_rows
     if not (first or second):
-        raise ValueError(f"an output of shape {tuple(shape)} for a batch of {n_rows} has no batch axis")
+        raise UnitError(f"an output of shape {tuple(shape)} for a batch of {n_rows} has no batch axis")
     return None if first and second and n_rows > 1 else int(not first)
 
 
@@ -185,7 +185,7 @@ class _Run:
             return 0
         try:
             axis = batch_axis(output.shape, self.n_rows)
-        except ValueError as error:
+        except UnitError as error:
             raise UnitError(f"layer {name}: {error}, so it has no units; name a layer around it") from error
         if axis is None:
             if name not in self.axes:

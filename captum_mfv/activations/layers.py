@@ -117,7 +117,7 @@ def _batch_first(shape: tuple[int, ...], n_rows: int) -> tuple[tuple[int, ...], 
     """Return an output's shape with the batch first, and the batch axis."""
     try:
         axis = batch_axis(shape, n_rows) or 0
-    except ValueError:
+    except UnitError:
         return shape, None
     return ((shape[1], shape[0], *shape[2:]), 1) if axis else (shape, 0)
 
