@@ -48,14 +48,14 @@ def make():
 """
 
 
-def prepare(folder: Path, crops: bool = True) -> jobs.Job:
+def prepare(folder: Path, crops: bool = True) -> jobs.RunSettings:
     """A model file, images, and the job: on crops of a hidden unit's peaks, which has one stage more, or on images."""
     (folder / "images").mkdir()
     for i, image in enumerate(digits()[0][:48]):
         Image.fromarray((image[0] * 255).byte().numpy()).save(folder / "images" / f"{i:02}.png")
     (folder / "net.py").write_text(_MODEL)
     # images enough for two batches of the collection
-    return jobs.Job("net.py:make", "2:3", "images", top_k=36 if crops else None, facets=3, steps=8)
+    return jobs.RunSettings("net.py:make", "2:3", "images", top_k=36 if crops else None, facets=3, steps=8)
 
 
 def kill() -> None:
@@ -114,7 +114,7 @@ class Points:
         return wrapped
 
 
-def attempt(job: jobs.Job, points: Points, told: Path) -> None:
+def attempt(job: jobs.RunSettings, points: Points, told: Path) -> None:
     """The run, in a process of its own that has changed what it passes on its way; its end is told in a file."""
     if (child := os.fork()) == 0:
         code = 1
@@ -194,7 +194,7 @@ def stop_everywhere(n_points: int | None, faults: list[str], crops: bool) -> dic
             os.chdir(before)
 
 
-def _stop_everywhere(job: jobs.Job, n_points: int | None, faults: list[str]) -> dict[str, Any]:
+def _stop_everywhere(job: jobs.RunSettings, n_points: int | None, faults: list[str]) -> dict[str, Any]:
     run, told = Path("run"), Path("told.json")
     attempt(job, Points(), told)
     first, wanted = json.loads(told.read_text()), content(run)

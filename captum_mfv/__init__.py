@@ -53,7 +53,7 @@ _HOME = {
     "ImageFolder": "images",
     "InputSpec": "images",
     "MFVError": "errors",
-    "RunFolder": "runs",
+    "RunFolder": "runs.folder",
     "TopImages": "activations",
     "Unit": "units",
     "find_facets": "facets",

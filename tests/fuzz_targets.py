@@ -30,12 +30,11 @@ from safetensors.torch import save
 from torch import nn
 
 import captum_mfv as mfv
-from captum_mfv import cli, models, report
+from captum_mfv import models, report
 from captum_mfv.activations.store import Store
-from captum_mfv.cli.options import kinds
 from captum_mfv.images import to_pil
+from captum_mfv.jobs import RunSettings, run
 from captum_mfv.jobs.evaluation import evaluate
-from captum_mfv.jobs.runner import Job, run
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
 from captum_mfv.runs import config
@@ -123,7 +122,6 @@ class _Use:
 
     def __init__(self, here: Path) -> None:
         self.here = here
-        self.options = dict(map(kinds, cli.app.commands["run"].params))
         (here / "images").mkdir(parents=True)
 
     def image(self, content: bytes) -> None:
@@ -151,7 +149,7 @@ class _Use:
         assert read_recipe(self._written("recipe.json", again.to_json().encode())) == again
 
     def config(self, content: bytes) -> None:
-        config.dumps(config.read(self._written("a.toml", content), self.options), self.here)
+        config.dumps(config.read(self._written("a.toml", content)), self.here)
 
     def _load(self, name: str, content: bytes) -> None:
         model, _ = models.load("fuzz_targets:network", self._written(name, content))
@@ -187,8 +185,8 @@ def _tiny_run(folder: Path, secret: Path) -> Path:
     return path
 
 
-def _job(images: Path) -> Job:
-    return Job("fuzz_targets:network", "5:1", str(images), facets=2, steps=3)
+def _job(images: Path) -> RunSettings:
+    return RunSettings("fuzz_targets:network", "5:1", str(images), facets=2, steps=3)
 
 
 def _stopped(folder: Path, where: type, method: str, calls: int) -> Path:

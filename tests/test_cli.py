@@ -358,21 +358,21 @@ BAD = {
     "a pickle with code": ({"weights": "{text}/evil.pth"}, "as safetensors"),
     "weights of another model": ({"weights": "{text}/other.safetensors"}, "don't fit.*lacking 0.bias"),
     "more facets than images": ({"facets": 61}, "61 facets can't be found in 60 images"),
-    "no facets": ({"facets": 0}, "0 facets"),
+    "no facets": ({"facets": 0}, "facets must be at least 1 or 'auto', not 0"),
     "an unknown recipe": ({"recipe": "papermean"}, "no recipe 'papermean'; there are .*did you mean paper-mean"),
-    "no number": ({"facets": "many"}, "'many' is neither a number nor auto"),
+    "no number": ({"facets": "many"}, "facets must be an integer or 'auto', not 'many'"),
     "a recipe file that isn't there": ({"recipe": "mine.json"}, "mine.json can't be read as a recipe"),
-    "no size": ({"size": 0}, "--size must be 1 to 9000 pixels, not 0"),
+    "no size": ({"size": 0}, "--size.*size must be at least 1, not 0"),
     "an unknown device": ({"device": "gpu"}, "--device gpu can't be used"),
-    "an unknown precision": ({"dtype": "int8"}, "--dtype must be one of bfloat16, float16, not 'int8'"),
+    "an unknown precision": ({"dtype": "int8"}, "dtype must be 'bfloat16' or 'float16', not 'int8'"),
     "too few steps": ({"recipe": "paper-mean", "steps": 1}, "steps must be at least that"),
-    "no top images": ({"top-k": 0}, "--top-k must be at least 1 image, not 0"),
-    "an unknown reduction": ({"reduce": "median"}, "reduce must be mean, max, center or cls, not 'median'"),
-    "an unknown place of channels": ({"channels": "middle"}, "channels must be first, last or None, not 'middle'"),
+    "no top images": ({"top-k": 0}, "top-k must be at least 1, not 0"),
+    "an unknown reduction": ({"reduce": "median"}, "reduce must be 'mean', 'max', 'center' or 'cls', not 'median'"),
+    "an unknown place of channels": ({"channels": "middle"}, "channels must be 'first' or 'last', not 'middle'"),
     "an unknown code": ({"code": "conv7"}, "no layer 'conv7'"),
     "a folder in use": ({"out": "{text}"}, "isn't empty and holds no run"),
     "a table of other images": ({"labels": "{text}/labels.json"}, "names none of the images in .*such as '000.png'"),
-    "fewer top images than facets": ({"top-k": 2}, "--top-k must be at least 3"),
+    "fewer top images than facets": ({"top-k": 2}, "top_k must be at least the number of facets, 3"),
     "a table that is none": ({"labels": "{text}/notes.safetensors"}, "isn't a JSON table"),
 }
 
@@ -462,7 +462,7 @@ def test_help_teaches_with_examples_in_groups_and_says_what_exit_codes_mean(caps
     for example in re.findall(r"captum-mfv run .*(?:\\\\\n.*)?", said):
         assert set(re.findall(r"--[\w-]+", example)) <= set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", said, re.MULTILINE))
     headings = re.findall(r"^(\S.*):$", said, re.MULTILINE)
-    assert headings == ["What is looked at", "Facets", "Synthesised images", "The run", "Other"]
+    assert headings == ["Model, unit and images", "Facets", "Synthesized images", "The run", "Other"]
     assert "[default: 10]" in said
     _, said, _ = call(["--help"], capsys)
     assert re.findall(r"^ +(\d+) ", said, re.MULTILINE) == ["0", "2", "130", "1"]
@@ -508,14 +508,14 @@ def test_the_demo_is_repeated_from_its_config_too(tmp_path, capsys, monkeypatch)
 
 CONFIGS = {
     "no TOML": ("steps = ", r"run.toml can't be read as TOML"),
-    "an unknown option": ("step = 3", r"run.toml has no option 'step' to give; did you mean steps\?"),
-    "itself": ('config = "run.toml"', r"no option 'config'"),
-    "text for a number": ('top-k = "many"', r"top-k must be a whole number, not 'many'"),
-    "a fraction": ("steps = 1.5", r"steps must be a whole number, not 1.5"),
-    "a truth": ("seed = true", r"seed must be a whole number, not True"),
+    "an unknown option": ("step = 3", r"run.toml: step isn't known; did you mean steps\?"),
+    "itself": ('config = "run.toml"', r"run.toml: config isn't known"),
+    "text for a number": ('top-k = "many"', r"top-k must be an integer, not 'many'"),
+    "a fraction": ("steps = 1.5", r"steps must be an integer, not 1.5"),
+    "a truth": ("seed = true", r"seed must be an integer, not True"),
     "a list": ('unit = ["6:1"]', r"unit must be text, not \['6:1'\]"),
     "a number for a flag": ("quiet = 1", r"quiet must be true or false, not 1"),
-    "a wrong value": ('facets = "many"', r"'many' is neither a number nor auto"),
+    "a wrong value": ('facets = "many"', r"facets must be an integer or 'auto', not 'many'"),
 }
 
 

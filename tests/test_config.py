@@ -1,13 +1,16 @@
-"""A run's options as TOML: what is written is read again."""
+"""A run's settings: one declaration for Python, the command, TOML and JSON Schema."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from captum_mfv.cli import app
+from captum_mfv.errors import RunError
 from captum_mfv.optvis.recipes import RECIPES
 from captum_mfv.runs import config
-
-TYPES = dict.fromkeys(["model", "weights", "unit", "images", "labels", "out", "recipe", "top_k", "facets"], (str, int))
+from captum_mfv.runs.settings import RunSettings, declared_options
 
 VALUES = {
     "numbers and names": {"top_k": 200, "facets": "auto", "unit": "fc:3", "model": "resnet50", "recipe": "facet"},
@@ -27,16 +30,54 @@ def test_what_is_written_is_read_again_from_the_same_place(case, folder, tmp_pat
     text = config.dumps(VALUES[case], place)
     path = place / "run.toml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    found = config.read(os.path.relpath(path), TYPES)
+    found = config.read(os.path.relpath(path))
     assert found == VALUES[case]
 
 
 def test_paths_are_relative_to_the_file_and_names_may_have_hyphens(tmp_path):
     (tmp_path / "run.toml").write_text('images = "../peppers"\ntop-k = 3\nout = "~x"\n')
-    found = config.read(tmp_path / "run.toml", TYPES)
+    found = config.read(tmp_path / "run.toml")
     assert found == {"images": str(tmp_path.parent / "peppers"), "top_k": 3, "out": str(tmp_path / "~x")}
 
 
 def test_every_recipe_is_a_name_and_no_path():
     assert config.dumps({"recipe": "facet"}, "/out") == 'recipe = "facet"\n'
     assert not [name for name in RECIPES if name.endswith(".json")]
+
+
+def test_settings_accept_numpy_integers_and_paths():
+    settings = RunSettings("net.py:make", "fc:1", Path("images"), seed=np.int64(3), top_k=np.uint8(20))
+    assert settings.given() == RunSettings("net.py:make", "fc:1", "images", seed=3, top_k=20).given()
+    assert type(settings.seed) is int
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"facets": "ten"}, "^facets must be an integer or 'auto', not 'ten'"),
+        ({"facets": 0}, "^facets must be at least 1 or 'auto', not 0"),
+        ({"top_k": 0}, "^top_k must be at least 1, not 0"),
+        ({"top_k": 3, "facets": 4}, "^top_k must be at least the number of facets, 4, not 3"),
+        ({"seed": -1}, "^seed must be at least 0, not -1"),
+        ({"seed": 2**32}, "^seed must be at most 4294967295, not 4294967296"),
+        ({"seed": 1.5}, "^seed must be an integer, not 1.5"),
+        ({"size": 9001}, "^size must be at most 9000, not 9001"),
+        ({"steps": True}, "^steps must be an integer, not True"),
+        ({"reduce": "man"}, "^reduce must be 'mean', 'max', 'center' or 'cls', not 'man'; did you mean mean"),
+        ({"unit": 3}, "^unit must be text, not 3"),
+        ({"fcets": 3}, "^fcets isn't known; did you mean facets"),
+    ],
+)
+def test_invalid_settings_raise_an_error_that_names_the_setting(changes, message):
+    with pytest.raises(RunError, match=message):
+        RunSettings(**{"model": "resnet50", "unit": "fc:1", "images": "images", **changes})
+
+
+def test_every_declared_option_is_one_of_the_command_and_of_the_schema():
+    options = {parameter.name: parameter for parameter in app.commands["run"].params}
+    assert options.keys() - declared_options().keys() == {"config"}
+    properties = config.config_model().model_json_schema()["properties"]
+    for name, declared in declared_options().items():
+        assert options[name].help == declared.help == properties[declared.hyphenated]["description"]
+        assert options[name].required == declared.required
+    assert properties["seed"] == {**properties["seed"], "minimum": 0, "maximum": 2**32 - 1, "default": 0}

@@ -28,8 +28,8 @@ from captum_mfv.errors import (
     UnitError,
 )
 from captum_mfv.images import ImageFolder, batches, to_pil
+from captum_mfv.jobs import RunSettings, run
 from captum_mfv.jobs.evaluation import evaluate
-from captum_mfv.jobs.runner import Job, run
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, Recipe, read_recipe
 from captum_mfv.optvis.render import render_facets
@@ -215,7 +215,7 @@ def test_a_file_that_is_nested_without_end_or_no_file_is_refused(tmp_path):
         with pytest.raises(RecipeError, match=f"{name}.json can't be read as a recipe"):
             read_recipe(tmp_path / f"{name}.json")
         with pytest.raises(RunError, match=f"{name}.toml can't be read as TOML"):
-            config.read(tmp_path / f"{name}.toml", {"unit": (str,)})
+            config.read(tmp_path / f"{name}.toml")
 
 
 # Run folders that somebody else made
@@ -232,7 +232,7 @@ def made(tmp_path_factory):
     (root / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('was run').touch()\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MFVWarning)
-        run(Job(MODEL, "fc:1", str(root / "images"), facets=2, steps=2, input_size=32), root / "run")
+        run(RunSettings(MODEL, "fc:1", str(root / "images"), facets=2, steps=2, input_size=32), root / "run")
     return root
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from captum_mfv import Unit, models, report
 from captum_mfv.errors import RunError
 from captum_mfv.images import to_pil
+from captum_mfv.jobs import RunSettings, run
 from captum_mfv.jobs.evaluation import evaluate
-from captum_mfv.jobs.runner import Job, run
 from captum_mfv.metrics import Judge
 from captum_mfv.report.charts import plane, sparkline, strip
 from captum_mfv.report.compare import matched
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
         path = root / "images" / (NAMES[i // 5] if i % 5 == 0 else f"{i:03d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         to_pil(image).save(path)
-    job = Job(f"{root}/<i>model.py:make", "<b>logits</b>\u202e:1", f"{root}/images", facets=3, steps=5)
+    job = RunSettings(f"{root}/<i>model.py:make", "<b>logits</b>\u202e:1", f"{root}/images", facets=3, steps=5)
     found = run(job, root / "run")
     model, spec = models.load(job.model)
     evaluate(found, Judge(model, Unit("<b>logits</b>\u202e", 2), input_spec=spec), judge_name="<b>judge")

@@ -11,16 +11,14 @@ from typing import Any
 import click
 
 from captum_mfv.cli.console import told
-from captum_mfv.cli.options import FOLDER, Command, loudness, run_options
+from captum_mfv.cli.options import FOLDER, RunCommand, loudness
 from captum_mfv.display.progress import waiting
 from captum_mfv.display.text import visible
 
 __all__ = ["demo", "run"]
 
 
-@click.command(cls=Command)
-@run_options
-@loudness
+@click.command(cls=RunCommand)
 def run(out: str, quiet: bool, verbose: bool, update: bool, **options: Any) -> None:
     """Find the facets of a unit in a folder of images and synthesise one image per facet.
 
@@ -77,7 +75,7 @@ def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool, update: b
     with told(quiet, verbose):
         with waiting("starting", progress):
             from captum_mfv import jobs  # here, so that --help is quick
-        folder = jobs.run(jobs.Job(**job), out, update=update, progress=progress)
+        folder = jobs.run(jobs.RunSettings(**job), out, update=update, progress=progress)
     if not quiet:
         _sum_up(folder)
 

@@ -1,10 +1,10 @@
 """The work on one unit: `run` and `evaluate`, from Python and for the command.
 
-``inputs`` loads and checks what a `Job` names, ``stages`` is the table of a run's stages, and ``steps`` their work.
+``inputs`` loads and checks the input that settings name, ``stages`` is the table of stages, and ``steps`` their work.
 """
 
 from captum_mfv.jobs.evaluation import evaluate
-from captum_mfv.jobs.job import Job
 from captum_mfv.jobs.runner import run
+from captum_mfv.runs.settings import RunSettings
 
-__all__ = ["Job", "evaluate", "run"]
+__all__ = ["RunSettings", "evaluate", "run"]

@@ -16,12 +16,11 @@ from captum_mfv import models
 from captum_mfv.activations.resolve import resolve
 from captum_mfv.attr import check_method
 from captum_mfv.display.progress import waiting
-from captum_mfv.errors import FacetError, ImageError, ModelError
+from captum_mfv.errors import FacetError, ModelError
 from captum_mfv.images import ImageFolder, InputSpec
-from captum_mfv.jobs.job import Job
 from captum_mfv.optvis.recipes import Recipe, get_recipe
+from captum_mfv.runs.settings import RunSettings
 from captum_mfv.storage.identity import fingerprint, weights_fingerprint
-from captum_mfv.storage.schema import LARGEST_SIDE
 from captum_mfv.storage.untrusted import read_json
 from captum_mfv.units import Code, Unit
 
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Everything that a job names, loaded and checked.
+    """Everything that a run's settings name, loaded and checked.
 
     Args:
         job: the settings.
@@ -46,7 +45,7 @@ class Inputs:
         groups: known group of each image by its path in the folder, or None.
     """
 
-    job: Job
+    job: RunSettings
     model: nn.Module
     spec: InputSpec
     unit: Unit
@@ -70,15 +69,14 @@ class Inputs:
         }
 
 
-def load_inputs(job: Job, progress: bool = False) -> Inputs:
-    """Load and check what a job names.
+def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
+    """Load and check what the settings of a run name.
 
     Raises:
         MFVError: if something can't be used, naming what and why; everything else is checked before the model is
             loaded.
     """
     check_method(job.attribution)
-    _check_numbers(job)
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
     unit, code = _unit(job), Code.parse(job.code)
@@ -108,23 +106,7 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def _check_numbers(job: Job) -> None:
-    for name, size in {"--size": job.size, "--input-size": job.input_size}.items():
-        if size is not None and not 1 <= size <= LARGEST_SIDE:
-            raise ImageError(f"{name} must be 1 to {LARGEST_SIDE} pixels, not {size}")
-    if job.top_k is not None and job.top_k < 1:
-        raise ImageError(f"--top-k must be at least 1 image, not {job.top_k}")
-    if job.facets == "auto":
-        return
-    if job.facets < 1:
-        raise FacetError(f"{job.facets} facets can't be found; ask for at least 1, or auto")
-    if job.top_k is not None and job.top_k < job.facets:
-        raise FacetError(
-            f"{job.facets} facets can't be found in {job.top_k} images; --top-k must be at least {job.facets}"
-        )
-
-
-def _unit(job: Job) -> Unit:
+def _unit(job: RunSettings) -> Unit:
     unit = Unit.parse(job.unit)
     reduce = job.reduce or ("max" if job.top_k is not None else "mean")
     return replace(unit, reduce=reduce, channels=job.channels)
@@ -148,7 +130,7 @@ def _read_groups(path: str, images: ImageFolder) -> dict[str, int]:
     return groups
 
 
-def _load_model(job: Job, device: torch.device, progress: bool) -> tuple[nn.Module, InputSpec]:
+def _load_model(job: RunSettings, device: torch.device, progress: bool) -> tuple[nn.Module, InputSpec]:
     _log.info("loading %s", job.model)
     with waiting(f"loading {job.model}", progress):
         model, spec = models.load(job.model, job.weights, progress=progress)

@@ -7,21 +7,21 @@ import os
 from pathlib import Path
 
 from captum_mfv.jobs.inputs import load_inputs
-from captum_mfv.jobs.job import Job
 from captum_mfv.jobs.stages import run_stages, stage_keys, stage_outputs
 from captum_mfv.jobs.steps import Work
 from captum_mfv.runs.folder import RunFolder
 from captum_mfv.runs.manifest import check_place
+from captum_mfv.runs.settings import RunSettings
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.lock import hold
 
-__all__ = ["Job", "run"]
+__all__ = ["run"]
 
 _log = logging.getLogger(__name__)
 
 
-def run(job: Job, out: str | os.PathLike[str], *, update: bool = False, progress: bool = False) -> RunFolder:
-    """Run or resume a job, and write its result to a folder.
+def run(job: RunSettings, out: str | os.PathLike[str], *, update: bool = False, progress: bool = False) -> RunFolder:
+    """Run or resume a run with these settings, and write its result to a folder.
 
     All input is checked before anything is written. Stages that the folder already has are skipped, and an
     interrupted stage resumes from its last saved state, with the same result; a finished run is returned as it is.

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from captum_mfv.errors import RecipeError
 from captum_mfv.optvis.terms import TERMS
 from captum_mfv.optvis.transform import make_transform
-from captum_mfv.storage.schema import Flag, Integer, Number, declare, suggest, validate
+from captum_mfv.storage.schema import FROM_NUMPY, Flag, Number, Positive, Steps, declare, suggest, validate
 from captum_mfv.storage.untrusted import read_json
 
 __all__ = ["PARAMS", "RECIPES", "STARTS", "Phase", "Ramp", "Recipe", "get_recipe", "read_recipe"]
@@ -83,11 +83,11 @@ class Phase:
         RecipeError: if a value is invalid; the message names the field.
     """
 
-    steps: Annotated[Integer, Field(ge=1, le=10**6)]
+    steps: Steps
     weights: Annotated[Weights, Field(min_length=1)]
     optimizer: Literal["adam", "tv"] = "adam"
     lr: Ramp = Ramp(0.03, 0.03)
-    scale: Annotated[Number, Field(gt=0, le=16)] = 1.0
+    scale: Annotated[float, Field(strict=True, gt=0, le=16), FROM_NUMPY] = 1.0
     tv_weight: Ramp | None = None
     transforms: Mapping[str, Mapping[str, Number]] = Field(default_factory=dict)
 
@@ -124,7 +124,7 @@ class Recipe:
     start: Start
     param: Param
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
-    n_images: Annotated[Integer, Field(ge=1)] = 15
+    n_images: Positive = 15
     noise: tuple[Number, Number] = (0.5, 0.01)
     colors: Literal["imagenet", "images"] = "imagenet"
 

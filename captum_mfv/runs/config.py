@@ -1,16 +1,21 @@
-"""The options of a run as a TOML file: what a user writes, and what repeats a run."""
+"""The options of a run as a TOML file: read the user's, and write the one that repeats a run."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pydantic
+from pydantic import ConfigDict, Field
+
 from captum_mfv.errors import RunError
+from captum_mfv.runs.settings import declared_options
+from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import read_text
 
 if sys.version_info >= (3, 11):
@@ -18,42 +23,59 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["dumps", "read"]
-
-_PATHS = ("images", "weights", "labels", "out")
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+__all__ = ["config_model", "dumps", "read", "validate_option"]
 
 
-def read(path: str | os.PathLike[str], options: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """The options that a file gives, by their names in Python.
+@cache
+def config_model() -> type[pydantic.BaseModel]:
+    """Return the model of a TOML file of options, none of which is required."""
+    fields: dict[str, Any] = {
+        name: (
+            declared.hint,
+            Field(
+                None if declared.required else declared.default, alias=declared.hyphenated, description=declared.help
+            ),
+        )
+        for name, declared in declared_options().items()
+    }
+    return pydantic.create_model("Options of captum-mfv run", __config__=ConfigDict(extra="forbid"), **fields)
 
-    Relative paths are relative to the file's folder. Names may be written as on the command line or as in
-    Python: ``top-k`` or ``top_k``. A file may name a model as ``file.py:function``, and a run *runs* it: give
-    only files that you trust, or have read.
 
-    Args:
-        path: the file.
-        options: the types that each option takes, by its name in Python.
+def validate_option(name: str, value: Any) -> Any:
+    """Return an option's value in its declared type; text may be an integer.
 
     Raises:
-        RunError: if it isn't TOML, names an option that there is not, or gives one a value of another type.
+        ValueError: if the value is invalid.
     """
-    folder = os.path.dirname(path)  # noqa: PTH120
-    found: dict[str, Any] = {}
-    for key, value in _parse(Path(path)).items():
-        name = key.replace("-", "_")
-        if name not in options:
-            near = difflib.get_close_matches(name, options, n=1, cutoff=0.0)[0].replace("_", "-")
-            raise RunError(f"{os.fspath(path)} has no option {key!r} to give; did you mean {near}?")
-        if type(value) not in options[name]:
-            kinds = " or ".join(_KINDS[kind] for kind in options[name])
-            raise RunError(f"{os.fspath(path)}: {key} must be {kinds}, not {value!r}")
-        found[name] = _moved(name, value, lambda part: os.path.join(folder, part))  # noqa: PTH118
-    return found
+    try:
+        return getattr(validate(config_model(), {declared_options()[name].hyphenated: value}), name)
+    except ValueError:
+        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+            return validate_option(name, int(value))
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options in a TOML file, by their names in Python.
+
+    Relative paths are relative to the file's folder. Names may be written as on the command line or as in
+    Python: ``top-k`` or ``top_k``. A file may name a model as ``file.py:function``, and a run *runs* it: use
+    only files that you trust, or have read.
+
+    Raises:
+        RunError: if the file isn't TOML, has an unknown option, or an invalid value.
+    """
+    folder, table = os.path.dirname(path), _parse(Path(path))  # noqa: PTH120
+    try:
+        valid = validate(config_model(), {key.replace("_", "-"): value for key, value in table.items()})
+    except ValueError as error:
+        raise RunError(f"{os.fspath(path)}: {error}") from error
+    found = valid.model_dump(exclude_unset=True)
+    return {name: _moved(name, value, lambda part: os.path.join(folder, part)) for name, value in found.items()}  # noqa: PTH118
 
 
 def dumps(options: Mapping[str, str | int | float], folder: str | os.PathLike[str]) -> str:
-    """TOML that gives the options from a file in a folder, a line each; what is a relative path leads on from there."""
+    """Return TOML, one option per line; relative paths become relative to the folder that the file is written to."""
     lines = [
         f"{name.replace('_', '-')} = {_value(_moved(name, value, lambda part: os.path.relpath(part, folder)))}\n"
         for name, value in options.items()
@@ -69,12 +91,12 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _value(value: str | int | float) -> str:
-    """A value as TOML writes it: strings as JSON does, but for one character."""
+    """Return a value as TOML; strings are JSON's, except for one character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _moved(name: str, value: Any, move: Callable[[str], str]) -> Any:
-    """A value, its path moved if it is or begins with a relative one."""
+    """Return a value, after moving the relative path that it is or begins with."""
     path, rest = _path_of(name, value)
     if not path or os.path.isabs(path):  # noqa: PTH117
         return value
@@ -82,8 +104,9 @@ def _moved(name: str, value: Any, move: Callable[[str], str]) -> Any:
 
 
 def _path_of(name: str, value: Any) -> tuple[str, str]:
-    """The path in a value, and what follows it; empty if there is none."""
-    if name in _PATHS or (name == "recipe" and value.endswith(".json")):
+    """Return the path in a value and the text after it; an empty path if the value has none."""
+    names = declared_options()[name].option.names
+    if names in ("file", "folder") or (names == "recipe" and value.endswith(".json")):
         return value, ""
-    source, colon, function = value.rpartition(":") if name == "model" else ("", "", "")
+    source, colon, function = value.rpartition(":") if names == "model" else ("", "", "")
     return (source, colon + function) if source.endswith(".py") else ("", "")

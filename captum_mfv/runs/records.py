@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from captum_mfv.storage.schema import Integer, Number, Record, Seed, Side
+from captum_mfv.storage.schema import FROM_NUMPY, Integer, Number, Record, Seed, Side
 
 __all__ = ["FacetRow", "FinishedSettings", "Manifest", "Member", "Metrics", "Spec"]
 
@@ -28,7 +28,7 @@ class Spec(Record):
     size: Side
     mean: Channels
     std: Channels
-    crop_fraction: Annotated[Number, Field(ge=0.01, le=1)] = 1.0
+    crop_fraction: Annotated[float, Field(strict=True, ge=0.01, le=1), FROM_NUMPY] = 1.0
     interpolation: str = "bilinear"
 
 

@@ -11,20 +11,23 @@ from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
 import pydantic
-from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import dataclass_transform
 
 from captum_mfv.errors import MFVError
 
 __all__ = [
+    "FROM_NUMPY",
     "LARGEST_SIDE",
     "Flag",
     "Integer",
     "Number",
+    "Positive",
     "Record",
     "Seed",
     "Side",
+    "Steps",
     "check_seed",
     "declare",
     "json_schema",
@@ -45,11 +48,16 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+FROM_NUMPY = BeforeValidator(_plain)
+"""Accepts numbers of NumPy; comes after the bounds of a type, which JSON Schema would lack otherwise."""
+
 Flag = Annotated[bool, Strict()]
-Integer = Annotated[int, Strict(), BeforeValidator(_plain)]
-Number = Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_plain)]
-Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
-Side = Annotated[Integer, Field(ge=1, le=LARGEST_SIDE)]
+Integer = Annotated[int, Field(strict=True), FROM_NUMPY]
+Positive = Annotated[int, Field(strict=True, ge=1), FROM_NUMPY]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1), FROM_NUMPY]
+Side = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIDE), FROM_NUMPY]
+Steps = Annotated[int, Field(strict=True, ge=1, le=10**6), FROM_NUMPY]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), FROM_NUMPY]
 
 
 class Record(pydantic.BaseModel):
@@ -67,7 +75,8 @@ def declare(error: type[MFVError]) -> Callable[[type[T]], type[T]]:
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+        config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+        made: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
         construct = made.__init__
 
         @functools.wraps(construct)
