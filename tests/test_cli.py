@@ -279,6 +279,30 @@ def test_a_hidden_unit_is_seen_through_the_crops_of_its_peaks(inputs, tmp_path, 
     assert "multifacetedness" in (out / "report.html").read_text()
 
 
+FIXED = """
+    import torch
+    from torch import nn
+    from captum_mfv import InputSpec
+
+    def make():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(8, 12, 3, 1, 1), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 8 * 8, 5)), InputSpec(32)
+"""
+
+
+def test_a_hidden_unit_of_a_network_with_one_input_size_is_run_and_evaluated_on_crops(inputs, tmp_path, capsys):
+    (tmp_path / "fixed.py").write_text(textwrap.dedent(FIXED))
+    model = f"{tmp_path}/fixed.py:make"
+    options = {"model": model, "unit": "3:4", "images": inputs / "images", "top-k": 20, "facets": 2, "steps": 2}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert call(["run", *words, "--out", tmp_path / "run", "--quiet"], capsys)[0] == 0
+    with Image.open(tmp_path / "run" / "images" / "facet_01.png") as image:
+        assert image.size < (32, 32)
+    status, _, errors = judged(inputs, tmp_path / "run", capsys, "--control", "noise start", "--model", model)
+    assert status == 0, errors
+
+
 def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, monkeypatch):
     words = arguments(inputs, tmp_path / "run", unit="2:3", facets=2, **{"top-k": 30})
     with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 import captum_mfv as mfv
 from captum_mfv import FacetSet, RunFolder, cli, find_facets, models, report, top_images
 from captum_mfv.activations.store import Store
+from captum_mfv.activations.top_k import TopImages
 from captum_mfv.cli.console import plain_warnings
 from captum_mfv.errors import (
     FacetError,
@@ -34,6 +36,7 @@ from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, Recipe, read_recipe
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.runs import config
+from captum_mfv.runs.top_images import TOP_IMAGES, dump_top_images, read_top_images
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.files import tensor_file
 
@@ -374,6 +377,31 @@ def test_a_run_is_not_gone_on_with_through_a_link(theirs, tmp_path):
     (theirs / ".unfinished").symlink_to(tmp_path / "victim")
     with pytest.raises(RunError, match=r"\.unfinished/codes leads out of the folder"):
         RunWriter.read(theirs).unfinished("codes")
+
+
+def test_top_images_that_are_not_of_the_run_are_refused(tmp_path):
+    unit, images = mfv.Unit("conv1", 0, "max"), torch.zeros(4, 3, 32, 32)
+    indices, activations, corners = np.array([3, 1]), np.ones(2, np.float32), np.array([[0, 20], [5, 5]])
+    good = TopImages(unit, images, indices, activations, corners, SPEC, replace(SPEC, size=12))
+    path = tmp_path / TOP_IMAGES
+    path.write_bytes(dump_top_images(good))
+    assert read_top_images(tmp_path, unit, images, SPEC).fingerprint() == good.fingerprint()
+    for change in (
+        {"indices": np.array([4, 1])},
+        {"indices": np.array([-1, 1])},
+        {"activations": np.array([np.nan, 1], np.float32)},
+        {"corners": np.array([[0, 21], [5, 5]])},
+        {"corners": np.zeros((3, 2), np.int64)},
+        {"indices": indices.astype(float)},
+        {"input_spec": replace(SPEC, size=64)},
+    ):
+        path.write_bytes(dump_top_images(replace(good, **change)))
+        with pytest.raises(RunError, match=r"top_images\.safetensors can't be read"):
+            read_top_images(tmp_path, unit, images, SPEC)
+    path.unlink()
+    path.symlink_to(tmp_path.parent)
+    with pytest.raises(RunError, match="leads out of the folder"):
+        read_top_images(tmp_path, unit, images, SPEC)
 
 
 def test_a_page_is_written_in_the_place_of_a_link_not_through_it(theirs, tmp_path):

@@ -1,5 +1,6 @@
 """The page as its readers use it: in a browser, by mouse, by keyboard, without scripts, on a small screen."""
 
+import html
 import json
 import re
 import shutil
@@ -11,6 +12,8 @@ from conftest import planted_images
 from PIL import Image
 
 from captum_mfv import Unit, models, report
+from captum_mfv.attr import explained
+from captum_mfv.display.text import visible
 from captum_mfv.errors import RunError
 from captum_mfv.images import to_pil
 from captum_mfv.jobs import RunSettings, run
@@ -302,6 +305,10 @@ def test_a_run_from_before_there_were_plain_images_and_intervals_still_has_a_pag
     assert 'id="plain"' not in page
     assert 'data-show="attribution"' not in page
     assert "not asked" in page
+
+
+def test_the_page_says_what_the_attributions_explain(folder):
+    assert visible(explained(folder.read_facets())) in html.unescape(page_of(folder).read_text())
 
 
 def test_each_facet_has_an_interval_that_holds_its_stability(folder):

@@ -1,4 +1,4 @@
-"""The page of a run: what it shows, gathered from the run's folder and filled into the templates."""
+"""The page of a run: collect its data from the run's folder and fill the templates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_mfv.attr import explained
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import to_pil
@@ -25,8 +26,8 @@ from captum_mfv.storage.untrusted import is_folder
 
 __all__ = ["build"]
 
-_SHOWN = 600  # real images with a thumbnail, so that the file stays small
-_LARGE = 2048  # pixels; a start or an overlay keeps its size up to here
+_SHOWN = 600  # real images with a thumbnail: limits the size of the file
+_LARGE = 2048  # pixels; larger starts and overlays are scaled down
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Card:
     """A facet's card.
 
     Args:
-        index: the facet's.
-        row: its entry in facets.json.
-        share: of all facets' images.
-        score: its entry in metrics.json.
-        judged: the facet whose center the judge finds nearest, if there is one.
-        image: the image as it is, and ``small``, ``start`` and ``overlay`` as the page shows them.
-        bars: its images' activations, as a path.
+        index: index of the facet.
+        row: the facet's entry in facets.json.
+        share: the facet's share of all facets' images.
+        score: the facet's entry in metrics.json.
+        judged: the facet whose center is nearest to the image in the independent network's codes; None: not evaluated.
+        image: the image in full size; ``small``, ``start`` and ``overlay`` are scaled for the page.
+        bars: SVG path of the histogram of the activations of the facet's real images.
         ascent: (n_steps,) the unit's activation at each step.
-        members: its nearest images, with attributions.
-        others: more of them, as many as the page has room for.
+        members: the real images nearest to the facet's center, with attributions.
+        others: further real images of the facet, up to the page's limit.
     """
 
     index: int
@@ -84,15 +85,15 @@ class Plain:
 def build(folder: RunFolder) -> Path:
     """Write ``report.html`` of a run's folder and return its path.
 
-    The page opens from disk and needs no network: images are inside it. Thumbnails of real images need the
-    run's image folder, as it was; without it their names stand alone.
+    The page contains its images and makes no network request. Thumbnails of real images need the run's image
+    folder, unchanged; without it the page shows the images' names.
 
     Raises:
         FacetError: if the folder's facets can't be read.
-        RunError: if its other files can't be, or don't belong together.
+        RunError: if its other files can't be read, or contradict each other.
 
     Warns:
-        MFVWarning: if another folder is where the run's images were.
+        MFVWarning: if the image folder isn't the run's.
     """
     parts = read_parts(folder)
     facets, rows, metrics = parts.facets, parts.rows, parts.metrics
@@ -112,6 +113,7 @@ def build(folder: RunFolder) -> Path:
         n_images=len(real),
         cropped=any("crop" in member for row in rows for member in row["members"][:1]),
         cards=cards,
+        explained=explained(facets),
         largest=max(card.share for card in cards),
         plain=_plain(folder, metrics),
         plane=plane(facets.embedding, facets.labels, _names(facets, rows), facets.activations),
@@ -149,7 +151,7 @@ def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[Card]:
 
 
 def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[Member]]:
-    """The images of each facet, as many as the page has room for, nearest first."""
+    """Return the real images of each facet, nearest to the center first, up to the page's limit."""
     pictures, n_shown = folder.member_images(), max(NEAREST, _SHOWN // len(rows))
     if pictures.refused is not None and is_folder(pictures.root):
         warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=4)
@@ -184,7 +186,7 @@ def _plain(folder: RunFolder, metrics: Mapping[str, Any]) -> Plain | None:
 
 
 def _names(facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The path of each image of the dataset, where it is known."""
+    """Return the path of each image of the dataset; ``image N`` for images in no facet."""
     names = [f"image {i}" for i in range(len(facets.labels))]
     for facet, row in zip(facets, rows, strict=True):
         for index, member in zip(facet.members, row["members"], strict=True):
@@ -193,7 +195,7 @@ def _names(facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of which a reader wants to know."""
+    """Return the settings that the page lists."""
     hidden = ("command", "recipe_data")
     return {
         name.replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value

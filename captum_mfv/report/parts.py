@@ -1,4 +1,4 @@
-"""What a page shows, read from a run's folder: anyone may have written it, so its parts are checked to fit together."""
+"""A run's facets, rows and metrics, checked against each other: anyone may have written the folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Parts:
 
 
 def read_parts(folder: RunFolder) -> Parts:
-    """A run's parts.
+    """Read a run's parts.
 
     Raises:
-        FacetError: if its facets can't be read.
-        RunError: if anything else can't, or the parts aren't of the same facets.
+        FacetError: if the facets can't be read.
+        RunError: if the settings are incomplete, another part can't be read, or the parts are of different facets.
     """
-    _ = folder.input_spec  # settings are complete
+    _ = folder.input_spec  # raises if settings are incomplete
     facets, rows, metrics = folder.read_facets(), folder.read_members(), folder.read_metrics()
     sizes = [len(facet) for facet in facets]
     for name, found in {

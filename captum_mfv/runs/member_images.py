@@ -22,7 +22,7 @@ from captum_mfv.storage.untrusted import (
 __all__ = ["MemberImages", "why_not_read"]
 
 
-_TRIED = 100  # members, before a folder is listed
+_TRIED = 100  # members that must exist before the folder is listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +31,10 @@ class MemberImages:
 
     Args:
         root: the run's image folder.
-        members: a row of ``facets.json`` for each, of which ``path`` and ``crop`` count.
-        labels: (n,) the facet of each.
-        input_spec: what the model sees.
-        refused: why nothing is read of the image folder; None: it is the run's.
+        members: the ``members`` rows of ``facets.json``; ``path`` and ``crop`` are used.
+        labels: (n,) the facet of each member.
+        input_spec: preprocessing of the model's input.
+        refused: why no file of the image folder is read; None: the folder is the run's.
     """
 
     root: Path
@@ -51,15 +51,16 @@ class MemberImages:
 
     @property
     def item_spec(self) -> InputSpec:
-        """What turns items into the model's input: of crops, at the size of a crop."""
+        """Preprocessing of the items; of crops, at the size of a crop."""
         left, _, right, _ = self.members[0].get("crop", (0, 0, self.input_spec.size, 0))
         return replace(self.input_spec, size=right - left)
 
     def picture(self, member: Mapping[str, Any]) -> Image.Image:
-        """A member as the model sees it.
+        """Return a member's preprocessed image before normalization.
 
         Raises:
-            ImageError: if it can't be read, its path leads out of the image folder, or that isn't the run's.
+            ImageError: if the file can't be read, the path leads out of the image folder, or the folder isn't the
+                run's.
         """
         if self.refused is not None:
             raise ImageError(self.refused)
@@ -77,7 +78,7 @@ def _leads_out(path: PurePosixPath) -> bool:
 
 
 def why_not_read(root: Path, members: Sequence[Mapping[str, Any]], images_hash: str | None) -> str | None:
-    """Why an image folder isn't the run's; it is listed only if the first members are there."""
+    """Return why an image folder isn't the run's, or None; the folder is listed only if it has the first members."""
     if not is_folder(root):
         return f"the run's images are gone: {root} isn't a folder; put it back"
     paths = [PurePosixPath(member["path"]) for member in members[:_TRIED]]
