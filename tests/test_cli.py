@@ -198,7 +198,7 @@ def test_a_unit_that_noise_leaves_silent_has_a_page_without_the_image_of_the_who
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     out = tmp_path / "out" / "run"
     status, _, errors = call(["run", *words, "--steps", 4, "--out", out, "--quiet"], capsys)
-    assert (status, errors.count("no image without facets: facet 0: no gradient reaches the image")) == (0, 1)
+    assert (status, errors.count("no image without facets: facet 0 of unit:0: no gradient reaches the image")) == (0, 1)
     assert (out / "report.html").exists()
     assert not (out / "images" / "plain.png").exists()
 

@@ -1,9 +1,13 @@
+import sys
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import SPEC, Failing, small_cnn
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from captum_mfv import InputSpec, Unit, find_facets
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError, RenderError
@@ -155,7 +159,7 @@ def test_a_callback_sees_every_step(facets, planted):
 
 def test_images_that_gain_nothing_are_named(facets, planted):
     still = Recipe("still", "", "mean", "fft", (Phase(20, {"code": 1.0}, lr=Ramp(0.0, 0.0)),))
-    with pytest.warns(MFVWarning, match="facet 0, 1, 2: 20 steps gained nothing"):
+    with pytest.warns(MFVWarning, match="facet 0, 1, 2 of fc:1: 20 steps gained nothing"):
         render_facets(small_cnn(), facets, planted[0], recipe=still, input_spec=SPEC)
 
 
@@ -183,7 +187,7 @@ def test_a_dead_unit_is_named_instead_of_drawn_as_grey(planted, facets):
     model.fc = nn.Sequential(Dead(), nn.Linear(24, 5))
     recipe = Recipe("unit", "", "mean", "fft", (Phase(3, {"unit": 1.0}),))
     found = find_facets(model, Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC)
-    with pytest.raises(RenderError, match="facet 0: no gradient reaches the image at step 0"):
+    with pytest.raises(RenderError, match="facet 0 of fc:1: no gradient reaches the image at step 0"):
         render_facets(model, found, planted[0], recipe=recipe, input_spec=SPEC)
 
 
@@ -193,6 +197,66 @@ def test_a_loss_that_is_not_finite_is_named(planted, facets):
         model.fc.bias[1] = torch.inf
     with pytest.raises(RenderError, match="isn't finite"):
         render_facets(model, facets, planted[0], steps=3, input_spec=SPEC)
+
+
+class Late(nn.Module):
+    """The input as it is, until a pass makes a row NaN, or frees it of its gradient."""
+
+    def __init__(self, after, change):
+        super().__init__()
+        self.left, self.change = after, change
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left >= 0 or len(x) < 3:
+            return x
+        return torch.cat([x[:2], self.change(x[2:])])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda x: x * torch.nan, "isn't finite"), (lambda x: x.detach(), "no gradient reaches the image")],
+)
+@pytest.mark.parametrize("step", [3, 27])
+def test_the_step_and_the_facet_that_failed_are_named_though_losses_are_read_later(change, message, step, planted):
+    def model(after):
+        return nn.Sequential(Late(after, change), small_cnn())
+
+    found = find_facets(model(99), Unit("1.fc", 1), planted[0], n_facets=3, input_spec=SPEC)
+    recipe = Recipe("unit", "", "mean", "fft", (Phase(25, {"unit": 1.0}), Phase(10, {"unit": 1.0})))
+    failing = model(step + 1)  # the first pass measures how many images fit at once
+    with pytest.raises(RenderError, match=f"facet 2 of 1.fc:1: .*{message} at step {step}"):
+        render_facets(failing, found, planted[0], recipe=recipe, input_spec=SPEC)
+
+
+class Reads(TorchFunctionMode):
+    """Counts what optvis does with a tensor that would wait for a device."""
+
+    names = ("cpu", "item", "tolist", "__bool__", "__float__", "__int__")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name, caller = getattr(function, "__name__", ""), Path(sys._getframe(1).f_code.co_filename)
+        if name in self.names and caller.parent.name == "optvis":
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recipe", ["facet", "faceted", "maco"])
+def test_steps_wait_for_no_number_of_the_device(recipe, facets, planted):
+    def reads(steps):
+        with Reads() as counted:
+            render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=steps, input_spec=SPEC)
+        return len(counted.found)
+
+    few = reads(2)
+    assert few > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MFVWarning)
+        assert reads(19) == few
 
 
 @pytest.mark.parametrize("size", [20, 48])

@@ -1,13 +1,13 @@
-"""Our render loop: every facet of a unit in one batch, the model left as it was."""
+"""Render images of facets in one batch; the model is left as it was."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.optvis.arguments import Seeds, as_facets, as_integer, as_seeds, check_same_layers
-from captum_mfv.optvis.initializer import own_generator
-from captum_mfv.optvis.loop import Batch, Callback
+from captum_mfv.optvis.loop import Callback, RenderLoop, Rows, Settings
 from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.reference import measure_terms
+from captum_mfv.optvis.terms import Term
 from captum_mfv.storage.checkpoint import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, weights_fingerprint
 
@@ -34,25 +34,22 @@ _log = logging.getLogger(__name__)
 
 __all__ = ["Rendering", "render_facets"]
 
-Job: TypeAlias = tuple[int, int]
-"""Row of a facet, and a seed."""
-
-_N_COLORED = 100  # images on which colours are measured
+_N_COLORED = 100  # images on which colors are measured
 
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """The image of a facet, and how it came about.
+    """The image of a facet, and how it was made.
 
     Args:
         facet: the facet.
         image: (C, H, W) float32 in [0, 1].
-        start: (C, H, W) where it started.
+        start: (C, H, W) float32 in [0, 1], the image before the first step.
         history: (n_steps,) each objective term (a loss, unweighted) and, as ``activation``, the unit's
             activation, on the transformed image before each step.
         seed: the seed.
         recipe: the recipe's name.
-        transparency: (H, W) in [0, 1], where the image matters to the loss: ``Σ |∂loss/∂image|`` over steps.
+        transparency: (H, W) in [0, 1], how much each pixel matters to the loss: ``Σ |∂loss/∂image|`` over steps.
         complete: whether every step was done; False after Ctrl-C.
     """
 
@@ -67,19 +64,19 @@ class Rendering:
 
     @property
     def rgba(self) -> Tensor:
-        """(4, H, W) float32 in [0, 1], transparent where the image doesn't matter; grey images in three channels."""
+        """(4, H, W) float32 in [0, 1], transparent where the image doesn't matter; gray images in three channels."""
         return torch.cat([self.image.expand(3, -1, -1), self.transparency[None]])
 
     def _repr_png_(self) -> bytes | None:
-        """The image, for notebooks."""
+        """Return the image, for notebooks."""
         return png(self.image)
 
     def _repr_html_(self) -> str:
-        """The image beside its start, and where the unit and each term began and ended, for notebooks."""
+        """Return the image beside its start, and the first and last value of each term, for notebooks."""
         name, done = f"facet {self.facet.index}", "" if self.complete else ", interrupted"
         caption = f"{name} of {self.facet.unit}: recipe {self.recipe}, seed {self.seed}{done}"
         pictures = [picture(self.image, name), picture(self.start, f"{name}, start")]
-        return table(caption, ["image", "start", *self.history], [[*pictures, *map(_went, self.history.values())]])
+        return table(caption, ["image", "start", *self.history], [[*pictures, *map(_change, self.history.values())]])
 
 
 def render_facets(
@@ -100,27 +97,28 @@ def render_facets(
     key: str | None = None,
     progress: bool = False,
 ) -> list[Rendering]:
-    """Synthesise one image per facet, all of them together.
+    """Synthesize one image per facet, all of them in one batch.
 
-    Each image draws from its own generator, seeded by the seed and the facet's index, so that it doesn't
-    depend on what else is drawn, but for rounding. On one machine the same seed and batch give the same
-    bytes; no global generator is touched. Ctrl-C ends it with the images so far and a warning.
+    Each image has its own random generator, seeded by the seed and the facet's index, so that an image doesn't depend
+    on the other images of the batch, but for rounding. On one machine the same seed and batch give the same bytes; no
+    global generator is used. Ctrl-C stops the optimization: the images so far are returned, with a warning.
 
     Args:
         model: the model in which the facets were found, on any device; left as it was.
-        facets: a facet set, a facet or several of one unit.
+        facets: a facet set, a facet or several. They may belong to several units and facet sets that read the same
+            layers: units of one layer, with the same reduction and the same code.
         images: the dataset in which they were found.
         recipe: name of a recipe, path of a recipe's ``.json``, or a `Recipe`.
-        steps: this many steps, the recipe's phases in proportion.
-        size: side of the images in pixels, of which the network sees a copy at its own size; by default that.
-        start: (C, H, W), or (n_facets, C, H, W) one for each facet, in [0, 1]: where the images start, in the
-            place of the recipe's start.
+        steps: total number of steps, with the recipe's phases in proportion; by default the recipe's.
+        size: side of the images in pixels, which are resized for the network; by default the network's input size.
+        start: (C, H, W), or (n_facets, C, H, W) one for each facet, in [0, 1]: images to start from instead of the
+            recipe's start.
         input_spec: what turns images in [0, 1] into the model's input.
-        seed: seed of transforms and noise; several: each facet once for each.
+        seed: seed of transforms and noise; with several seeds, each facet is rendered once for each.
         dtype: precision in which the network runs under `torch.autocast`, such as ``torch.bfloat16`` on a GPU;
             by default its own.
-        max_batch: images that go through the network at once, at most; by default as many as are fastest, all on
-            a GPU. When memory runs out, the step is done again with half as many, and a warning says so.
+        max_batch: largest number of images in one forward pass; by default all on a GPU, and on a CPU as many as are
+            fastest. When memory runs out, the step is repeated with half as many, and a warning says so.
         callback: called after each step with its number, from 1, and the images before it, (B, C, H, W).
         checkpoint: a file, ``.safetensors``, that holds the state of at most 15 seconds ago: the same call resumes from
             it after an interruption and returns the same bytes, on the same device and with the same ``max_batch``;
@@ -129,92 +127,96 @@ def render_facets(
         progress: show a progress bar.
 
     Returns:
-        One `Rendering` for each facet, in their order; of several seeds, one seed after the other.
+        One `Rendering` for each facet, in their order; for several seeds, all facets of the first seed, then of the
+        next.
 
     Raises:
+        TypeError: if an argument is of another type.
+        FacetError: if the facets read different layers.
         RecipeError: if the recipe isn't known or doesn't fit, or ``max_batch`` is below 1.
         ImageError: if ``size`` is below 1, or ``start`` isn't as described.
-        RenderError: if a loss stops being finite, or no gradient reaches an image.
+        RenderError: if a loss stops being finite, or no gradient reaches an image; the message names facet and step.
         RunError: if the checkpoint is of another rendering, or ``key`` is needed.
 
     Warns:
         MFVWarning: if it was interrupted, memory ran out, or a facet's loss ends no lower than it began.
     """
-    chosen = as_facets(facets)
+    chosen, seeds, spec = as_facets(facets), as_seeds(seed), input_spec or InputSpec()
     check_same_layers(chosen)
-    seeds = as_seeds(seed)
     plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(as_integer(steps, "steps"))
-    spec = input_spec or InputSpec()
     dataset = None if checkpoint is None else dataset_fingerprint(images, key)
-    given = None if start is None else _given(start, len(chosen))
-    at_once = None if max_batch is None else as_integer(max_batch, "max_batch", 1, RecipeError)
+    starts = None if start is None else _starts(start, len(chosen))
+    n_images = len(chosen) * len(seeds)
+    limit = None if max_batch is None else as_integer(max_batch, "max_batch", 1, RecipeError)
     side = spec.size if size is None else as_integer(size, "size", 1, ImageError)
-    names = {name: None for phase in plan.phases for name in phase.weights}
-    terms = measure_terms(names, model, chosen, images, spec, progress)
-    for name, term in terms.items():
-        _log.debug("objective %s reads %s", name, ", ".join(term.layers))
-    jobs = [(row, one) for one in seeds for row in range(len(chosen))]
-    rows = [row for row, _ in jobs]
-    with Progress(total=plan.n_steps, desc=_title(jobs, chosen), unit="step", disable=not progress) as bar:
-        batch = Batch(
-            model=model,
-            facets=tuple(chosen[row] for row in rows),
-            images=images,
-            spec=spec,
-            size=side,
-            terms={name: term.rows(rows) for name, term in terms.items()},
-            generators=[own_generator(one, chosen[row]) for row, one in jobs],
-            given=None if given is None else given[rows],
-            colors=_colors(images) if plan.colors == "images" else None,
-            dtype=dtype,
-            portions=AdaptiveBatches(at_once or cpu_batch_size(model, spec, len(jobs))),
-            callback=callback,
-            bar=bar,
-        )
+    terms = measure_terms(_terms(plan), model, chosen, images, spec, progress)
+    colors = _colors(images) if plan.colors == "images" else None
+    rows = _rows(chosen, seeds, terms, starts)
+    settings = Settings(spec, side, colors, dtype, AdaptiveBatches(limit or cpu_batch_size(model, spec, n_images)))
+    with Progress(total=plan.n_steps, desc=_title(len(chosen), len(seeds)), unit="step", disable=not progress) as bar:
+        loop = RenderLoop(model, images, plan, rows, settings, bar, callback)
         if checkpoint is not None and dataset is not None:
-            batch.checkpoint = Checkpoint(checkpoint, _parts(batch, plan, jobs, dataset))
-        made = _rendered(batch, plan, jobs)
-    if batch.interrupted:
-        done = f"after {len(batch.records)} of {plan.n_steps} steps"
+            loop.checkpoint = Checkpoint(checkpoint, _parts(loop, dataset))
+        made = _rendered(loop)
+    if loop.interrupted:
+        done = f"after {len(loop.history)} of {plan.n_steps} steps"
         warnings.warn(f"interrupted {done}; these are the images so far", MFVWarning, stacklevel=2)
     return made
 
 
-def _rendered(batch: Batch, plan: Recipe, jobs: Sequence[Job]) -> list[Rendering]:
-    start, final = batch.run(plan)
-    history, transparency = batch.history(), batch.transparency()
+def _terms(recipe: Recipe) -> Iterable[str]:
+    return {name: None for phase in recipe.phases for name in phase.weights}
+
+
+def _rows(facets: Sequence[Facet], seeds: Sequence[int], terms: Mapping[str, Term], starts: Tensor | None) -> Rows:
+    """Return every facet with the first seed, then with the next."""
+    order = list(range(len(facets))) * len(seeds)
+    for name, term in terms.items():
+        _log.debug("objective %s reads %s", name, ", ".join(term.layers))
+    return Rows(
+        facets=tuple(facets[row] for row in order),
+        seeds=tuple(seed for seed in seeds for _ in facets),
+        terms={name: term.rows(order) for name, term in terms.items()},
+        start=None if starts is None else starts[order],
+    )
+
+
+def _rendered(loop: RenderLoop) -> list[Rendering]:
+    start, final = loop.run()
+    history, transparency = loop.history.arrays(), loop.transparency()
     return [
         Rendering(
             facet=item,
             image=final[i],
             start=start[i],
             history={name: values[:, i] for name, values in history.items()},
-            seed=jobs[i][1],
-            recipe=plan.name,
+            seed=seed,
+            recipe=loop.recipe.name,
             transparency=transparency[i],
-            complete=not batch.interrupted,
+            complete=not loop.interrupted,
         )
-        for i, item in enumerate(batch.facets)
+        for i, (item, seed) in enumerate(zip(loop.rows.facets, loop.rows.seeds, strict=True))
     ]
 
 
-def _parts(batch: Batch, plan: Recipe, jobs: Sequence[Job], dataset: str) -> dict[str, Any]:
+def _parts(loop: RenderLoop, dataset: str) -> dict[str, Any]:
     """Everything that the images depend on, but for rounding: device and ``max_batch`` don't count."""
+    rows, settings = loop.rows, loop.settings
     return {
-        "weights": weights_fingerprint(batch.model),
-        "recipe": plan,
-        "facets": [item.fingerprint for item in batch.facets],
-        "seeds": [seed for _, seed in jobs],
+        "weights": weights_fingerprint(loop.model),
+        "recipe": loop.recipe,
+        "facets": [item.fingerprint for item in rows.facets],
+        "seeds": rows.seeds,
         "images": dataset,
-        "start": None if batch.given is None else content_fingerprint(batch.given),
-        "input_spec": batch.spec,
-        "size": batch.size,
-        "dtype": str(batch.dtype),
+        "start": None if rows.start is None else content_fingerprint(rows.start),
+        "input_spec": settings.spec,
+        "size": settings.size,
+        "dtype": str(settings.dtype),
     }
 
 
-def _given(start: Tensor, n_facets: int) -> Tensor:
-    """Start images that the caller gives, one for each facet."""
+def _starts(start: Tensor, n_facets: int) -> Tensor:
+    """Return the caller's start images, one for each facet."""
     if not isinstance(start, Tensor):
         raise TypeError(f"start must be a tensor, not {type(start).__name__}")
     every = start.expand(n_facets, *start.shape) if start.ndim == 3 else start
@@ -226,18 +228,17 @@ def _given(start: Tensor, n_facets: int) -> Tensor:
 
 
 def _colors(images: Images) -> Tensor:
-    """Colour decorrelation, measured on images evenly spread over the dataset."""
+    """Return the color decorrelation, measured on images evenly spread over the dataset."""
     spread = np.unique(np.linspace(0, len(images) - 1, _N_COLORED).astype(int)).tolist()
     _, sample = next(batches(Subset(images, spread), _N_COLORED))  # type: ignore[arg-type]
     return color_matrix(sample)
 
 
-def _went(values: NDArray[np.float32]) -> str:
+def _change(values: NDArray[np.float32]) -> str:
     known = values[np.isfinite(values)]
     return f"{known[0]:.3g} → {known[-1]:.3g}" if len(known) else ""
 
 
-def _title(jobs: list[Job], facets: Sequence[Facet]) -> str:
-    n_seeds = len(jobs) // len(facets)
-    title = "1 facet" if len(facets) == 1 else f"{len(facets)} facets"
+def _title(n_facets: int, n_seeds: int) -> str:
+    title = "1 facet" if n_facets == 1 else f"{n_facets} facets"
     return title if n_seeds == 1 else f"{title}, {n_seeds} seeds"

@@ -1,0 +1,260 @@
+"""One gradient step of a batch: forward pass, losses, gradient, optimizer, and the record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_mfv.activations.batching import AdaptiveBatches
+from captum_mfv.errors import RenderError
+from captum_mfv.facets.facet_set import Facet
+from captum_mfv.optvis.optimizers import TVAscent
+from captum_mfv.optvis.param import ParamF, Transparency
+from captum_mfv.optvis.recipes import Phase
+from captum_mfv.optvis.terms import INPUT, Term
+from captum_mfv.optvis.transform import CenterCrop, compose, make_transform
+
+__all__ = ["History", "PassResult", "Passes", "PhaseState"]
+
+_READ_EVERY = 25  # steps between two reads of losses; each read waits for the device
+
+
+@dataclass(frozen=True, eq=False)
+class PassResult:
+    """Losses and gradients of a forward and a backward pass, on the images' device.
+
+    Args:
+        losses: (B,) of each term, unweighted, and as ``activation`` the unit's activation.
+        total: (B,) weighted sum of the terms.
+        view_gradients: (B, C, H, W), gradient of the total with respect to the network's input in [0, 1].
+        image_gradients: (B, C, H, W), gradient of the total with respect to the images through terms that read
+            `INPUT`; else zero.
+    """
+
+    losses: Mapping[str, Tensor]
+    total: Tensor
+    view_gradients: Tensor
+    image_gradients: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """Forward and backward passes through the network, as many images at a time as memory holds.
+
+    Args:
+        run: function of the network's input that returns layers' outputs.
+        feed: function of images in [0, 1] that returns the network's input.
+        terms: objective terms by name, with one row per image of the batch.
+        activation: the activation of each image's unit, with one row per image of the batch.
+        weights: weights of the terms.
+        dtype: precision of the network under autocast, or None for its own.
+        batches: cuts the batch to what memory holds.
+    """
+
+    run: Callable[[Tensor], dict[str, Tensor]]
+    feed: Callable[[Tensor], Tensor]
+    terms: Mapping[str, Term]
+    activation: Term
+    weights: Mapping[str, float]
+    dtype: torch.dtype | None
+    batches: AdaptiveBatches
+    _parts: dict[tuple[int, int], Mapping[str, Term]] = field(default_factory=dict, init=False)
+
+    def __call__(self, images: Tensor, views: Tensor) -> PassResult:
+        """Return losses and gradients of images and of their transformed views, both (B, C, H, W)."""
+        images, views = images.detach(), views.detach()
+        parts = self.batches(len(views), lambda rows: self._pass(images[rows], views[rows], self._terms(rows, views)))
+        losses = {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses}
+        names = ("total", "view_gradients", "image_gradients")
+        return PassResult(losses, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    def _terms(self, rows: slice, views: Tensor) -> Mapping[str, Term]:
+        """Return the terms of some rows on the images' device, the activation last."""
+        key = (rows.start, rows.stop)
+        if key not in self._parts:
+            every = {**self.terms, "activation": self.activation}
+            self._parts[key] = {name: term.rows(range(*key), views.device) for name, term in every.items()}
+        return self._parts[key]
+
+    def _pass(self, images: Tensor, views: Tensor, terms: Mapping[str, Term]) -> PassResult:
+        inputs = [views.requires_grad_(), images.requires_grad_()]
+        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = self.run(self.feed(views))
+        for output in outputs.values():
+            _keep_layout(output)
+        outputs[INPUT] = images
+        losses = {name: term(outputs).float() for name, term in terms.items()}
+        total = torch.stack([weight * losses[name] for name, weight in self.weights.items()]).sum(0)
+        gradients = torch.autograd.grad(total.sum(), inputs, allow_unused=True, materialize_grads=True)
+        return PassResult({name: loss.detach() for name, loss in losses.items()}, total.detach(), *gradients)
+
+
+def _keep_layout(output: Tensor) -> None:
+    """Keep gradients in channels-last layout; in another layout each earlier layer would copy them."""
+    if output.ndim == 4 and output.requires_grad and output.is_contiguous(memory_format=torch.channels_last):
+        output.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+
+
+@dataclass(eq=False)
+class PhaseState:
+    """State of a phase that is being optimized; made by `begin`.
+
+    Args:
+        phase: the phase.
+        params: the images' parameters, with one row per image.
+        image_f: function that returns the images, (B, C, H, W).
+        transform: random transform of the images before each forward pass.
+        optimizer: optimizer of the parameters.
+        transparency: sum of the images' absolute gradients.
+        step: number of finished steps.
+    """
+
+    phase: Phase
+    params: list[Tensor]
+    image_f: Callable[[], Tensor]
+    transform: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    transparency: Transparency
+    step: int = 0
+
+    @classmethod
+    def begin(cls, phase: Phase, param_f: ParamF, size: int, generators: Sequence[torch.Generator]) -> PhaseState:
+        """Return the state before the first step of a phase."""
+        transparency = Transparency(param_f)
+        params, image_f = transparency()
+        transforms = [make_transform(name, arguments, size, generators) for name, arguments in phase.transforms.items()]
+        return cls(phase, params, image_f, compose(transforms), _optimizer(phase, params, transforms), transparency)
+
+    def advance(self, passes: Passes, history: History) -> Tensor:
+        """Do one gradient step, record it, and return the images before it, (B, C, H, W)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.phase.lr.at(self.step, self.phase.steps)
+            if self.phase.tv_weight is not None:
+                group["tv_weight"] = self.phase.tv_weight.at(self.step, self.phase.steps)
+        images = self.image_f()
+        views = self.transform(images)
+        result = passes(images, views)
+        gradients = [result.view_gradients, result.image_gradients]
+        torch.autograd.backward([views, images], gradients, inputs=self.params)
+        record = history.record(result, self.params[0])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        history.add(list(result.losses), record)
+        return images.detach()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state needed to resume, apart from the images' generators; tensors are not copied."""
+        moments = {
+            f"optimizer.{i}.{name}": value
+            for i, param in enumerate(self.params)
+            for name, value in self.optimizer.state[param].items()
+        }
+        params = {f"param.{i}": param.detach() for i, param in enumerate(self.params)}
+        return {"step": torch.tensor(self.step), **params, **moments, "transparency": self.transparency.total}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Resume from a state of the same phase.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: if the state is another phase's.
+        """
+        self.step = int(state["step"])
+        self.transparency.total = state["transparency"].to(self.params[0].device)
+        for i, param in enumerate(self.params):
+            param.data.copy_(state[f"param.{i}"])
+            head = f"optimizer.{i}."
+            moments = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
+            if any(value.ndim and value.shape != param.shape for value in moments.values()):
+                raise ValueError("the optimizer's moments have another shape than the images")
+            self.optimizer.state[param] = {
+                name: value.to(param.device if value.ndim else None) for name, value in moments.items()
+            }
+
+
+def _optimizer(
+    phase: Phase, params: list[Tensor], transforms: Sequence[Callable[[Tensor], Tensor]]
+) -> torch.optim.Optimizer:
+    if phase.optimizer == "adam":
+        return torch.optim.Adam(params, lr=phase.lr.start)
+    return TVAscent(params, crop=next((one for one in transforms if isinstance(one, CenterCrop)), None))
+
+
+class History:
+    """Losses of each step; they stay on the device until `read`, which is due every 25 steps.
+
+    Args:
+        facets: the facet of each image.
+    """
+
+    def __init__(self, facets: Sequence[Facet]) -> None:
+        self.facets = facets
+        self.steps: list[dict[str, Tensor]] = []
+        self._unread: list[tuple[list[str], Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self.steps) + len(self._unread)
+
+    @staticmethod
+    def record(result: PassResult, parameter: Tensor) -> Tensor:
+        """Return (n, B) losses of a step, then whether they are finite, and whether a gradient reaches the image."""
+        assert parameter.grad is not None
+        steepest = parameter.grad.flatten(1).abs().amax(1)  # NaN where any number is
+        finite = result.total.isfinite() & result.losses["activation"].isfinite() & steepest.isfinite()
+        return torch.stack([*result.losses.values(), finite.float(), (steepest > 0).float()])
+
+    def add(self, names: list[str], record: Tensor) -> None:
+        """Append the record of a step with the names of its losses.
+
+        Raises:
+            RenderError: as `read` does, where a read is due.
+        """
+        self._unread.append((names, record))
+        if len(self._unread) >= _READ_EVERY:
+            self.read()
+
+    def read(self) -> None:
+        """Copy unread losses to the CPU, and check them.
+
+        Raises:
+            RenderError: if a loss, its gradient or an activation wasn't finite, or no gradient reached an image; the
+                message names the facet and the first such step.
+        """
+        unread, self._unread = self._unread, []
+        if unread:
+            records = torch.stack([record for _, record in unread]).cpu()
+            fine = records[:, -2:].bool().flatten(1).all(1).tolist()
+            for (names, _), record, is_fine in zip(unread, records, fine, strict=True):
+                if not is_fine:
+                    self._fail(*record[-2:].bool().tolist())
+                self.steps.append(dict(zip(names, record, strict=False)))
+
+    def _fail(self, finite: list[bool], alive: list[bool]) -> None:
+        for item, is_finite, is_alive in zip(self.facets, finite, alive, strict=True):
+            facet, step = f"facet {item.index} of {item.unit}", len(self.steps)
+            if not is_finite:
+                raise RenderError(f"{facet}: the loss, its gradient or the unit isn't finite at step {step}")
+            if not is_alive:
+                raise RenderError(
+                    f"{facet}: no gradient reaches the image at step {step}; "
+                    f"is the unit dead, or behind a saturated layer?"
+                )
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Return (n_steps, B) of each term; NaN in phases without the term."""
+        self.read()
+        names = {name: None for step in self.steps for name in step}
+        missing = torch.full((len(self.facets),), torch.nan)
+        return {name: torch.stack([step.get(name, missing) for step in self.steps]).numpy() for name in names}
+
+    def restore(self, arrays: Mapping[str, Tensor]) -> None:
+        """Resume from the arrays by name."""
+        for i in range(len(arrays["activation"])):
+            step = {name: values[i] for name, values in arrays.items()}
+            self.steps.append({name: values for name, values in step.items() if not values.isnan().all()})
