@@ -4,5 +4,6 @@
 - `files`: atomic writes of files, deterministic safetensors files.
 - `untrusted`: paths inside a folder, size limits, and JSON from files that anyone may have written.
 - `schema`: declarations by which such JSON is validated.
+- `checkpoint`: files from which interrupted work resumes.
 - `lock`: one process at a time in a folder.
 """
