@@ -61,7 +61,8 @@ class ImageFolder:
     @cached_property
     def files_fingerprint(self) -> str:
         """Fingerprint of the files' names and sizes; no file is opened."""
-        return fingerprint(files=[(self.name(index), _size(path)) for index, path in enumerate(self.paths)])
+        lines = (f"{self.name(index)}\0{_size(path)}\0" for index, path in enumerate(self.paths))
+        return fingerprint(files="".join(lines))  # one string: a list of a million files takes half a minute
 
     @property
     def fingerprint(self) -> str:

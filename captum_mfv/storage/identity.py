@@ -172,7 +172,11 @@ def _dataset(images: Any) -> str | None:
         return content_fingerprint(images.tensors[0])
     if type(images) is Subset:
         inner = _dataset(images.dataset)
-        return None if inner is None else fingerprint(dataset=inner, indices=list(images.indices))
+        return (
+            None
+            if inner is None
+            else fingerprint(dataset=inner, indices=content_fingerprint(np.asarray(images.indices)))
+        )
     if isinstance(images, (list, tuple)):
         items = [item[0] if isinstance(item, (list, tuple)) and item else item for item in images]
         if all(map(_is_numeric, items)):
