@@ -1,4 +1,4 @@
-"""Models: one and its InputSpec from a name, from a function of the user's, and from a weights file."""
+"""Models and their preprocessing, loaded by name, from a function of the user's, and with a weights file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": tor
 
 
 def names() -> list[str]:
-    """The names of torchvision's image classifiers."""
+    """Return the names of torchvision's image classifiers."""
     import torchvision.models  # here, since it takes a second to import
 
     found: list[str] = torchvision.models.list_models(module=torchvision.models)
@@ -40,7 +40,7 @@ def names() -> list[str]:
 def load(
     name: str, weights: str | Path | None = None, *, pretrained: bool = True, progress: bool = True
 ) -> tuple[nn.Module, InputSpec]:
-    """A model in evaluation mode, and what its input looks like.
+    """Load a model in evaluation mode, and the preprocessing of its input.
 
     Args:
         name: a torchvision model (``"resnet50"``), or a function of yours that takes no argument and
@@ -67,7 +67,7 @@ def load(
 
 
 def autocast_dtype(name: str | None) -> torch.dtype | None:
-    """The floating-point type of a name, for `torch.autocast`; None for None, a model's own.
+    """Return the floating-point type of a name, for `torch.autocast`; None for None, the model's own type.
 
     Raises:
         ModelError: if there is none.
@@ -98,7 +98,7 @@ def _from_torchvision(name: str, pretrained: bool, progress: bool) -> tuple[nn.M
 
 
 def _quiet(name: str, pretrained: bool) -> dict[str, Any]:
-    """Arguments without which two old models of torchvision warn or start slowly."""
+    """Return arguments without which two old models of torchvision warn or start slowly."""
     return {"init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
 
 
@@ -147,7 +147,7 @@ def _run_file(path: Path) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Modules beside a file can be imported from it, as when it is run by Python itself."""
+    """Let a file import modules of its folder, as when Python runs the file."""
     before = list(sys.path)
     sys.path.insert(0, str(folder.resolve()))
     try:
@@ -210,7 +210,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
 
 
 def _check_finite(model: nn.Module, source: str) -> None:
-    """Name the first tensor that makes every answer NaN; a buffer may be infinite, as masks of attention are."""
+    """Raise ModelError for a parameter that isn't finite or a buffer with NaN; masks of attention are infinite."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or not value.is_floating_point():

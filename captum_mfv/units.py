@@ -138,14 +138,14 @@ class Unit:
 
     @property
     def layer_name(self) -> str:
-        """The layer's dotted name.
+        """Dotted name of the layer.
 
         Raises:
-            UnitError: if the unit was given a module; results of this package always have the name.
+            UnitError: if the layer was given as a module; units that this package returns have the name.
         """
         if isinstance(self.layer, str):
             return self.layer
-        raise UnitError("this unit's layer is a module; its name is known once it meets its model")
+        raise UnitError("this unit's layer is a module without a name; give the layer's dotted name")
 
     def read(self, output: Tensor) -> Tensor:
         """Return the unit's activation, (N,), in its layer's output, (N, …).
@@ -244,7 +244,7 @@ def _shape(output: Tensor) -> str:
 
 
 def _index(index: object) -> int | tuple[float, ...]:
-    """An integer of any kind as int, a vector of any kind as a tuple of floats."""
+    """Return an integer of any type as int, a vector of any type as a tuple of floats."""
     if isinstance(index, (bool, str)):
         raise TypeError(f"index must be an integer or a vector of weights, not {index!r}")
     if isinstance(index, Tensor) and index.ndim:

@@ -79,6 +79,8 @@ def collect(
         progress: show a progress bar.
 
     Raises:
+        TypeError: if the unit, the code or the batch size is of another type.
+        ValueError: if the batch size is below 1.
         UnitError: if the unit or the code isn't in the model, or is ambiguous.
         ImageError: if no image can be read.
         RunError: if the store holds rows of another model, unit, code or dataset, or ``key`` is needed.

@@ -1,4 +1,4 @@
-"""Receptive fields: which pixels a position of a layer's map sees, and the crop that shows them all."""
+"""Receptive fields: the pixels that a position of a layer's map depends on, and crops that contain them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Axis:
     """A receptive field along height or width, in pixels of the model's input.
 
     Args:
-        size: how many pixels a position sees.
-        stride: by how many its neighbour's are shifted.
-        start: the first pixel of position 0; below zero where the layer is padded.
+        size: number of pixels that a position depends on.
+        stride: offset in pixels between the fields of neighboring positions.
+        start: first pixel of the field of position 0; below zero where the layer is padded.
     """
 
     size: int
@@ -33,23 +33,22 @@ class Axis:
 
     @property
     def side(self) -> int:
-        """Pixels that hold a whole field wherever they begin at a multiple of the stride."""
+        """Side of a crop that starts at a multiple of the stride and contains a whole field."""
         return self.size + self.start % self.stride
 
     def corner(self, position: int, side: int, whole: int) -> int:
-        """First pixel of the crop for a position: a multiple of the stride, inside the image."""
+        """Return the first pixel of the crop for a position: a multiple of the stride, inside the image."""
         begin = (self.start + position * self.stride) // self.stride * self.stride
         return min(max(begin, 0), whole - side)
 
 
 @dataclass(frozen=True)
 class Field:
-    """The receptive field of a layer's positions, and the crops that show it.
+    """The receptive field of a layer's positions, and the crops that contain it.
 
-    A crop begins at a multiple of the layer's stride and never leaves the image: a field that does is cut
-    off by the crop's border exactly as by the image's. So a position sees in its crop what it sees in the
-    image, and answers the same. Such crops keep the scale of the model's input; blown up to its size they
-    would be other stimuli.
+    A crop starts at a multiple of the layer's stride and lies inside the image; a field that extends beyond the image
+    is cut off by the crop's border as by the image's. So a position has the same activation in its crop as in the
+    image. Crops keep the scale of the model's input; upscaling would change the stimulus.
 
     Args:
         vertical: along height.
@@ -69,25 +68,25 @@ class Field:
         return self.image_size - spare // stride * stride
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Top and left pixel of the crop for a position of the map."""
+        """Return the top and left pixel of the crop for a position of the map."""
         side, whole = self.crop_size, self.image_size
         return self.vertical.corner(row, side, whole), self.horizontal.corner(column, side, whole)
 
 
 def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputSpec | None = None) -> Field | None:
-    """The receptive field of a layer's positions, from where gradients reach the input.
+    """Measure the receptive field of a layer's positions by gradients with respect to the input.
 
-    Architectures differ, so nothing is derived from kernel sizes: the gradients of two neighbouring
-    positions, over a few random images and all channels, show the field and by how much it moves.
+    Nothing is derived from kernel sizes, since architectures differ: the gradients of two neighboring positions, over
+    a few random images and all channels, show the field and its offset.
 
     Args:
         model: the model; left as it was.
         layer: the layer, by dotted name or as the module.
-        input_spec: what turns images in [0, 1] into the model's input.
+        input_spec: preprocessing of the model's input.
 
     Returns:
-        The field; None if positions see the whole image, or if the field isn't the same everywhere, or if
-        the layer has no map.
+        The field; None if it is the whole image, if it isn't the same for all positions, or if the layer returns no
+        map.
 
     Raises:
         UnitError: if the layer isn't in the model or doesn't run.
@@ -103,7 +102,7 @@ def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputS
         row, column = maps.shape[2] // 2, maps.shape[3] // 2
         weights = torch.randn(maps.shape[:2], generator=generator).to(maps)
         boxes = [
-            _seen(torch.autograd.grad((weights * maps[:, :, row - k, column - k]).sum(), images, retain_graph=True)[0])
+            _box(torch.autograd.grad((weights * maps[:, :, row - k, column - k]).sum(), images, retain_graph=True)[0])
             for k in (0, 1)
         ]
     axes = [_axis(here, before, place, spec.size) for here, before, place in zip(*boxes, (row, column), strict=True)]
@@ -113,15 +112,15 @@ def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputS
     return field if field.crop_size < spec.size else None
 
 
-def _seen(gradient: Tensor) -> list[tuple[int, int]]:
-    """First and last row, and first and last column, that a gradient (N, C, H, W) reaches; (0, -1) for none."""
+def _box(gradient: Tensor) -> list[tuple[int, int]]:
+    """Return the first and last row, and column, where a gradient (N, C, H, W) isn't zero; (0, -1) for none."""
     reached = (gradient != 0).any(1).any(0)
     places = [reached.any(axis).nonzero().flatten().tolist() or [0, -1] for axis in (1, 0)]
     return [(found[0], found[-1]) for found in places]
 
 
 def _axis(here: tuple[int, int], before: tuple[int, int], position: int, whole: int) -> Axis | None:
-    """The field along an axis from a position's pixels and its left neighbour's, if they tell it."""
+    """Return the field along an axis from the pixels of two neighboring positions; None where they don't show it."""
     stride = here[0] - before[0]
     same_size = here[1] - before[1] == stride
     if stride < 1 or not same_size or before[0] == 0 or here[1] == whole - 1:

@@ -1,4 +1,4 @@
-"""The images of a dataset that activate units most."""
+"""Top images: those of a dataset with the largest activations of a unit."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _SECONDS = 5.0  # between two saves: what an interrupted scan loses at most
 
 @dataclass(frozen=True, eq=False)
 class TopImages:
-    """The images that activate a unit most, strongest first; a dataset itself.
+    """Dataset of the images with a unit's largest activations, in descending order.
 
-    Items are (C, H, W) in [0, 1]: of a channel that is read at its peak (``reduce="max"``), the crop that
-    holds the peak's receptive field, at the scale of the model's input; else the whole image.
+    Items are (C, H, W) in [0, 1]. For a channel of a map that is read by its maximum (``reduce="max"``), they are crops
+    that contain the maximum's receptive field, at the scale of the model's input; else whole images.
 
     Args:
         unit: the unit, its layer by name.
-        images: the dataset that they are from.
-        indices: (n,) where they stand in it.
-        activations: (n,) float32, the unit's activation.
-        corners: (n, 2) top and left pixel of the crop in the image as the model sees it.
-        image_spec: what turns the dataset's images into the model's input.
-        input_spec: the same for the crops; give it to what works on them.
+        images: the dataset that was scanned.
+        indices: (n,) indices in that dataset.
+        activations: (n,) float32, the unit's activations.
+        corners: (n, 2) top and left pixel of each crop in the model's input.
+        image_spec: preprocessing of the dataset's images.
+        input_spec: preprocessing of the items, to be given to functions that take the items.
     """
 
     unit: Unit
@@ -129,17 +129,17 @@ def top_images(
     key: str | None = None,
     progress: bool = False,
 ) -> TopImages | list[TopImages]:
-    """The images of a dataset that activate a unit most, for one unit or many in one pass.
+    """Find the images of a dataset with the largest activations of one unit, or of many in one pass.
 
-    Of a channel of a map, ``Unit(layer, index, "max")`` asks for its peaks: each image counts once, by its
-    strongest position, and is cropped to what that position sees. Only images on which the activation is
-    above zero count: a dead unit has none.
+    For a channel of a map, ``Unit(layer, index, "max")`` reads the maximum over positions; the image is cropped to that
+    position's receptive field. Only activations above zero count, so that a dead unit has no top images. The result
+    depends on the batch size and on other units by rounding only. Memory is units x k numbers.
 
     Args:
         model: any PyTorch vision model; left as it was.
         unit: a unit or a list of units, each a `Unit` or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
-        k: how many at most.
+        k: number of images per unit at most.
         input_spec: preprocessing of the model's input.
         batch_size: images per batch; on a CPU, forward passes may take fewer.
         store: a folder for the k largest activations so far, from which the same call resumes a scan that was stopped.
@@ -150,9 +150,11 @@ def top_images(
         The top images of the unit; of several, a list in their order.
 
     Raises:
-        UnitError: if a unit isn't in the model, or is ambiguous, or is finite on no image.
+        TypeError: if a unit is neither a `Unit` nor a string, or the batch size is not an integer.
+        UnitError: if a unit isn't in the model, is ambiguous, or is finite on no image.
         ImageError: if no image can be read, or ``k`` is below 1.
-        RunError: if the store holds rows of another model, units or dataset, or ``key`` is needed.
+        ValueError: if the batch size is below 1.
+        RunError: if the store belongs to another model, units, k or dataset, or ``key`` is needed.
 
     Warns:
         MFVWarning: if a unit isn't finite on some images, which are left out.
