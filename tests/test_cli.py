@@ -134,8 +134,8 @@ def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs
     probability = judge["scores"]["probability"]
     assert 0 <= probability["low"] <= probability["value"] <= probability["high"] <= 1
     page = (out / "report.html").read_text()
-    assert "Judged by another network" in page
-    assert "images held out" in page
+    assert "Evaluated by an independent network" in page
+    assert "real images held out" in page
 
 
 def test_controls_are_drawn_once_with_the_runs_recipe_and_stand_on_the_page(inputs, tmp_path, capsys):

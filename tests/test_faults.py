@@ -276,7 +276,7 @@ def test_an_update_keeps_the_evaluation_unless_what_was_evaluated_changes(finish
     for change in ({"attribution": "Saliency"}, {"labels": "labels.json"}):
         folder = jobs.run(replace(job, **change), out, update=True)
         assert folder.read_metrics()["judge"] == json.loads(before["metrics.json"])["judge"]
-        assert "Judged by another network" in (out / "report.html").read_text()
+        assert "Evaluated by an independent network" in (out / "report.html").read_text()
         updated = finished.content(out)
         out.rename(tmp_path / "updated")
         evaluate(jobs.run(replace(job, **change), out))

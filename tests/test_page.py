@@ -304,7 +304,7 @@ def test_a_run_from_before_there_were_plain_images_and_intervals_still_has_a_pag
     page = report.build(old).read_text()
     assert 'id="plain"' not in page
     assert 'data-show="attribution"' not in page
-    assert "not asked" in page
+    assert "not evaluated" in page
 
 
 def test_the_page_says_what_the_attributions_explain(folder):
@@ -322,7 +322,7 @@ def test_the_plain_image_is_the_units_own_and_the_page_says_which_facet_it_is_ne
     plain = folder.read_metrics()["plain"]
     assert plain.keys() == {"activation", "percentile", "nearest_facet"}
     assert folder.read_baseline().shape == (3, 32, 32)
-    assert "the unit's activation maximised from noise, as Lucent does by default" in page_of(folder).read_text()
+    assert "the unit's activation maximized from noise, as Lucent does by default" in page_of(folder).read_text()
 
 
 def test_ten_facets_of_the_largest_images_stay_below_15_mb():
@@ -375,14 +375,14 @@ def test_runs_are_compared_by_what_differs_and_by_the_images_their_facets_share(
     other.write_json("facets.json", rows)
     other.manifest["settings"] = {**other.settings, "seed": 7}
     page = report.compare([folder, other], tmp_path / "new" / "compare.html").read_text()
-    start, end = page.index("What differs"), page.index("settings are the same")
+    start, end = page.index("Settings that differ"), page.index("settings that are equal")
     assert ">seed<" in page[start:end]
     assert "recipe" not in page[start:end].replace("report", "")
     cells = page[page.index('id="facets-title"') :].split("<tr>")
     order = [cell.split("Image of facet ")[1:] for cell in cells if "Image of facet" in cell]
     assert [[int(cell[0]) for cell in row] for row in order] == [[0, 2], [1], [2, 0], [1]]
     assert page.count("overlap 1.00") == 2
-    assert "Nearest to their own facet: their start images" in page
+    assert "Nearest to their own facet: start images" in page
     assert re.search(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\)", page)
 
 

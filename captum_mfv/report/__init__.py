@@ -1,4 +1,4 @@
-"""One self-contained page from a run's folder, or from several side by side."""
+"""Self-contained pages of one run, or of several runs compared."""
 
 from captum_mfv.report.compare import compare
 from captum_mfv.report.page import build

@@ -1,4 +1,4 @@
-"""The geometry of a page's small charts, in the units of their SVG view boxes."""
+"""Geometry of a page's small charts, in units of their SVG view boxes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["SPARK", "Plane", "Point", "Strip", "plane", "sparkline", "strip"]
 
 _BINS = 60
-_WIDTH, _HEIGHT, _MARGIN = 720.0, 620.0, 26.0  # of the map
+_WIDTH, _HEIGHT, _MARGIN = 720.0, 620.0, 26.0  # size and margin of the map
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ SPARK = Box(240, 30)
 
 
 def sparkline(values: NDArray[Any]) -> str:
-    """Points of a polyline over the steps, at most one for each unit of width; NaNs are left out."""
+    """Return points of a polyline over the steps, at most one per unit of width; NaNs are omitted."""
     values = values[np.isfinite(values)]
     values = values[np.linspace(0, len(values) - 1, min(len(values), SPARK.width)).astype(int)]
     low, high = float(values.min()), float(values.max())
@@ -38,13 +38,13 @@ def sparkline(values: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Strip:
-    """Histograms of activations over one range, which all cards share.
+    """Histograms of activations over one range, the same on all cards.
 
     Args:
-        low: where the range begins.
-        high: where it ends: at the largest activation, but at most twice as far as real images go.
-        top: the fullest bin's count.
-        bars: path of all real images' histogram.
+        low: lower end of the range.
+        high: upper end: the largest activation, but at most twice the range of real images.
+        top: count of the fullest bin.
+        bars: SVG path of the histogram of all real images.
     """
 
     low: float
@@ -55,7 +55,7 @@ class Strip:
     height: int = 34
 
     def path(self, activations: NDArray[Any]) -> str:
-        """A histogram of some of them as a path."""
+        """Return the histogram of some activations as an SVG path."""
         counts, _ = np.histogram(activations.astype(np.float64), _BINS, (self.low, self.high))
         step = self.width / _BINS
         heights = counts / self.top * (self.height - 4)
@@ -66,12 +66,12 @@ class Strip:
         )
 
     def mark(self, activation: float) -> float:
-        """Where an activation is, held at the ends."""
+        """Return the horizontal position of an activation, clipped to the range."""
         return round(self.width * min(max((activation - self.low) / (self.high - self.low), 0), 1), 1)
 
 
 def strip(real: NDArray[Any], made: Sequence[float]) -> Strip:
-    """The strip of real images' activations that has room for those of the images made."""
+    """Return the histogram of real images' activations, with a range that includes synthesized images."""
     low, highest = float(real.min()), float(real.max())
     span = max(highest - low, 1e-6 * max(1.0, abs(low), abs(highest)))
     low, high = min(low, *made, low + span), max(highest, min(max(made), highest + span), low + span)
@@ -82,7 +82,7 @@ def strip(real: NDArray[Any], made: Sequence[float]) -> Strip:
 
 @dataclass(frozen=True)
 class Point:
-    """An image on the map, or a facet's middle; ``row`` is its index in the dataset."""
+    """An image on the map, or the median of a facet; ``row`` is the image's index in the dataset."""
 
     x: float
     y: float
@@ -94,7 +94,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plane:
-    """The map of images, and where each facet's number goes."""
+    """The map of images, and the position of each facet's number."""
 
     width: int
     height: int
@@ -104,7 +104,7 @@ class Plane:
 
 
 def plane(embedding: NDArray[Any], labels: NDArray[np.int64], names: Sequence[str], activations: NDArray[Any]) -> Plane:
-    """The embedding's first two axes at one scale; points are drawn smaller where there are many."""
+    """Return the embedding's first two axes at one scale; points are smaller the more there are."""
     seen = np.flatnonzero(np.isfinite(embedding[:, 0]))
     flat = embedding[seen, :2] if embedding.shape[1] > 1 else np.repeat(embedding[seen], 2, axis=1)
     spread = np.maximum(np.ptp(flat, axis=0), 1e-9)

@@ -1,4 +1,4 @@
-"""Runs side by side on one page: what differs, which facets are the same, and their figures."""
+"""One page that compares runs: settings that differ, matched facets and metrics."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from captum_mfv.runs.folder import RunFolder
 
 __all__ = ["compare"]
 
-_SIDE = 384  # of the images, in pixels
+_SIDE = 384  # largest side of the images, in pixels
 _ALONE = {
-    "shuffled": "Nearest to their own center after shuffling",
-    "held_out": "Sort images held out",
-    "over_seeds": "Nearest to their own of another seed",
-    "separation": "Distance of real images across facets over that within",
+    "shuffled": "Nearest to their own center, shuffled facets",
+    "held_out": "Classify real images held out",
+    "over_seeds": "Nearest to the image of their own facet with another seed",
+    "separation": "Distance of real images across facets, relative to within",
 }
 """Scores of an evaluation that have no controls."""
 
 Table = dict[str, list[str]]
-"""What is in a table's row, and a cell for each run."""
+"""Title of each row of a table, and its cell for each run."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A facet of a run; ``overlap`` is with the facet of the first run beside which it stands."""
+    """A facet of a run; ``overlap`` is its overlap with the matched facet of the first run."""
 
     index: int
     image: str
@@ -50,18 +50,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A facet of the first run, or none, and what stands beside it in each run."""
+    """A facet of the first run, or None, and the matched facet of each run."""
 
     reference: int | None
     cells: list[Cell | None]
 
 
 def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
-    """Write one page that shows finished runs side by side.
+    """Write one page that compares finished runs.
 
     Args:
         folders: at least two runs.
-        path: the HTML file to write; its folder is made.
+        path: the HTML file to write; its folder is created if missing.
 
     Returns:
         The path.
@@ -73,7 +73,7 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
         raise RunError(f"at least two runs are compared, not {len(folders)}")
     for folder in folders:
         if not folder.finished:
-            raise RunError(f"{folder.path} isn't finished; the command that began it goes on with it")
+            raise RunError(f"{folder.path} isn't finished; resume it with the command that started it")
     parts = [read_parts(folder) for folder in folders]
     differing, same = _settings(folders)
     html = fill(
@@ -90,13 +90,13 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
 
 
 def _titles(folders: Sequence[RunFolder]) -> list[str]:
-    """The folders' names, or their paths where names are the same."""
+    """Return the folders' names, or their paths if names repeat."""
     names = [folder.path.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
 
 
 def _settings(folders: Sequence[RunFolder]) -> tuple[Table, dict[str, str]]:
-    """The settings that differ, a cell for each run, and those that don't."""
+    """Return the settings that differ, with a cell for each run, and those that are equal."""
     flat = [_flat({k: v for k, v in folder.settings.items() if k != "command"}) for folder in folders]
     rows = _aligned(flat)
     differing = {name: cells for name, cells in rows.items() if len(set(cells)) > 1}
@@ -104,7 +104,7 @@ def _settings(folders: Sequence[RunFolder]) -> tuple[Table, dict[str, str]]:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Nested settings by their names joined, those that aren't set left out."""
+    """Return nested settings under their joined names, without settings that are None."""
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict) for part in value)):
         pairs = value.items() if isinstance(value, dict) else enumerate(value, 1)
         parts = [_flat(part, f"{name} {key}".strip()) for key, part in pairs]
@@ -113,13 +113,13 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
 
 
 def _aligned(columns: Sequence[Mapping[str, str]]) -> Table:
-    """Rows that any of the columns has, in order; a dash where one hasn't."""
+    """Return the rows of all columns, in order; missing cells are a dash."""
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name, "\u2013") for column in columns] for name in names}
 
 
 def _rows(folders: Sequence[RunFolder], parts: Sequence[Parts]) -> list[Row]:
-    """A row for each facet of the first run, then one for each that is paired with none."""
+    """Return a row for each facet of the first run, then one for each unmatched facet of the other runs."""
     members = [[_keys(row) for row in part.rows] for part in parts]
     overlaps = [_overlap(members[0], other) for other in members]
     pairs = [matched(overlap) for overlap in overlaps]
@@ -136,17 +136,17 @@ def _rows(folders: Sequence[RunFolder], parts: Sequence[Parts]) -> list[Row]:
 
 
 def _keys(row: Mapping[str, Any]) -> set[tuple[str, tuple[int, ...]]]:
-    """The images of a facet, in a form that runs share."""
+    """Return the images of a facet as paths and crops, which are comparable between runs."""
     return {(member["path"], tuple(member.get("crop") or ())) for member in row["members"]}
 
 
 def _overlap(ours: Sequence[set[Any]], theirs: Sequence[set[Any]]) -> NDArray[np.float64]:
-    """Jaccard index of the images of every two facets, (n_ours, n_theirs)."""
+    """Return the Jaccard index of the images of every two facets, (n_ours, n_theirs)."""
     return np.array([[len(a & b) / len(a | b) for b in theirs] for a in ours])
 
 
 def matched(overlap: NDArray[np.float64]) -> dict[int, int]:
-    """Pairs of rows and columns whose overlaps, above 0, have the largest sum."""
+    """Match rows with columns so that their overlaps, above 0, have the largest sum."""
     pairs = zip(*linear_sum_assignment(overlap, maximize=True), strict=True)
     return {int(a): int(b) for a, b in pairs if overlap[a, b] > 0}
 
@@ -192,7 +192,7 @@ def _figures(folder: RunFolder, parts: Parts) -> dict[str, str]:
 
 
 def _judged(judge: Mapping[str, Any] | None) -> dict[str, str]:
-    """A judge's figures, whichever there are, each above those of its controls."""
+    """Return the scores of an evaluation, each followed by those of its controls."""
     if judge is None:
         return {}
     others = {words.CONTROLS.get(name, name): scores for name, scores in judge["controls"].items()}
@@ -203,7 +203,7 @@ def _judged(judge: Mapping[str, Any] | None) -> dict[str, str]:
         found[f"{title}: all real images"] = judge.get(words.REAL.get(key, ""))
     found |= {title: judge.get(key) for key, title in _ALONE.items()}
     texts = {title: format_interval(figure) for title, figure in found.items() if figure is not None}
-    return {"judge": short_name(str(judge["name"])), "chance": _short(judge["chance"]), **texts}
+    return {"independent network": short_name(str(judge["name"])), "chance": _short(judge["chance"]), **texts}
 
 
 def _short(value: str | float) -> str:

@@ -1,4 +1,4 @@
-"""Images as data URLs, small enough that a page of ten facets can be mailed."""
+"""Images as data URLs, small enough that a page of ten facets fits in an e-mail."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["THUMBNAIL", "data_url", "pixel_class", "small_url"]
 THUMBNAIL = 112
 """Side of thumbnails, in pixels."""
 
-_TINY = 64  # pixels; smaller images are shown as squares, not blurred
-_MOST = 400_000  # bytes of a PNG; a larger image is compressed with some loss
+_TINY = 64  # pixels; smaller images are upscaled without interpolation
+_MOST = 400_000  # bytes of a PNG; larger images are compressed with loss
 
 
 def data_url(image: Image.Image) -> str:
-    """An image as it is, or nearly so if it is large."""
+    """Return the data URL of an image, compressed with loss if the image is large."""
     png = _encoded(image, "PNG")
     return _url(png, "png") if len(png) <= _MOST else _url(_encoded(image, "WEBP", quality=92), "webp")
 
 
 def small_url(image: Image.Image, side: int = THUMBNAIL) -> str:
-    """An image no larger than a side, with some loss."""
+    """Return the data URL of an image downscaled to a side, compressed with loss."""
     if image.width > side:
         image = image.resize((side, side), Image.Resampling.LANCZOS)
     return _url(_encoded(image.convert("RGB"), "WEBP", quality=85), "webp")
 
 
 def pixel_class(image: Tensor) -> str:
-    """The style of an image, (C, H, W), by its size."""
+    """Return the CSS class of an image, (C, H, W), by its size."""
     return "pixels" if image.shape[-1] <= _TINY else ""
 
 

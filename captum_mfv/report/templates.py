@@ -1,4 +1,4 @@
-"""Templates to one HTML file that asks no network for anything and runs no script but its own."""
+"""Templates of self-contained HTML pages that make no network requests and run only their own script."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from captum_mfv.storage.files import write_whole
 
 __all__ = ["environment", "fill", "format_interval", "p_value", "save", "short_name"]
 
-_FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for where <bdi> can't be
+_FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for attributes, which can't contain <bdi>
 
 
 def fill(template: str, **values: Any) -> bytes:
-    """A template's page as UTF-8; everything that comes in is escaped."""
+    """Render a template as UTF-8; all values are escaped."""
     templates = environment()
     style = Markup(templates.get_template("page.css").render(colors=COLORS, noise=NOISE))
     script = Markup(templates.get_template("page.js").render())
@@ -42,7 +42,7 @@ def save(path: Path, html: bytes) -> Path:
     """Write a page and return its path.
 
     Raises:
-        RunError: if a folder is in its place.
+        RunError: if the path is a folder.
     """
     if path.is_dir():
         raise RunError(f"{path} is a folder; the page can't be written")
@@ -51,7 +51,7 @@ def save(path: Path, html: bytes) -> Path:
 
 
 def environment() -> Environment:
-    """Where the templates are, and the filters they use."""
+    """Return the environment of the templates, with their filters."""
     made = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
     made.globals.update(words=words, shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
     made.filters.update(
@@ -74,39 +74,39 @@ def environment() -> Environment:
 
 
 def _above(percentile: float) -> str:
-    """The share of real images that activate a unit less, in words."""
+    """Return a percentile among real images in words."""
     return "above all real images" if percentile == 1 else f"above {percentile:.0%} of the real images"
 
 
 def _digest(text: str) -> str:
-    """What a Content-Security-Policy calls an inline style or script by."""
+    """Return the hash by which a Content-Security-Policy allows an inline style or script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _outline(shape: Polygon) -> str:
-    """A marker's shape as an SVG path about (0, 0)."""
+    """Return a marker's shape as an SVG path around (0, 0)."""
     if not shape:
         return "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z"
     return f"M{'L'.join(f'{x:g} {y:g}' for x, y in shape)}z"
 
 
 def p_value(p: float, name: str = "") -> str:
-    """A p-value, and its name, as papers write them."""
+    """Format a p-value, with its name, as papers do."""
     return f"{name}<\u00a0.001" if p < 0.001 else f"{name}{'=' + chr(0xA0) if name else ''}{p:.2g}".replace("0.", ".")
 
 
 def short_name(path: str) -> str:
-    """A file's name, without its folders."""
+    """Return a file's name without its folders."""
     return path.replace("\\", "/").rpartition("/")[2] or path
 
 
 def format_interval(found: dict[str, Any]) -> str:
-    """An estimate with its interval."""
+    """Format an estimate with its interval."""
     return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def _ink_on(color: str) -> str:
-    """Black or white, whichever stands out more on a colour."""
+    """Return black or white, whichever has more contrast with a color."""
     channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
