@@ -1,10 +1,14 @@
 """A run's settings: one declaration for Python, the command, TOML and JSON Schema."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from captum_mfv.cli import app
 from captum_mfv.errors import RunError
@@ -81,3 +85,20 @@ def test_every_declared_option_is_one_of_the_command_and_of_the_schema():
         assert options[name].help == declared.help == properties[declared.hyphenated]["description"]
         assert options[name].required == declared.required
     assert properties["seed"] == {**properties["seed"], "minimum": 0, "maximum": 2**32 - 1, "default": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("recipe", "phases"), ("run", "top-k"), ("manifest", "settings"), ("metrics", "multifacetedness")],
+)
+def test_the_schema_of_every_file_is_listed(name, field):
+    shown = CliRunner().invoke(app, ["list", "schema", name])
+    schema = json.loads(shown.output)
+    assert field in schema["properties"]
+    assert schema.get("additionalProperties") is (False if name in ("recipe", "run") else None)
+
+
+def test_the_commands_help_does_not_wait_for_pydantic_or_torch():
+    code = "import sys; from captum_mfv.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pydantic", "torch", "numpy"} & set(done.stdout.split())

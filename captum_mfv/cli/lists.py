@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -31,6 +32,31 @@ def recipes(name: str | None) -> None:
         return
     for recipe in RECIPES.values():
         click.echo(f"{recipe.name:20} {recipe.n_steps:4} steps  {recipe.summary}")
+
+
+@list_.command()
+@click.argument("name", type=click.Choice(["recipe", "run", "manifest", "facets", "metrics"]))
+def schema(name: str) -> None:
+    """JSON Schema of a file: a recipe, a run's TOML options, or a JSON file in a run's folder.
+
+    Editors complete and check files with it.
+
+    \b
+    captum-mfv list schema recipe > recipe.schema.json
+    """
+    from captum_mfv.optvis.recipes import Recipe
+    from captum_mfv.runs.config import config_model
+    from captum_mfv.runs.records import FacetRow, Manifest, Metrics
+    from captum_mfv.storage.schema import json_schema
+
+    kinds = {
+        "recipe": Recipe,
+        "run": config_model(),
+        "manifest": Manifest,
+        "facets": list[FacetRow],
+        "metrics": Metrics,
+    }
+    click.echo(json.dumps(json_schema(kinds[name]), indent=2))
 
 
 @list_.command()

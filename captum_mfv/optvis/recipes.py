@@ -69,27 +69,31 @@ class Ramp:
 class Phase:
     """A number of steps with one objective and one optimizer.
 
-    Args:
-        steps: number of steps.
-        weights: objective terms (`terms.TERMS`) and their weights.
-        optimizer: ``adam``, or ``tv`` for `optimizers.TVAscent`.
-        lr: Adam's learning rate, or TV ascent's step in gray levels.
-        scale: side of the canvas, as a multiple of the image's; the canvas is resized (bicubic) before the phase.
-            If the last scale is above 1, the image is the canvas's center.
-        tv_weight: the denoiser's weight, for ``tv``.
-        transforms: functions of `transform` in order and their arguments, drawn anew for each image and step.
-
     Raises:
         RecipeError: if a value is invalid; the message names the field.
     """
 
     steps: Steps
+    """Number of steps."""
+
     weights: Annotated[Weights, Field(min_length=1)]
+    """Objective terms (`terms.TERMS`) and their weights."""
+
     optimizer: Literal["adam", "tv"] = "adam"
+    """``adam``, or ``tv`` for `optimizers.TVAscent`."""
+
     lr: Ramp = Ramp(0.03, 0.03)
+    """Adam's learning rate, or TV ascent's step in gray levels."""
+
     scale: Annotated[float, Field(strict=True, gt=0, le=16), FROM_NUMPY] = 1.0
+    """Side of the canvas, as a multiple of the image's; the canvas is resized (bicubic) before the phase. If the last
+    scale is above 1, the image is the canvas's center."""
+
     tv_weight: Ramp | None = None
+    """The denoiser's weight, for ``tv``."""
+
     transforms: Mapping[str, Mapping[str, Number]] = Field(default_factory=dict)
+    """Functions of `transform` in order and their arguments, drawn anew for each image and step."""
 
     @model_validator(mode="after")
     def _check(self) -> Phase:
@@ -104,29 +108,34 @@ class Phase:
 class Recipe:
     """A start, a parameterization and phases.
 
-    Args:
-        name: the recipe's name.
-        summary: description in one line.
-        start: ``mean`` (mean image of the nearest members), ``medoid`` (the nearest member), ``noise``, or
-            ``spectrum`` (noise with the spectrum of the facet's images).
-        param: ``fft``, ``pixel``, or ``maco`` (phases with fixed magnitudes, those of the facet's images).
-        phases: optimization phases, in order.
-        n_images: number of members that are averaged for the mean image.
-        noise: mean and standard deviation of the pixels of a noise start.
-        colors: ``imagenet``, or ``images`` to measure color decorrelation on the facets' images.
-
     Raises:
         RecipeError: if a value is invalid; the message names the field.
     """
 
     name: str
+    """The recipe's name."""
+
     summary: str
+    """Description in one line."""
+
     start: Start
+    """``mean`` (mean image of the nearest members), ``medoid`` (the nearest member), ``noise``, or ``spectrum`` (noise
+    with the spectrum of the facet's images)."""
+
     param: Param
+    """``fft``, ``pixel``, or ``maco`` (phases with fixed magnitudes, those of the facet's images)."""
+
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    """Optimization phases, in order."""
+
     n_images: Positive = 15
+    """Number of members that are averaged for the mean image."""
+
     noise: tuple[Number, Number] = (0.5, 0.01)
+    """Mean and standard deviation of the pixels of a noise start."""
+
     colors: Literal["imagenet", "images"] = "imagenet"
+    """``imagenet``, or ``images`` to measure color decorrelation on the facets' images."""
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -14,7 +14,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from captum_mfv.errors import RunError
-from captum_mfv.runs.settings import declared_options
+from captum_mfv.runs.settings import Declared, declared_options
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import read_text
 
@@ -30,15 +30,14 @@ __all__ = ["config_model", "dumps", "read", "validate_option"]
 def config_model() -> type[pydantic.BaseModel]:
     """Return the model of a TOML file of options, none of which is required."""
     fields: dict[str, Any] = {
-        name: (
-            declared.hint,
-            Field(
-                None if declared.required else declared.default, alias=declared.hyphenated, description=declared.help
-            ),
-        )
-        for name, declared in declared_options().items()
+        name: (one.hint, Field(alias=one.hyphenated, description=one.help, **_default(one)))
+        for name, one in declared_options().items()
     }
     return pydantic.create_model("Options of captum-mfv run", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _default(declared: Declared) -> dict[str, Any]:
+    return {"default_factory": lambda: None} if declared.required else {"default": declared.default}
 
 
 def validate_option(name: str, value: Any) -> Any:

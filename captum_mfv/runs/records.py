@@ -10,7 +10,7 @@ from captum_mfv.storage.schema import FROM_NUMPY, Integer, Number, Record, Seed,
 
 __all__ = ["FacetRow", "FinishedSettings", "Manifest", "Member", "Metrics", "Spec"]
 
-_absent: Any = Field(default=None)  # a key that may be missing, but isn't null where it is present
+_absent: Any = Field(default_factory=lambda: None)  # a key that may be missing, but isn't null where it is present
 
 
 def _check_channels(values: list[float]) -> list[float]:
