@@ -141,7 +141,7 @@ def test_a_dead_unit_has_no_images_and_says_so(images):
     assert len(top) == 0
     with pytest.raises(ImageError, match="no image activates relu2:3 above zero"):
         find_facets(model, top.unit, top, input_spec=top.input_spec)
-    with pytest.warns(MFVWarning, match=r"relu2:3 is 0 on all 120 images: it is dead"):
+    with pytest.warns(MFVWarning, match=r"relu2:3 is 0 on all 120 images: the unit is dead"):
         find_facets(model, Unit("relu2", 3), images, input_spec=SPEC)
 
 
