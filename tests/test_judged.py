@@ -33,6 +33,7 @@ from captum_mfv.metrics import (
     real_predicts,
     retained,
     same_over_seeds,
+    score_images,
     shuffled,
     spread,
 )
@@ -287,7 +288,16 @@ def test_metrics_take_integers_of_any_kind_as_seeds_and_refuse_others(seed, face
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_judge_is_about_the_float32_judge(dtype, planted):
+def test_scores_of_a_half_precision_model_are_about_those_of_the_float32_model(dtype, facets, planted):
+    images = [planted[0][facet.members[0]] for facet in facets]
+    (full, kept), (half, kept_half) = (
+        score_images(model, facets, images, images, planted[0], input_spec=SPEC)
+        for model in (small_cnn(), small_cnn().to(dtype))
+    )
+    assert (kept, kept_half) == (1, 1)
+    for one, other in zip(full, half, strict=True):
+        assert other.activation == pytest.approx(one.activation, abs=0.01)
+        assert other.off_facet == pytest.approx(one.off_facet, abs=0.05)
     full, half = (Judge(model, "fc:1", "relu2:max", SPEC)(planted[0]) for model in (small_cnn(), small_cnn().to(dtype)))
     assert np.allclose(full.probabilities, half.probabilities, atol=0.01)
     assert np.allclose(full.codes, half.codes, atol=0.05)
