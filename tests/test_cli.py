@@ -124,7 +124,7 @@ def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs
     status, said, _ = judged(inputs, out, capsys, "--judge-unit", "6:1", *held)
     assert status == 0
     assert re.search(r"retention +1\.00 \(0\.44 to 1\.00, n = 3\)", said)
-    assert re.search(r"held-out images told +\d\.\d\d \(.*n = 60", said)
+    assert re.search(r"held-out images +\d\.\d\d \(.*n = 60", said)
     after = json.loads((out / "metrics.json").read_text())
     judge = after.pop("judge")
     assert after == before
@@ -358,7 +358,7 @@ def test_a_finished_run_is_not_done_again_and_a_stopped_one_goes_on(inputs, tmp_
         patch.setattr("captum_mfv.jobs.steps.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         status, _, said = call(words, capsys)
     assert status == 130
-    assert "the same command goes on from here" in said
+    assert "rerun the same command to resume" in said
     facets = (tmp_path / "run" / "facets.json").stat().st_mtime_ns
     assert call(words, capsys)[0] == 0
     assert (tmp_path / "run" / "facets.json").stat().st_mtime_ns == facets
@@ -556,7 +556,7 @@ def test_a_config_that_does_not_fit_is_refused_in_a_line(case, tmp_path, capsys)
 
 def test_what_is_said_goes_to_standard_error_and_results_to_standard_output(inputs, tmp_path, capsys):
     status, said, told = call(arguments(inputs, tmp_path / "run", steps=2), capsys)
-    assert (status, len(said.splitlines())) == (0, 4)
+    assert (status, len(said.splitlines())) == (0, 5)
     assert "synthesizing 3 images in 2 steps" in told
     assert not set(told) & {"\r", "█", "%"}
     assert call([*arguments(inputs, tmp_path / "still", steps=2), "--quiet"], capsys) == (0, "", "")
@@ -571,14 +571,14 @@ def test_verbose_says_layers_code_and_what_took_how_long(inputs, tmp_path, capsy
 
     monkeypatch.setattr("captum_mfv.jobs.inputs.check_method", warn)
     _, said, told = call([*arguments(inputs, tmp_path / "run", steps=2), "--verbose"], capsys)
-    assert len(said.splitlines()) == 4
+    assert len(said.splitlines()) == 5
     for words in ("unit 6:1, read by mean; code: mean of 3", "distribution reads 1, 2, 3", "DeprecationWarning: old"):
         assert words in told
     stages = ["facets", "images", "baseline", "attributions", "metrics", "report"]
     assert re.findall(r"([a-z]+) took \d+\.\d s", told) == stages
     assert "old <thing>" not in call(arguments(inputs, tmp_path / "calm", steps=2), capsys)[2]
     status, _, told = call([*arguments(inputs, tmp_path / "no"), "-q", "-v"], capsys)
-    assert (status, "can't both be meant" in told) == (2, True)
+    assert (status, "are mutually exclusive" in told) == (2, True)
 
 
 def test_models_and_layers_are_listed_without_a_download(inputs, capsys, monkeypatch):

@@ -66,6 +66,6 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         if "_CAPTUM_MFV_COMPLETE" not in os.environ:  # a shell that asked for completion has a line to keep clean
-            click.echo("captum-mfv: interrupted; the same command goes on from here", err=True)
+            click.echo("captum-mfv: interrupted; rerun the same command to resume", err=True)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)

@@ -1,4 +1,4 @@
-"""What the command says on standard error while it works: progress, log lines, warnings."""
+"""Log lines and warnings of the command on standard error."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ from tqdm import tqdm
 from captum_mfv.display.text import visible
 from captum_mfv.errors import MFVWarning
 
-__all__ = ["plain_warnings", "told"]
+__all__ = ["console", "plain_warnings"]
 
 
 class _Lines(logging.Handler):
-    """Log records as lines on standard error, above a progress bar if there is one."""
+    """Print log records on standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(visible(self.format(record)), file=sys.stderr)
 
 
 @contextmanager
-def told(quiet: bool, verbose: bool) -> Iterator[None]:
-    """What the package logs, as lines; with ``verbose`` in detail, with times, and other packages' warnings too."""
+def console(quiet: bool, verbose: bool) -> Iterator[None]:
+    """Print the package's log on standard error.
+
+    Args:
+        quiet: print warnings and errors only.
+        verbose: print debug messages too, with the time, and other packages' warnings.
+
+    Raises:
+        UsageError: if both are given.
+    """
     if quiet and verbose:
-        raise click.UsageError("--quiet and --verbose can't both be meant")
+        raise click.UsageError("--quiet and --verbose are mutually exclusive")
     logger, lines = logging.getLogger("captum_mfv"), _Lines()
     lines.setFormatter(logging.Formatter("%(asctime)s  %(message)s" if verbose else "%(message)s", "%H:%M:%S"))
     level = logger.level
@@ -46,15 +54,14 @@ def told(quiet: bool, verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Our warnings as lines on standard error, each once; other packages' only if somebody asks for them."""
-
-    said: set[str] = set()
+    """Print this package's warnings as single lines, each once; other packages' warnings only with ``--verbose``."""
+    shown: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         line = visible(f"captum-mfv: {'' if issubclass(category, MFVWarning) else f'{category.__name__}: '}{message}")
-        if line not in said:
+        if line not in shown:
             tqdm.write(line, file=sys.stderr)
-        said.add(line)
+        shown.add(line)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

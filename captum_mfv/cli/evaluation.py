@@ -63,7 +63,7 @@ def evaluate(folder: str, **options: Any) -> None:
 
 def _table(found: Any) -> str:
     """Return an evaluation as text: the images' scores, then a table of controls and of the real images."""
-    more = {"held-out images told": found.held_out, "same facet, another seed": found.over_seeds}
+    more = {"held-out images": found.held_out, "same facet, another seed": found.over_seeds}
     figures = {**vars(found.scores), **more}
     lines = [
         f"{name:26}{one.value:.2f} ({one.low:.2f} to {one.high:.2f}, n = {one.n})"

@@ -12,12 +12,12 @@ __all__ = ["compare", "report"]
 @click.command()
 @click.argument("folder")
 def report(folder: str) -> None:
-    """Make the page of a run's FOLDER anew."""
+    """Rebuild the page of a run's FOLDER."""
     from captum_mfv.report import build
     from captum_mfv.runs.folder import RunFolder
     from captum_mfv.storage.lock import hold
 
-    run = RunFolder.read(folder)  # before a folder that is none is touched
+    run = RunFolder.read(folder)  # raises before a lock is written into a folder that holds no run
     with hold(folder):
         click.echo(os.fsencode(build(run)))
 
@@ -26,9 +26,9 @@ def report(folder: str) -> None:
 @click.argument("folders", metavar="RUN RUN …", nargs=-1, required=True)
 @click.option("--out", default="compare.html", metavar="FILE", help="The page to write.")
 def compare(folders: tuple[str, ...], out: str) -> None:
-    """Show finished runs side by side on one page.
+    """Compare finished runs side by side on one page.
 
-    What differs in their settings, their facets, paired where they share images, and their figures.
+    The page shows the settings that differ, the facets, paired by the images that they share, and the metrics.
 
     \b
     captum-mfv compare out/pepper out/pepper-plain --out compare.html

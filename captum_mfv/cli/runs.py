@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from captum_mfv.cli.console import told
+from captum_mfv.cli.console import console
 from captum_mfv.cli.options import FOLDER, RunCommand, loudness
 from captum_mfv.display.progress import waiting
 from captum_mfv.display.text import visible
@@ -20,32 +20,32 @@ __all__ = ["demo", "run"]
 
 @click.command(cls=RunCommand)
 def run(out: str, quiet: bool, verbose: bool, update: bool, **options: Any) -> None:
-    """Find the facets of a unit in a folder of images and synthesise one image per facet.
+    """Find the facets of a unit in a folder of images and synthesize one image per facet.
 
-    The folder gets a page, report.html, and all that it shows. A run that was stopped, however it was, goes on with
-    the same command; a finished one isn't done again.
+    Writes a page, report.html, and everything that the page shows to the folder --out. Rerun the same command to
+    resume an interrupted run; a finished run is left as it is.
 
     \b
-    A class unit, and images of the class:
+    A class unit and images of the class:
       captum-mfv run --model squeezenet1_0 --unit classifier.1:945 \\
           --images peppers/ --facets 10 --out out/pepper
 
     \b
-    A hidden unit, and any images:
+    A hidden unit and any images:
       captum-mfv run --model squeezenet1_0 --unit features.12:410 \\
           --images imagenet/ --top-k 200 --facets 4 --out out/hidden
 
     \b
-    A model of yours, in a file with a function that returns it:
+    Your own model, returned by a function in a file:
       captum-mfv run --model net.py:make --weights net.safetensors --unit fc:3 \\
           --images cats/ --facets auto --out out/cats
 
     \b
-    The same facets, drawn by another recipe:
+    The same facets, rendered with another recipe:
       captum-mfv run --config out/pepper/run.toml --recipe maco --out out/pepper --update
 
     \b
-    A run again, larger:
+    The same run with larger images:
       captum-mfv run --config out/pepper/run.toml --size 512 --out out/large
     """
     _run(options, out, quiet, verbose, update)
@@ -55,10 +55,10 @@ def run(out: str, quiet: bool, verbose: bool, update: bool, **options: Any) -> N
 @click.option("--out", default="out/demo", type=FOLDER, metavar="FOLDER", help="The run's folder.")
 @loudness
 def demo(out: str, quiet: bool, verbose: bool) -> None:
-    """The five known facets of "even" in a small network trained on the spot; no download.
+    """Find the five known facets of "even" in a small network; downloads nothing.
 
-    Trains a network to tell even digits from odd ones, finds the facets of its unit "even", which
-    should be 0, 2, 4, 6 and 8, and synthesises one image for each.
+    Trains a network to classify digits as even or odd, finds the facets of its unit "even", which
+    should be 0, 2, 4, 6 and 8, and synthesizes one image of each.
     """
     from captum_mfv.datasets import write_even_digits
     from captum_mfv.storage.files import write_whole
@@ -70,18 +70,18 @@ def demo(out: str, quiet: bool, verbose: bool) -> None:
 
 
 def _run(job: Mapping[str, Any], out: str, quiet: bool, verbose: bool, update: bool = False) -> None:
-    """Do a job, or go on with it, and say what came of it."""
+    """Run or resume a run and print a summary."""
     progress = not quiet
-    with told(quiet, verbose):
+    with console(quiet, verbose):
         with waiting("starting", progress):
             from captum_mfv import jobs  # here, so that --help is quick
         folder = jobs.run(jobs.RunSettings(**job), out, update=update, progress=progress)
     if not quiet:
-        _sum_up(folder)
+        _print_summary(folder)
 
 
-def _sum_up(folder: Any) -> None:
-    """A finished run in a few lines."""
+def _print_summary(folder: Any) -> None:
+    """Print a finished run's main figures."""
     facets, metrics = folder.read_facets(), folder.read_metrics()
     click.echo(
         f"{len(facets)} facets of {visible(facets.unit)}, of {', '.join(str(len(facet)) for facet in facets)} images"
@@ -93,7 +93,7 @@ def _sum_up(folder: Any) -> None:
     unit = metrics["multifacetedness"]
     click.echo(
         f"multifacetedness {unit['score']:.2f} (0: one facet; p = {unit['p_value']:.2g}); "
-        f"facets that bootstrap samples find again hold {unit['coverage']:.0%} of its activation"
+        f"share of the activation in facets that bootstrap samples reproduce: {unit['coverage']:.0%}"
     )
     click.echo(f"real images nearest to their own facet's center: {facets.agreement:.0%}")
     if "adjusted_rand_index" in metrics:
