@@ -243,8 +243,7 @@ def test_rows_of_baselines_masks_and_forward_arguments_go_with_their_inputs(tabl
     assert torch.allclose(together, alone, atol=1e-5 * float(alone.abs().max()))
 
 
-@pytest.mark.parametrize("start", [None, 0.3, "one", "each"])
-@pytest.mark.parametrize("multiply", [True, False])
+@pytest.mark.parametrize(("start", "multiply"), [(None, True), (0.3, False), ("one", True), ("each", False)])
 def test_integrated_gradients_of_all_facets_are_captums(start, multiply, table_facets, images):
     images = images.double()
     chosen = {"one": images[:1] / 2, "each": images.flip(0)}

@@ -95,13 +95,15 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
 
 def test_overlays_are_of_the_method_that_was_asked_for_and_an_unknown_one_is_refused(inputs, tmp_path, capsys):
     overlays = []
-    for method in ("InputXGradient", "Saliency"):
+    for method in ("Occlusion", "Saliency"):
         out = tmp_path / method
         assert call(arguments(inputs, out, steps=2, attribution=method), capsys)[0] == 0
         overlays.append((out / "attributions/facet_01_member_0.png").read_bytes())
     assert overlays[0] != overlays[1]
     status, _, error = call(arguments(inputs, tmp_path / "no", attribution="Gradients"), capsys)
     assert (status, "no attribution 'Gradients'" in error, (tmp_path / "no").exists()) == (2, True, False)
+    status, _, error = call(arguments(inputs, tmp_path / "no", attribution="LayerActivation"), capsys)
+    assert (status, "the same for every facet" in error, (tmp_path / "no").exists()) == (2, True, False)
 
 
 def judged(inputs, out, capsys, *more):
