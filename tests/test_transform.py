@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -144,3 +145,11 @@ def test_what_cannot_be_cut_is_refused():
     for make, wrong in ((jitter, 1.0), (noise, -1), (gradient_mask, 0.5), (random_crop, 0)):
         with pytest.raises(ImageError):
             make(wrong)
+
+
+def test_seeds_may_be_numpys_and_nothing_else_than_integers():
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert noise(seed=np.int64(4))(images).equal(noise(seed=4)(images))
+    for make in (noise, jitter, affine, random_crop):
+        with pytest.raises(TypeError, match="seed must be an integer, not '4'"):
+            make(seed="4")

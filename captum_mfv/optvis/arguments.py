@@ -1,4 +1,4 @@
-"""Checks of arguments that several functions of this folder take: facets, integers, seeds."""
+"""Checks of arguments that several functions share: facets, integers, seeds."""
 
 from __future__ import annotations
 

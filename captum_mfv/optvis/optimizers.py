@@ -15,15 +15,15 @@ __all__ = ["TVAscent", "denoise_tv"]
 
 
 class TVAscent(torch.optim.Optimizer):
-    """Normalised steps on pixels, each followed by a total-variation denoiser (arXiv 1602.03616).
+    """Normalized steps on pixels, each followed by a total-variation denoiser (arXiv 1602.03616).
 
     One step, within the window that ``crop`` last cut, or the whole image: the gradient is divided by its
-    mean magnitude over the window, and followed for ``lr`` grey levels; pixels are clipped to [0, 1] and
+    mean magnitude over the window, and followed for ``lr`` gray levels; pixels are clipped to [0, 1] and
     denoised. Where `transform.gradient_mask` keeps a margin, the step inside is the longer, as the paper's.
 
     Args:
         params: pixels in [0, 1], (B, C, H, W), such as those of `param.pixel_image_from`.
-        lr: step in grey levels of 255 where the gradient is of mean magnitude.
+        lr: step in gray levels of 255 where the gradient is of mean magnitude.
         tv_weight: the denoiser's weight on 0-255 pixels; smaller smooths more, None doesn't denoise.
         crop: the transform that cuts the window out of the image.
     """
@@ -74,13 +74,13 @@ def denoise_tv(images: Tensor, weight: float, n_iterations: int = 100, tolerance
     (the same borders, the same rational shrinkage s·λs/(λs + 1) with λ = 2·weight, whose fixed point
     is near the ROF model but not it), with Gauss-Seidel sweeps in red-black order instead of row by
     row, so that all pixels of a color are updated at once. On 0-255 images the two differ by less than
-    half a grey level. Images are done one by one, which keeps them in the cache.
+    half a gray level. Images are processed one by one, so that each stays in the cache.
 
     Args:
         images: (B, C, H, W), on the scale of 0-255 that the weight is meant for.
         weight: the weight of the data term; smaller smooths more.
-        n_iterations: at most so many sweeps.
-        tolerance: an image is done once no channel's root mean square change exceeds this.
+        n_iterations: largest number of sweeps.
+        tolerance: an image is finished once no channel's root mean square change exceeds this.
 
     Source: Goldstein & Osher 2009, "The split Bregman method for L1 regularized problems".
     """
@@ -120,7 +120,7 @@ def _split_bregman(image: Tensor, weight: float, n_iterations: int, tolerance: f
 
 
 def _with_border(image: Tensor) -> Tensor:
-    """One pixel more on each side: reflected above and left, repeated below and right, as scikit-image has it."""
+    """Pad by one pixel: reflected above and left, repeated below and right, as scikit-image does."""
     pad = torch.nn.functional.pad
     return pad(pad(image[None], (1, 0, 1, 0), mode="reflect"), (0, 1, 0, 1), mode="replicate")[0].contiguous()
 

@@ -1,4 +1,4 @@
-"""Images to optimise, startable from given images; Lucent's ``param_f``."""
+"""Parameterizations of images, started at given images; Lucent's ``param_f``."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = [
 
 ParamF: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[], Tensor]]]
 
-# Square root of the covariance of ImageNet's colours, columns scaled as in Lucid and Lucent
+# Square root of the covariance of ImageNet's colors, columns scaled as in Lucid and Lucent
 # (lucent.optvis.param.color), so that images started here mean the same there.
 _COLOR_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 _MARGIN = 2e-4  # how far from 0 and 1 a start stays, where the logit is infinite
 _NATURAL_MARGIN = 0.02  # the same where magnitudes are measured, which white and black would swamp
-_SOFTNESS = 4.0  # Lucid's divisor, which keeps colours from saturating early
+_SOFTNESS = 4.0  # Lucid's divisor, which keeps colors from saturating early
 
 
 def pixel_image_from(images: Tensor) -> ParamF:
-    """Pixels themselves as parameters, started at images.
+    """Return a parameterization by pixels, started at images.
 
     Args:
         images: (B, C, H, W) in [0, 1]; the parameters take their device and are float32.
@@ -50,16 +50,16 @@ def pixel_image_from(images: Tensor) -> ParamF:
 
 
 def fft_image_from(images: Tensor, decay_power: float = 1.0, *, colors: Tensor | None = None) -> ParamF:
-    """A Fourier spectrum of decorrelated colours as parameters, started at images exactly.
+    """Return a parameterization by a Fourier spectrum of decorrelated colors, started at images exactly.
 
     The inverse of Lucent's ``param.image(fft=True, decorrelate=True)``: gradients reach all spatial
-    frequencies alike, scaled by 1/f. Images of other than three channels keep their colours.
+    frequencies alike, scaled by 1/f. Images of other than three channels keep their colors.
 
     Args:
         images: (B, C, H, W) in [0, 1], any height and width; the parameters take their device and are
             float32.
         decay_power: exponent of the 1/f scale.
-        colors: (C, C) matrix from decorrelated to real colours, such as `color_matrix` measures on your
+        colors: (C, C) matrix from decorrelated to real colors, such as `color_matrix` measures on your
             images; by default Lucent's, of ImageNet.
 
     Returns:
@@ -86,14 +86,13 @@ def fft_image_from(images: Tensor, decay_power: float = 1.0, *, colors: Tensor |
 
 
 def maco_image_from(images: Tensor, magnitudes: Tensor, *, colors: Tensor | None = None) -> ParamF:
-    """The phases of a Fourier spectrum as parameters, its magnitudes fixed (MACO, Fel et al. 2023).
+    """Return a parameterization by the phases of a Fourier spectrum with fixed magnitudes (MACO, Fel et al. 2023).
 
-    The image can't leave the spectrum of natural images, which is what draws unnatural high frequencies
-    elsewhere. Fixed to the magnitudes of a facet's own images, it can't leave theirs.
+    With the magnitudes of natural images, or of a facet's own images, unnatural high frequencies can't arise.
 
     Args:
-        images: (B, C, H, W) in [0, 1], whose phases the optimisation starts from.
-        magnitudes: (B, C, H, W // 2 + 1) or without B, as `mean_magnitudes` gives.
+        images: (B, C, H, W) in [0, 1], whose phases the optimization starts from.
+        magnitudes: (B, C, H, W // 2 + 1) or without B, output of `mean_magnitudes`.
         colors: as for `fft_image_from`, and as the magnitudes were measured.
 
     Returns:
@@ -116,21 +115,21 @@ def maco_image_from(images: Tensor, magnitudes: Tensor, *, colors: Tensor | None
 
 
 def mean_magnitudes(images: Tensor, *, colors: Tensor | None = None) -> Tensor:
-    """Mean magnitude of each frequency over images, for `maco_image_from`.
+    """Return the mean magnitude of each frequency over images, for `maco_image_from`.
 
     Args:
         images: (N, C, H, W) in [0, 1].
         colors: as for `fft_image_from`.
 
     Returns:
-        (C, H, W // 2 + 1), of decorrelated colours before the sigmoid.
+        (C, H, W // 2 + 1), of decorrelated colors before the sigmoid.
     """
     _check(images)
     return _spectrum(images, _mix(images, colors), _NATURAL_MARGIN).abs().mean(0)
 
 
 def color_matrix(images: Tensor) -> Tensor:
-    """What decorrelates the colours of images: the square root of their pixels' covariance.
+    """Return the color decorrelation of images: the square root of their pixels' covariance.
 
     Columns are scaled so that the longest is 1, as Lucid and Lucent do with ImageNet's.
 
@@ -143,16 +142,16 @@ def color_matrix(images: Tensor) -> Tensor:
     _check(images)
     pixels = images.detach().double().transpose(0, 1).flatten(1)
     if pixels.shape[1] < 2:
-        raise ImageError("colours are measured on more than one pixel")
+        raise ImageError("colors are measured on more than one pixel")
     values, vectors = torch.linalg.eigh(torch.cov(pixels).reshape(len(pixels), len(pixels)))
     floor = values.max().clamp_min(1e-12) * 1e-4  # images of one hue still need an inverse
     return _scaled((vectors * values.clamp_min(floor).sqrt()).flip(1).float())
 
 
 class Transparency:
-    """Where an image matters, gathered while it is optimised: ``Σ |∂loss/∂image|`` over steps (MACO, Fel et al. 2023).
+    """How much each pixel matters: ``Σ |∂loss/∂image|``, summed over optimization steps (MACO, Fel et al. 2023).
 
-    It is a ``param_f`` itself, in the place of the one that it is given::
+    The object is a ``param_f`` itself, and replaces the one that it watches::
 
         param_f = Transparency(initializer.mean_image(facet, images))
         render_vis(model, objective, param_f)
@@ -167,7 +166,7 @@ class Transparency:
         self._total: Tensor | None = None
 
     def __call__(self) -> tuple[list[Tensor], Callable[[], Tensor]]:
-        """Parameters and the function to images, as the given parameterization's; the sum begins anew."""
+        """Return the watched parameterization's parameters and function to images, and reset the sum."""
         self._total = None
         params, image_f = self.param_f()
 
@@ -185,10 +184,10 @@ class Transparency:
 
     @property
     def total(self) -> Tensor:
-        """(B, H, W) the sum over steps and channels, of whatever scale the loss has.
+        """(B, H, W) sum over steps and channels, in the scale of the loss.
 
         Raises:
-            ImageError: if nothing was optimised yet.
+            ImageError: if nothing was optimized yet.
         """
         if self._total is None:
             raise ImageError("there is no transparency before the first step")
@@ -205,7 +204,7 @@ class Transparency:
 
 
 def as_alpha(total: Tensor) -> Tensor:
-    """(B, H, W) in [0, 1], of an image's sums of gradients: 1 from their 99th percentile on."""
+    """Return (B, H, W) sums of gradients scaled to [0, 1], with the 99th percentile of each image at 1."""
     high = torch.quantile(total.flatten(1).float(), 0.99, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.clamp(total / high[:, None, None], 0, 1)
 
@@ -220,7 +219,7 @@ def _check(images: Tensor) -> None:
 
 
 def _spectrum(images: Tensor, mix: Tensor, margin: float) -> Tensor:
-    """(B, C, H, W // 2 + 1) complex, of the images' logits in decorrelated colours."""
+    """Return the complex spectrum, (B, C, H, W // 2 + 1), of the images' logits in decorrelated colors."""
     logits = images.detach().float().clamp(margin, 1 - margin).logit()
     decorrelated = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(mix), logits)
     spectrum: Tensor = torch.fft.rfft2(decorrelated * _SOFTNESS, norm="ortho")
@@ -228,20 +227,20 @@ def _spectrum(images: Tensor, mix: Tensor, margin: float) -> Tensor:
 
 
 def _image(spectrum: Tensor, mix: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `_spectrum`, (B, C, H, W) in [0, 1]."""
+    """Return the images of a spectrum, the inverse of `_spectrum`: (B, C, H, W) in [0, 1]."""
     colors = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho") / _SOFTNESS
     return torch.einsum("ij,bjhw->bihw", mix, colors).sigmoid()
 
 
 def _frequency_scale(height: int, width: int, decay_power: float) -> Tensor:
-    """1/f over the half plane of `torch.fft.rfft2`, finite at f = 0."""
+    """Return 1/f over the half plane of `torch.fft.rfft2`, finite at f = 0."""
     rows = torch.fft.fftfreq(height)[:, None]
     columns = torch.fft.rfftfreq(width)[None, :]
     return torch.hypot(rows, columns).clamp_min(1 / max(height, width)) ** -decay_power
 
 
 def _mix(images: Tensor, colors: Tensor | None) -> Tensor:
-    """The colour matrix that is given, or the default one for so many channels."""
+    """Return the given color matrix, or the default for the number of channels."""
     channels = images.shape[1]
     if colors is None:
         colors = _scaled(torch.tensor(_COLOR_SQRT)) if channels == 3 else torch.eye(channels)

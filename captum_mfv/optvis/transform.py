@@ -1,15 +1,16 @@
-"""Transforms that Lucent lacks: seeded, drawn anew for each image of the batch, on any device."""
+"""Random transforms that Lucent lacks: seeded, drawn for each image of the batch, on any device."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
 
 from captum_mfv.errors import ImageError, RecipeError
+from captum_mfv.optvis.arguments import as_integer
 
 __all__ = [
     "Affine",
@@ -25,21 +26,21 @@ __all__ = [
 ]
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) to what the network sees of them."""
+"""Function of images, (B, C, H, W), that returns the network's input."""
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
-"""One for the batch, or one for each of its images."""
+"""One generator for the batch, or one for each image of the batch."""
 
 
 def _drawn(draw: Callable[..., Tensor], n_images: int, shape: Sequence[int], generators: Generators) -> Tensor:
-    """(n_images, *shape) of `torch.rand` or `torch.randn`."""
+    """Return (n_images, *shape) numbers of `torch.rand` or `torch.randn`."""
     if isinstance(generators, torch.Generator):
         return draw(n_images, *shape, generator=generators)
     return torch.stack([draw(*shape, generator=generator) for generator in generators])
 
 
 class CenterCrop:
-    """A window near the middle; made by `center_crop`. The last draw stays in ``offsets``."""
+    """A random window near the center; made by `center_crop`. ``offsets`` are those of the last call."""
 
     def __init__(self, size: int, window: float, generator: Generators) -> None:
         self.size = size
@@ -58,13 +59,13 @@ class CenterCrop:
         return self.cut(images)
 
     def cut(self, images: Tensor) -> Tensor:
-        """The windows of the last draw once more."""
+        """Return the windows at the last call's offsets."""
         size = self.size
         corners = zip(images, self.offsets, strict=True)
         return torch.stack([image[:, top : top + size, left : left + size] for image, (top, left) in corners])
 
     def paste(self, images: Tensor, crops: Tensor) -> None:
-        """Write windows back to where the last draw took them, in place."""
+        """Write windows into images at the last call's offsets, in place."""
         for image, crop, (top, left) in zip(images, crops, self.offsets, strict=True):
             image[:, top : top + self.size, left : left + self.size] = crop
 
@@ -83,7 +84,7 @@ class Affine:
         return _sampled(images, self._draw(len(images), images.shape[-2] / images.shape[-1]))
 
     def _draw(self, n_images: int, ratio: float) -> Tensor:
-        """Sampling matrices (n_images, 2, 3); ``ratio`` is height / width, so that circles stay round."""
+        """Return sampling matrices, (n_images, 2, 3); ``ratio`` is height / width, so that circles stay round."""
         draws = _drawn(torch.rand, n_images, [4], self.generator) * 2 - 1
         angle = draws[:, 0] * math.radians(self.degrees)
         zoom = 1 + draws[:, 1] * self.scale
@@ -93,21 +94,23 @@ class Affine:
 
 
 def _sampled(images: Tensor, matrices: Tensor) -> Tensor:
-    """Images at points given by (B, 2, 3) sampling matrices, reflected beyond the border."""
+    """Sample images at the points of (B, 2, 3) sampling matrices, reflected beyond the border."""
     grid = torch.nn.functional.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
     return torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _seeded(seed: int, generator: Generators | None) -> Generators:
-    return torch.Generator().manual_seed(seed) if generator is None else generator
+def _seeded(seed: SupportsIndex, generator: Generators | None) -> Generators:
+    return torch.Generator().manual_seed(as_integer(seed, "seed")) if generator is None else generator
 
 
-def center_crop(size: int, window: float = 0.3, *, seed: int = 0, generator: Generators | None = None) -> CenterCrop:
-    """The paper's centre-biased crop: with D = canvas − size, offsets ~ N(D/2, window·D), clipped to [0, D].
+def center_crop(
+    size: int, window: float = 0.3, *, seed: SupportsIndex = 0, generator: Generators | None = None
+) -> CenterCrop:
+    """Return the paper's center-biased crop: with D = canvas − size, offsets ~ N(D/2, window·D), clipped to [0, D].
 
     Args:
         size: height and width of the crop in pixels.
-        window: standard deviation of the offset, as a share of D; 0 is the middle always.
+        window: standard deviation of the offset, as a share of D; at 0 the crop is always in the center.
         seed: seed of the transform's own generator.
         generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
@@ -121,10 +124,10 @@ def affine(
     scale: float = 0.1,
     shift: float = 0.07,
     *,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
     generator: Generators | None = None,
 ) -> Affine:
-    """A random rotation, zoom and shift of each image; what comes in at the border is its reflection.
+    """Return a random rotation, zoom and shift of each image; pixels beyond the border are reflected.
 
     Args:
         degrees: rotations are uniform in ±degrees.
@@ -139,13 +142,13 @@ def affine(
 
 
 def random_crop(
-    share: float = 0.25, spread: float = 0.05, *, seed: int = 0, generator: Generators | None = None
+    share: float = 0.25, spread: float = 0.05, *, seed: SupportsIndex = 0, generator: Generators | None = None
 ) -> Transform:
-    """A window anywhere in the image, enlarged to the image's size (MACO, Fel et al. 2023).
+    """Return a random crop, resized to the image's size (MACO, Fel et al. 2023).
 
     Args:
         share: the window's side, as a share of the image's.
-        spread: its standard deviation; windows stay between 5 % and all of the image.
+        spread: standard deviation of the share; windows stay between 5 % and all of the image.
         seed: seed of the transform's own generator.
         generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
@@ -163,8 +166,8 @@ def random_crop(
     return transform
 
 
-def jitter(shift: float = 0.05, *, seed: int = 0, generator: Generators | None = None) -> Transform:
-    """A shift by whole pixels, which leaves them sharp; what comes in at the border is its reflection.
+def jitter(shift: float = 0.05, *, seed: SupportsIndex = 0, generator: Generators | None = None) -> Transform:
+    """Return a random shift by whole pixels, without interpolation; pixels beyond the border are reflected.
 
     Args:
         shift: shifts are uniform in ±shift, as a share of height and width.
@@ -189,11 +192,11 @@ def jitter(shift: float = 0.05, *, seed: int = 0, generator: Generators | None =
     return transform
 
 
-def noise(std: float = 0.02, *, seed: int = 0, generator: Generators | None = None) -> Transform:
-    """Independent normal noise on every pixel.
+def noise(std: float = 0.02, *, seed: SupportsIndex = 0, generator: Generators | None = None) -> Transform:
+    """Return the addition of independent normal noise to every pixel.
 
     Args:
-        std: its standard deviation, images being in [0, 1].
+        std: standard deviation of the noise, for images in [0, 1].
         seed: seed of the transform's own generator.
         generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
@@ -204,7 +207,7 @@ def noise(std: float = 0.02, *, seed: int = 0, generator: Generators | None = No
 
 
 def gradient_mask(margin: float) -> Transform:
-    """The image as it is, its gradient zero in a margin, so that only the middle changes (arXiv 1602.03616).
+    """Return the identity with a gradient of zero in a margin, so that only the center changes (arXiv 1602.03616).
 
     Args:
         margin: the margin's width, as a share of height and width, below a half.
@@ -222,7 +225,7 @@ def gradient_mask(margin: float) -> Transform:
 
 
 def compose(transforms: Sequence[Transform]) -> Transform:
-    """One transform after the other."""
+    """Return the composition of transforms, the first applied first."""
 
     def transform(images: Tensor) -> Tensor:
         for one in transforms:
@@ -243,16 +246,16 @@ _TRANSFORMS: Mapping[str, Callable[..., Transform]] = {
 
 
 def make_transform(name: str, arguments: Mapping[str, float], size: int, generator: Generators) -> Transform:
-    """A transform by the name and arguments that a recipe gives.
+    """Return a transform by its name and arguments in a recipe.
 
     Args:
-        name: the function here that makes it.
-        arguments: its arguments, but for size and generator.
+        name: name of a function of this module.
+        arguments: arguments of the function, except size and generator.
         size: side of the window that ``center_crop`` cuts.
-        generator: what it draws from.
+        generator: source of random numbers.
 
     Raises:
-        RecipeError: if there is none of that name, or it doesn't take such arguments.
+        RecipeError: if no transform has that name, or the transform doesn't take the arguments.
     """
     if name not in _TRANSFORMS:
         raise RecipeError(f"no transform {name!r}; there are {', '.join(_TRANSFORMS)}")
