@@ -385,7 +385,7 @@ def test_top_images_that_are_not_of_the_run_are_refused(tmp_path):
     good = TopImages(unit, images, indices, activations, corners, SPEC, replace(SPEC, size=12))
     path = tmp_path / TOP_IMAGES
     path.write_bytes(dump_top_images(good))
-    assert read_top_images(tmp_path, unit, images, SPEC).fingerprint() == good.fingerprint()
+    assert read_top_images(tmp_path, unit, images, SPEC).fingerprint == good.fingerprint
     for change in (
         {"indices": np.array([4, 1])},
         {"indices": np.array([-1, 1])},
@@ -548,7 +548,7 @@ def test_a_dead_unit_is_said_to_be_one():
     model = Broken("dead")
     nn.init.zeros_(model.fc.bias)
     images = planted_images(4)[0]
-    with pytest.warns(MFVWarning, match="0 on all 12 images: it is dead"):
+    with pytest.warns(MFVWarning, match="0 on all 12 images: the unit is dead"):
         facets = find_facets(model, mfv.Unit("fc", 0), images, n_facets=2, code="pool", input_spec=SPEC)
     with pytest.raises(RenderError, match="no gradient reaches the image"):
         render_facets(model, facets, images, recipe="plain", steps=3, input_spec=SPEC)
