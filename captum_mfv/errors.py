@@ -9,7 +9,7 @@
     ├── FacetError           facets can't be found in, or told from, what was given
     ├── RecipeError          a recipe isn't known or doesn't fit
     ├── RenderError          an image can't be synthesised (no gradient, not finite)
-    └── RunError             a run's folder can't be read or continued
+    └── RunError             a run's settings or folder can't be used
 
     MFVWarning               what the result survived but the user should know
 
@@ -58,7 +58,7 @@ class RenderError(MFVError):
 
 
 class RunError(MFVError):
-    """A run's folder can't be read or continued."""
+    """A run's settings are invalid, or its folder can't be read or continued."""
 
 
 class MFVWarning(UserWarning):
