@@ -32,7 +32,7 @@ def cpu_batch_size(model: nn.Module, input_spec: InputSpec, limit: int) -> int:
     weight = first_floating_point(model)
     if weight is not None and weight.device.type != "cpu":
         return limit
-    calls = trace(model, input_spec.feed(model)(input_spec.grey()), until=())
+    calls = trace(model, input_spec.feed(model)(input_spec.gray()), until=())
     n_bytes = 4 if weight is None else weight.element_size()
     largest = max((math.prod(call.shape) for call in calls), default=1) * n_bytes
     return max(1, min(limit, _CPU_BLOCK // max(1, largest)))

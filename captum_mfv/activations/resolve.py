@@ -67,7 +67,7 @@ def _named(model: nn.Module, unit: Unit) -> Unit:
 
 
 def _trace(model: nn.Module, layers: Sequence[str], spec: InputSpec) -> list[LayerCall]:
-    return trace(model, spec.feed(model)(spec.grey().expand(_ROWS, -1, -1, -1)), until=layers)
+    return trace(model, spec.feed(model)(spec.gray().expand(_ROWS, -1, -1, -1)), until=layers)
 
 
 def _check(unit: Unit, calls: list[LayerCall]) -> None:

@@ -76,7 +76,7 @@ class Scan:
     def try_out(self) -> Outputs:
         """Return the row of a gray image."""
         with guard(self.model):
-            return self._rows(self.spec.feed(self.model), self.spec.grey(), slice(None))
+            return self._rows(self.spec.feed(self.model), self.spec.gray(), slice(None))
 
     def _rows(self, feed: Callable[[Tensor], Tensor], batch: Tensor, part: slice) -> Outputs:
         with torch.no_grad(), capture(self.model, self.layers) as run:

@@ -97,7 +97,7 @@ def layers(model: str, unit: str | None) -> None:
     from captum_mfv.models import load
 
     network, spec = load(model, pretrained=False)
-    calls = trace(network, spec.feed(network)(spec.grey()))
+    calls = trace(network, spec.feed(network)(spec.gray()))
     last = next(call.name for call in reversed(calls) if call.runs == 1 and not call.copies)
     name = last if unit is None else layer_name(network, unit.partition(":")[0])
     code = code_layer(calls, name)

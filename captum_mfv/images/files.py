@@ -97,8 +97,8 @@ def read_image(path: Path, spec: InputSpec) -> Tensor:
         raise ImageError(f"{path}: {error}") from error
 
 
-def open_image(path: Path, formats: tuple[str, ...] = FORMATS, *, grey: bool = False) -> Image.Image:
-    """Open a file as an upright image in mode RGB; with ``grey``, gray images stay in mode L.
+def open_image(path: Path, formats: tuple[str, ...] = FORMATS, *, gray: bool = False) -> Image.Image:
+    """Open a file as an upright image in mode RGB; with ``gray``, gray images stay in mode L.
 
     Raises:
         ImageError: if the file can't be read; the message names the file and the reason.
@@ -109,7 +109,7 @@ def open_image(path: Path, formats: tuple[str, ...] = FORMATS, *, grey: bool = F
         with Image.open(path, formats=formats) as image:
             _check_pixels(*image.size)
             upright = ImageOps.exif_transpose(image)
-            return upright if grey and upright.mode == "L" else _rgb(upright)
+            return upright if gray and upright.mode == "L" else _rgb(upright)
     except Exception as error:  # decoders raise all sorts on hostile files
         reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         raise ImageError(f"{path}: {reason}") from error

@@ -92,7 +92,7 @@ class InputSpec:
         to_input = partial(Tensor.to, dtype=dtype, memory_format=torch.channels_last)
         return lambda images: to_input(self(images.to(device)))
 
-    def grey(self) -> Tensor:
+    def gray(self) -> Tensor:
         """A gray image, (1, C, size, size), to try a model with."""
         return torch.full((1, self.channels, self.size, self.size), 0.5)
 

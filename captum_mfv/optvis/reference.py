@@ -141,7 +141,7 @@ def measure_probe(
 
 def default_layers(model: nn.Module, facet: Facet, spec: InputSpec) -> list[str]:
     """Return three blocks spread evenly over the later two thirds of the network up to the code, and its layer."""
-    calls = trace(model, spec.feed(model)(spec.grey()), until=(facet.unit.layer_name, facet.code.layer))
+    calls = trace(model, spec.feed(model)(spec.gray()), until=(facet.unit.layer_name, facet.code.layer))
     spatial = spatial_layers(calls, facet.unit.layer_name)
     last = facet.code.layer
     before = spatial[: spatial.index(last)] if last in spatial else spatial

@@ -103,7 +103,7 @@ def read_png(folder: Path, name: str) -> Tensor:
         RunError: if the file can't be read or isn't square.
     """
     try:
-        image = open_image(inside(folder, name), ("PNG",), grey=True)
+        image = open_image(inside(folder, name), ("PNG",), gray=True)
     except ValueError as error:
         raise RunError(f"{folder / name} can't be read: {error}") from error
     if image.width != image.height:
