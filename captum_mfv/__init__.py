@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from captum_mfv.activations.top_k import TopImages, top_images
     from captum_mfv.errors import MFVError
     from captum_mfv.facets.facet_set import Facet, FacetSet
-    from captum_mfv.facets.find import find_facets
-    from captum_mfv.facets.finder import FacetFinder
+    from captum_mfv.facets.finder import FacetFinder, find_facets
     from captum_mfv.images import ImageFolder, InputSpec
     from captum_mfv.runs.folder import RunFolder
     from captum_mfv.units import Code, Unit

@@ -5,11 +5,11 @@ import pytest
 
 from captum_mfv import FacetFinder
 from captum_mfv.datasets import planted_codes
-from captum_mfv.facets.stability import STABLE, bounds, recoveries, stability
+from captum_mfv.facets.stability import STABLE, stability
 
 
 def stable(codes, labels):
-    return stability(recoveries(codes, labels))
+    return stability(codes, labels)[0]
 
 
 def test_planted_facets_are_stable_and_a_split_one_is_not():
@@ -34,18 +34,20 @@ def test_each_facet_lies_in_its_interval_and_a_sure_one_has_a_narrower_one():
     codes, labels = planted_codes(4, 300, 64, seed=2)
     largest = np.bincount(labels).argmax()
     split = np.where((labels == largest) & (codes[:, 0] > np.median(codes[labels == largest, 0])), 4, labels)
-    found = recoveries(codes, split)
-    low, high = bounds(found).T
-    assert ((low >= 0) & (low <= stability(found)) & (stability(found) <= high) & (high <= 1)).all()
+    means, intervals = stability(codes, split)
+    low, high = intervals.T
+    assert ((low >= 0) & (low <= means) & (means <= high) & (high <= 1)).all()
     assert (high - low)[[largest, 4]].min() > 0.1
-    found = recoveries(codes, labels)
-    assert bounds(found).tolist() == [[1, 1]] * 4
+    assert stability(codes, labels)[1].tolist() == [[1, 1]] * 4
 
 
-def test_of_a_facet_that_no_sample_has_nothing_is_known():
-    found = np.array([[0.5, np.nan], [0.7, np.nan]])
-    assert stability(found).tolist() == pytest.approx([0.6, 0])
-    assert bounds(found)[1].tolist() == [0, 1]
+def test_a_facet_that_is_in_no_sample_has_stability_0_and_an_interval_from_0_to_1():
+    codes = np.vstack([np.random.default_rng(0).normal(size=(30, 4)), np.full((1, 4), 9.0)])
+    labels = np.r_[np.zeros(30, int), 1]
+    seed = next(seed for seed in range(9) if 30 not in np.random.default_rng(seed).integers(31, size=31))
+    means, intervals = stability(codes, labels, 1, seed)
+    assert (means[1], intervals[1].tolist()) == (0, [0, 1])
+    assert means[0] > 0
 
 
 def test_one_facet_always_comes_back():

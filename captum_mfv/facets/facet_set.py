@@ -14,15 +14,21 @@ from numpy.typing import NDArray
 
 from captum_mfv.display.notebook import swatch, table
 from captum_mfv.errors import FacetError
-from captum_mfv.facets.file import ARRAYS, read_file
 from captum_mfv.facets.head import FacetHead, nearest
 from captum_mfv.storage.files import tensor_file, write_whole
 from captum_mfv.storage.identity import content_fingerprint, fingerprint
+from captum_mfv.storage.schema import Number, Record, validate
+from captum_mfv.storage.untrusted import inside, parse_json
 from captum_mfv.units import Code, Unit
 
-__all__ = ["Facet", "FacetSet"]
+__all__ = ["LARGEST_CODE", "Facet", "FacetSet"]
 
 Floats = NDArray[np.float32]
+
+LARGEST_CODE = 1e15
+"""Largest magnitude of codes and activations; keeps sums of squares finite in float32."""
+
+_ARRAYS = ("labels", "embedding", "codes", "activations")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +46,7 @@ class Facet:
         peak: the unit's largest activation on any image.
         unit: the unit.
         code: the code.
-        stability: mean recovery of the facet in bootstrap samples, in [0, 1]; None if not computed.
-        stability_interval: 2.5th and 97.5th percentile of that recovery; None if not computed.
+        stability, stability_interval: those of the facet in its `FacetSet`.
     """
 
     index: int
@@ -63,8 +68,7 @@ class Facet:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of everything that the facet's images depend on, the same on every machine."""
-        arrays = self.members, self.activations, self.centers, self.origin
-        content = content_fingerprint(*arrays)
+        content = content_fingerprint(self.members, self.activations, self.centers, self.origin)
         return fingerprint(index=self.index, unit=self.unit, code=self.code, peak=self.peak, content=content)
 
 
@@ -112,23 +116,22 @@ class FacetSet(Sequence[Facet]):
         object.__setattr__(self, "facets", tuple(self._facet(k, centers, origin, peak) for k in range(len(counts))))
 
     def _facet(self, index: int, centers: Floats, origin: Floats, peak: float) -> Facet:
-        members, center = np.flatnonzero(self.labels == index), centers[index]
-        distances = np.linalg.norm(self.codes[members] - center, axis=1)
+        members = np.flatnonzero(self.labels == index)
+        distances = np.linalg.norm(self.codes[members] - centers[index], axis=1)
         order = np.argsort(distances, kind="stable")
-        members = members[order]
         return Facet(
-            index=index,
-            members=members,
-            distances=distances[order],
-            activations=self.activations[members],
-            center=center,
-            centers=centers,
-            origin=origin,
-            peak=peak,
-            unit=self.unit,
-            code=self.code,
-            stability=None if self.stability is None else self.stability[index],
-            stability_interval=None if self.stability_interval is None else self.stability_interval[index],
+            index,
+            members[order],
+            distances[order],
+            self.activations[members[order]],
+            centers[index],
+            centers,
+            origin,
+            peak,
+            self.unit,
+            self.code,
+            None if self.stability is None else self.stability[index],
+            None if self.stability_interval is None else self.stability_interval[index],
         )
 
     def __len__(self) -> int:
@@ -148,15 +151,11 @@ class FacetSet(Sequence[Facet]):
 
     def _repr_html_(self) -> str:
         """Return an HTML table for notebooks: size, mean activation and stability of each facet."""
-        rows = [
-            [
-                swatch(facet.index, str(facet.index)),
-                str(len(facet)),
-                f"{facet.activations.mean():.3g}",
-                "" if facet.stability is None else f"{facet.stability:.2f}",
-            ]
-            for facet in self
-        ]
+        rows = []
+        for facet in self:
+            stability = "" if facet.stability is None else f"{facet.stability:.2f}"
+            name, activation = swatch(facet.index, str(facet.index)), f"{facet.activations.mean():.3g}"
+            rows.append([name, str(len(facet)), activation, stability])
         return table(self._summary(), ["facet", "images", "activation", "stability"], rows)
 
     def __repr__(self) -> str:
@@ -196,32 +195,25 @@ class FacetSet(Sequence[Facet]):
     def head(self) -> FacetHead:
         """Return the facets as a frozen classifier from codes to facet logits.
 
-        Its variance is that of the codes around their centers along a typical direction, tr(S²) / tr(S) with S
-        the covariance within facets.
+        The variance of the classifier is tr(S²) / tr(S), with S the covariance of the codes within facets.
         """
-        return FacetHead(self.centers, self._variance_within())
-
-    def _variance_within(self) -> float:
         kept = self.labels >= 0
         residuals = self.codes[kept] - self.centers[self.labels[kept]].astype(np.float64)
         wide = residuals.shape[1] > residuals.shape[0]
         gram = residuals @ residuals.T if wide else residuals.T @ residuals
         trace = float(np.trace(gram))
-        return float((gram**2).sum()) / trace / len(residuals) if trace > 0 else 1.0
+        variance = float((gram**2).sum()) / trace / len(residuals) if trace > 0 else 1.0
+        return FacetHead(self.centers, variance)
 
     def header(self) -> dict[str, str]:
         """Return unit, code, p-value and stability as JSON texts by name."""
-        return {
-            "unit": json.dumps(asdict(self.unit)),
-            "code": json.dumps(asdict(self.code)),
-            "p_value": json.dumps(self.p_value),
-            "stability": json.dumps(self.stability),
-            "stability_interval": json.dumps(self.stability_interval),
-        }
+        values: dict[str, Any] = {"unit": asdict(self.unit), "code": asdict(self.code), "p_value": self.p_value}
+        values |= {"stability": self.stability, "stability_interval": self.stability_interval}
+        return {name: json.dumps(value) for name, value in values.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return labels, embedding, codes and activations by name."""
-        return {name: getattr(self, name) for name in ARRAYS}
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the facet set atomically as one safetensors file."""
@@ -234,26 +226,62 @@ class FacetSet(Sequence[Facet]):
         Raises:
             FacetError: if the file is not that of a facet set.
         """
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
 
         try:
-            arrays, header = read_file(Path(path))
-            found = cls(
-                Unit(**header["unit"]),
-                Code(**header["code"]),
-                **arrays,
-                p_value=header["p_value"],
-                stability=_tuples(header.get("stability")),
-                stability_interval=_tuples(header.get("stability_interval")),
+            with safe_open(_file_of(Path(path)), framework="numpy") as file:
+                texts = {name: parse_json(text) for name, text in (file.metadata() or {}).items()}
+                arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+            header = validate(_Header, texts, "header")
+            return cls(
+                Unit(**header.unit),
+                Code(**header.code),
+                **_validated(arrays),
+                p_value=header.p_value,
+                stability=header.stability,
+                stability_interval=header.stability_interval,
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
-        return found
 
 
-def _tuples(rows: Any) -> Any:
-    """Return nested lists as nested tuples."""
-    return tuple(map(_tuples, rows)) if isinstance(rows, list) else rows
+class _Header(Record):
+    unit: dict[str, Any]
+    code: dict[str, Any]
+    p_value: Number | None
+    stability: tuple[Number, ...] | None = None
+    stability_interval: tuple[tuple[Number, Number], ...] | None = None
+
+
+def _file_of(path: Path) -> Path:
+    """Return the file of a facet set; refuse pipes and devices, which would block."""
+    if path.is_dir():
+        return inside(path, "tensors.safetensors")
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    return path
+
+
+def _validated(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays as int64 and float32; raise ValueError if shapes, types or values are wrong."""
+    axes = {name: array.ndim for name, array in arrays.items()}
+    if axes != {"labels": 1, "embedding": 2, "codes": 2, "activations": 1} or not all(a.size for a in arrays.values()):
+        raise ValueError(f"arrays of shapes {', '.join(str(array.shape) for array in arrays.values())}")
+    if arrays["labels"].dtype.kind != "i" or any(arrays[name].dtype.kind != "f" for name in _ARRAYS[1:]):
+        raise ValueError("labels must be integers, all other arrays floating-point numbers")
+    with np.errstate(over="ignore"):
+        floats = {name: arrays[name].astype(np.float32) for name in _ARRAYS[1:]}
+    labels, readable = arrays["labels"].astype(np.int64), np.isfinite(floats["activations"])
+    for name, array in floats.items():
+        rows = array.reshape(len(array), -1)
+        finite = np.isfinite(rows).all(1)
+        if not np.array_equal(finite, readable) or not np.array_equal(finite, ~np.isnan(rows).all(1)):
+            raise ValueError(f"{name} must be finite, or NaN for unreadable images")
+        if (np.abs(rows[finite]) > LARGEST_CODE).any():
+            raise ValueError(f"{name} above {LARGEST_CODE:g} would make distances overflow")
+    if labels.min() < -1 or (labels[~readable] >= 0).any():
+        raise ValueError("labels must be facet numbers of readable images, or -1")
+    return {"labels": labels, **floats}
 
 
 def _mean(codes: Floats) -> Floats:

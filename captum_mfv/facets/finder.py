@@ -1,8 +1,10 @@
-"""Scikit-learn estimator that clusters codes into facets."""
+"""Find facets: a scikit-learn estimator that clusters codes, and its use on the images of a unit."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import os
+import warnings
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,13 +15,20 @@ from sklearn.manifold import TSNE
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
+from torch import nn
 
-from captum_mfv.errors import FacetError
+from captum_mfv.activations.codes import CodeFn, Collection, collect
+from captum_mfv.display.progress import waiting
+from captum_mfv.errors import FacetError, MFVWarning
+from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet
 from captum_mfv.facets.head import nearest
 from captum_mfv.facets.separation import separate
-from captum_mfv.facets.stability import bounds, recoveries, stability
+from captum_mfv.facets.stability import stability
+from captum_mfv.images import Images, InputSpec
+from captum_mfv.storage.schema import check_seed
+from captum_mfv.units import Code, Unit
 
-__all__ = ["FacetFinder"]
+__all__ = ["FacetFinder", "cluster", "find_facets"]
 
 _FEW = 1000
 
@@ -30,10 +39,10 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     Centers are means in code space, because t-SNE cannot embed new codes. Facets are numbered by size, the largest
     first.
 
-    With ``n_facets="auto"``, the number of facets is that of the separated clusters of the reduced codes, compared
-    with a null distribution of the same covariance and size; it may be 1 (`captum_mfv.facets.separation`). These
-    clusters are the facets, and the embedding is only for display, because t-SNE separates noise into islands. A given
-    clusterer clusters the embedding into as many.
+    With ``n_facets="auto"``, the facets are the separated clusters of the reduced codes, compared with a null
+    distribution of the same covariance and size (`captum_mfv.facets.separation`); there may be one. The embedding is
+    then only for display, because t-SNE separates noise into islands. A given clusterer clusters the embedding into
+    as many.
 
     Args:
         n_facets: number of facets, 10 in the paper; or ``"auto"``.
@@ -83,11 +92,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> FacetFinder:
-        """Cluster codes into facets.
-
-        Args:
-            X: (n_samples, n_features) codes, finite.
-            y: ignored.
+        """Cluster finite codes, (n_samples, n_features), into facets; ``y`` is ignored.
 
         Raises:
             FacetError: if there are fewer distinct codes than facets.
@@ -102,7 +107,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.n_facets_ = int(self.labels_.max()) + 1
         if self.n_facets_ < 1:
             raise FacetError("the clusterer labeled every image as noise (-1); there is no facet")
-        self.stability_, self.stability_interval_ = self._stability(reduced, seed)
+        self.stability_, self.stability_interval_ = stability(reduced, self.labels_, self.n_bootstraps, seed)
         self.centers_ = np.stack([codes[self.labels_ == k].mean(0, dtype=np.float64) for k in range(self.n_facets_)])
         return self
 
@@ -157,12 +162,6 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return found.labels
         return np.asarray(self._clusterer(found.n_clusters, seed).fit_predict(self.embedding_))
 
-    def _stability(self, reduced: NDArray[Any], seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if not self.n_bootstraps:
-            return np.full(self.n_facets_, np.nan), np.full((self.n_facets_, 2), np.nan)
-        found = recoveries(reduced, self.labels_, self.n_bootstraps, seed)
-        return stability(found), bounds(found)
-
     def _clusterer(self, n_facets: int, seed: int) -> Any:
         if self.clusterer is None:
             return KMeans(n_facets, n_init=10, random_state=seed)
@@ -180,3 +179,99 @@ def _by_size(labels: NDArray[Any]) -> NDArray[np.int64]:
     for rank, k in enumerate(np.lexsort((first, -counts))):
         new[labels == found[k]] = rank
     return new
+
+
+def find_facets(
+    model: nn.Module,
+    unit: Unit | str,
+    images: Images,
+    *,
+    n_facets: int | Literal["auto"] = 10,
+    code: Code | str | nn.Module | CodeFn | None = None,
+    finder: FacetFinder | None = None,
+    input_spec: InputSpec | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    store: str | os.PathLike[str] | None = None,
+    key: str | None = None,
+    progress: bool = False,
+) -> FacetSet:
+    """Find the facets of a unit: clusters of the codes of the images that activate the unit.
+
+    Args:
+        model: any PyTorch vision model; left as it was.
+        unit: the unit, or ``"layer:index"``.
+        images: the images that activate it: for a class unit, images of the class; for a hidden unit, its
+            `top_images` (with their ``input_spec``).
+        n_facets: number of facets; or ``"auto"``, the number of separated clusters, which may be one.
+        code: the code that describes an image, as in `collect`. Or a function from images in [0, 1] to codes, (N, D),
+            which describes images by something else, such as attributions (`attr.AttributionCode`) or another network;
+            centers are then in the default code's space, in which images can be synthesized.
+        finder: clusters the codes; by default `FacetFinder(n_facets, random_state=seed)`.
+        input_spec, batch_size, store, key, progress: as in `collect`.
+        seed: seed of the default finder, an integer from 0 to 2**32 - 1.
+
+    Raises:
+        UnitError: if the unit or the code isn't in the model, or is ambiguous.
+        ImageError: if no image can be read.
+        RunError: if the store holds something else, or ``key`` is needed.
+        FacetError: if there are fewer distinct codes than facets, or codes aren't finite.
+        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+
+    Warns:
+        MFVWarning: if the unit is 0 on all images.
+
+    Example:
+        >>> from captum_mfv.datasets import planted_images, planted_network
+        >>> model, spec = planted_network()
+        >>> images, colors = planted_images(n_each=30)
+        >>> facets = find_facets(model, Unit("unit", 0), images, n_facets=4, input_spec=spec)
+        >>> [len(facet) for facet in facets]
+        [30, 30, 30, 30]
+    """
+    seed = check_seed(seed)
+    is_function = callable(code) and not any(module is code for module in model.modules())
+    layer, code_fn = (None, cast(CodeFn, code)) if is_function else (cast("Code | str | nn.Module | None", code), None)
+    arguments: dict[str, Any] = {"input_spec": input_spec, "batch_size": batch_size, "store": store, "key": key}
+    collection = collect(model, unit, images, code=layer, code_fn=code_fn, progress=progress, **arguments)
+    with waiting("facets", progress):
+        return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
+
+
+def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
+    """Cluster collected codes, or the codes of a function if the collection has them, into facets.
+
+    Raises:
+        FacetError: if activations or codes aren't finite, or there are fewer distinct codes than facets.
+    """
+    rows = collection.indices
+    clustered = (collection.codes if collection.fn_codes is None else collection.fn_codes)[rows]
+    activations = collection.activations[rows]
+    numbers = activations[:, None], collection.codes[rows], clustered
+    usable = np.all([(abs(values) <= LARGEST_CODE).all(1) for values in numbers], 0)  # False for NaN
+    if not usable.all():
+        raise FacetError(
+            f"the activations of {collection.code.layer} or {collection.unit} aren't finite on {(~usable).sum()} of "
+            f"{len(rows)} images, or beyond {LARGEST_CODE:g}; look for NaN in the weights, or use a wider dtype"
+        )
+    if not activations.any():
+        message = f"{collection.unit} is 0 on all {len(rows)} images: the unit is dead, or the images don't activate it"
+        warnings.warn(message, MFVWarning, stacklevel=2)
+    finder = clone(finder).fit(clustered)
+
+    def for_all_images(values: NDArray[Any], fill: float) -> NDArray[Any]:
+        whole = np.full((len(collection.codes), *values.shape[1:]), fill, values.dtype)
+        whole[rows] = values
+        return whole
+
+    return FacetSet(
+        collection.unit,
+        collection.code,
+        for_all_images(finder.labels_, -1),
+        for_all_images(finder.embedding_.astype(np.float32), np.nan),
+        collection.codes,
+        collection.activations,
+        getattr(finder, "p_value_", None),
+        tuple(finder.stability_.tolist()) if finder.n_bootstraps else None,
+        tuple(map(tuple, finder.stability_interval_.tolist())) if finder.n_bootstraps else None,
+    )

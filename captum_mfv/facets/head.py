@@ -13,13 +13,9 @@ __all__ = ["FacetHead", "nearest"]
 
 
 def nearest(codes: NDArray[Any], centers: NDArray[Any]) -> NDArray[np.intp]:
-    """Return the index of the nearest center of each code, (N,), by Euclidean distance.
+    """Return the index of the center, (n_facets, D), nearest to each code, (N, D), by Euclidean distance, (N,).
 
     The centers' mean is subtracted in float64 first, so that codes far from zero keep their precision.
-
-    Args:
-        codes: (N, D) codes.
-        centers: (n_facets, D) facet centers.
     """
     origin = centers.mean(0, dtype=np.float64)
     codes, centers = codes - origin, centers - origin
@@ -30,9 +26,9 @@ class FacetHead(nn.Module):
     """Linear classifier from codes, (N, D), to facet logits, (N, n_facets); frozen.
 
     The largest logit is that of the nearest center. The softmax is the posterior of equally likely spherical
-    Gaussians around the centers. The centers' mean, ``origin``, is subtracted from codes before the linear layer:
-    folded into the bias, it would cost float32 the precision of codes far from zero. Logits therefore compare each
-    center with the mean of all centers; those of a single facet are 0.
+    Gaussians around the centers. The mean of the centers is subtracted from codes before the linear layer: folded into
+    the bias, it would cost float32 the precision of codes far from zero. Logits therefore compare each center with the
+    mean of all centers; those of a single facet are 0.
 
     Args:
         centers: (n_facets, D) facet centers.
