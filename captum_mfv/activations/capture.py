@@ -144,7 +144,7 @@ class _Run:
     def _pass(self, inputs: tuple[object, ...]) -> Outputs:
         self.outputs.clear()
         batch = inputs[0] if inputs else None
-        self.n_rows = len(batch) if isinstance(batch, Tensor) and batch.ndim else None
+        self.n_rows = batch.shape[0] if isinstance(batch, Tensor) and batch.ndim else None
         try:
             self.model(*inputs)
         except _Stop as stop:
