@@ -77,8 +77,7 @@ def count_one(kind: str, seed: int) -> int:
 
 def score(codes: Codes, seed: int) -> tuple[float, float]:
     """Multifacetedness and its p-value."""
-    found = excess(codes, seed)
-    return found.value, found.p_value
+    return excess(codes, seed)
 
 
 def score_one(kind: str, seed: int) -> tuple[float, float]:

@@ -4,8 +4,7 @@ from conftest import SPEC, small_cnn
 
 from captum_mfv import Code, FacetSet, Unit
 from captum_mfv.datasets import planted_codes
-from captum_mfv.errors import FacetError
-from captum_mfv.metrics import coverage, multifacetedness, percentile, retention, score_images
+from captum_mfv.metrics import multifacetedness, percentile, score_images
 
 
 def test_the_percentile_is_the_share_of_real_images_below():
@@ -13,10 +12,13 @@ def test_the_percentile_is_the_share_of_real_images_below():
     assert [percentile(x, real) for x in (0.0, 2.5, 9.0)] == [0, 0.5, 1]
 
 
-def test_retention_counts_the_images_nearest_to_their_own_center(facets):
-    assert retention(facets.centers, facets) == 1
-    assert retention(facets.centers[[1, 2, 0]], facets) == 0
-    assert retention(facets.centers[[0, 0, 0]], facets) == pytest.approx(1 / 3)
+def test_retention_counts_the_images_nearest_to_their_own_center(facets, planted):
+    members = [planted[0][facet.members[0]] for facet in facets]
+    for order, share in (([1, 2, 0], 0), ([0, 0, 0], 1 / 3)):
+        images = [members[k] for k in order]
+        scores, retained = score_images(small_cnn(), facets, images, images, planted[0], input_spec=SPEC)
+        assert [score.nearest_facet for score in scores] == order
+        assert retained == pytest.approx(share)
 
 
 def test_real_members_score_as_members(facets, planted):
@@ -76,9 +78,7 @@ def test_multifacetedness_does_not_depend_on_the_facets_that_were_asked_for():
 def test_coverage_is_the_share_of_activation_in_stable_facets():
     codes, labels = np.eye(6), [0, 0, 1, 1, 2, -1]
     activations = [10, 8, 6, -3, 5, 7]
-    found = coverage(as_facets(codes, labels, activations, stability=(0.9, 0.7, 0.2)))
+    found = multifacetedness(as_facets(codes, labels, activations, stability=(0.9, 0.7, 0.2))).coverage
     assert found == pytest.approx((10 + 8 + 6) / (10 + 8 + 6 + 5 + 7))
-    with pytest.raises(FacetError, match="n_bootstraps"):
-        coverage(as_facets(codes, labels, activations))
     assert multifacetedness(as_facets(codes, labels, activations)).coverage is None
-    assert coverage(as_facets(codes, labels, stability=(0.9, 0.7, 0.2))) == pytest.approx(4 / 6)
+    assert multifacetedness(as_facets(codes, labels, stability=(0.9, 0.7, 0.2))).coverage == pytest.approx(4 / 6)

@@ -20,8 +20,7 @@ from torch import nn
 from captum_mfv.activations.codes import CodeFn, Collection, collect
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, MFVWarning
-from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet
-from captum_mfv.facets.head import nearest
+from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet, nearest
 from captum_mfv.facets.separation import separate
 from captum_mfv.facets.stability import stability
 from captum_mfv.images import Images, InputSpec
@@ -156,11 +155,10 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def _cluster(self, reduced: NDArray[Any], seed: int) -> NDArray[Any]:
         if self.n_facets != "auto":
             return np.asarray(self._clusterer(self.n_facets, seed).fit_predict(self.embedding_))
-        found = separate(reduced.astype(np.float64), seed)
-        self.p_value_ = found.p_value
+        labels, self.p_value_ = separate(reduced.astype(np.float64), seed)
         if self.clusterer is None:
-            return found.labels
-        return np.asarray(self._clusterer(found.n_clusters, seed).fit_predict(self.embedding_))
+            return labels
+        return np.asarray(self._clusterer(int(labels.max()) + 1, seed).fit_predict(self.embedding_))
 
     def _clusterer(self, n_facets: int, seed: int) -> Any:
         if self.clusterer is None:

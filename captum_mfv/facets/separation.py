@@ -19,14 +19,12 @@ definition of a mode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 from sklearn.cluster import KMeans
 
-__all__ = ["Excess", "Separation", "excess", "separate"]
+__all__ = ["excess", "separate"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -44,30 +42,16 @@ _EXCESS_CLUSTERS, _EXCESS_DRAWS = (2, 3, 5, 8, 12), 20
 _ALLOWED = 0.05  # excess of a single non-Gaussian cluster under the null hypothesis
 
 
-@dataclass(frozen=True, eq=False)
-class Separation:
-    """Separated clusters of codes.
-
-    Args:
-        labels: (n,) cluster index of each code.
-        p_value: p-value of a single cluster, from the confirmation of all cells; 1 if no two cells are separated.
-    """
-
-    labels: NDArray[np.int64]
-    p_value: float
-
-    @property
-    def n_clusters(self) -> int:
-        """Number of clusters."""
-        return int(self.labels.max()) + 1
-
-
-def separate(codes: Array, seed: int) -> Separation:
+def separate(codes: Array, seed: int) -> tuple[NDArray[np.int64], float]:
     """Return the separated clusters of codes: at most 25, and at most one per six codes.
 
     Args:
         codes: (n, d) finite codes; reduce them to principal components first, because the time grows with d.
         seed: seed of k-means and of the null distribution's draws.
+
+    Returns:
+        (n,) cluster index of each code, and the p-value of a single cluster, from the confirmation of all cells; 1 if
+        no two cells are separated.
     """
     rng = np.random.default_rng(seed)
     codes = codes - codes.mean(0)
@@ -77,7 +61,7 @@ def separate(codes: Array, seed: int) -> Separation:
     if len(leaves) > 1:
         centers = np.stack([codes[leaf].mean(0) for leaf in leaves])
         labels[:] = KMeans(len(leaves), init=centers, n_init=1).fit(codes).labels_
-    return Separation(labels, p_value)
+    return labels, p_value
 
 
 def _cells(codes: Array, rng: np.random.Generator) -> list[Indices]:
@@ -102,7 +86,8 @@ def _merged(codes: Array, cells: list[Indices], rng: np.random.Generator) -> lis
         together = [pair for pair in sorted(near) if not apart(cells[pair[0]], cells[pair[1]])]
         if not together:
             break
-        cells = _joined(cells, min(together, key=lambda pair: cost[pair]))
+        i, j = min(together, key=lambda pair: cost[pair])
+        cells = [cell for c, cell in enumerate(cells) if c not in (i, j)] + [np.concatenate([cells[i], cells[j]])]
     return cells
 
 
@@ -132,11 +117,6 @@ def _ward(codes: Array, cells: list[Indices]) -> Array:
     return cost
 
 
-def _joined(cells: list[Indices], pair: tuple[int, int]) -> list[Indices]:
-    rest = [cell for i, cell in enumerate(cells) if i not in pair]
-    return [*rest, np.concatenate([cells[pair[0]], cells[pair[1]]])]
-
-
 def _halves(codes: Array, cells: list[Indices]) -> list[list[Indices]]:
     """Return the two groups of cells that Ward's tree joins last."""
     groups = [[cell] for cell in cells]
@@ -149,10 +129,8 @@ def _halves(codes: Array, cells: list[Indices]) -> list[list[Indices]]:
 
 
 def _pair_is_separated(one: Array, other: Array, rng: np.random.Generator) -> bool:
-    one, other = (
-        _sample(one, min(_PAIR_CODES, 3 * len(other)), rng),
-        _sample(other, min(_PAIR_CODES, 3 * len(one)), rng),
-    )
+    sizes = min(_PAIR_CODES, 3 * len(other)), min(_PAIR_CODES, 3 * len(one))
+    one, other = _sample(one, sizes[0], rng), _sample(other, sizes[1], rng)
     if min(len(one), len(other)) < 3 or _valley_p_value(one, other) > _VALLEY_LEVEL:
         return False
     codes, spread = _principal(np.concatenate([one, other]))
@@ -214,21 +192,7 @@ def _log_scatter(codes: Array, n_clusters: int, n_init: int, rng: np.random.Gene
     return float(np.log(fitted.inertia_ / (codes**2).sum() + 1e-30))
 
 
-@dataclass(frozen=True)
-class Excess:
-    """Scatter that clusters explain in excess of what they explain of codes without clusters.
-
-    Args:
-        value: share of the null's scatter within clusters that the codes' clusters explain, in [0, 1]: 0 for one
-            cluster of any shape, close to 1 for clusters far apart.
-        p_value: p-value of a value of at most .05.
-    """
-
-    value: float
-    p_value: float
-
-
-def excess(codes: Array, seed: int) -> Excess:
+def excess(codes: Array, seed: int) -> tuple[float, float]:
     """Return the excess scatter that clusters explain, compared with one elliptical cloud of the same covariance.
 
     The excess is the largest difference between the logarithms of the within-cluster scatters (the gap statistic)
@@ -239,6 +203,10 @@ def excess(codes: Array, seed: int) -> Excess:
     Args:
         codes: (n, d) finite codes.
         seed: seed of k-means and of the null distribution's draws.
+
+    Returns:
+        The excess as a share of the null's scatter within clusters, in [0, 1]: 0 for one cluster of any shape, close
+        to 1 for clusters far apart. And the p-value of an excess of at most .05.
     """
     rng = np.random.default_rng(seed)
     codes = _sample(codes, _WHOLE_CODES, rng)
@@ -246,7 +214,7 @@ def excess(codes: Array, seed: int) -> Excess:
     codes, spread = _principal(_clipped(_principal(codes)[0][:, :_COMPONENTS]))
     numbers = [k for k in _EXCESS_CLUSTERS if 3 * k <= len(codes) and k <= n_distinct]
     if not numbers or not len(spread):
-        return Excess(0.0, 1.0)
+        return 0.0, 1.0
     found = _log_scatters(codes, numbers, rng)
     radii = np.linalg.norm(codes / spread, axis=1)
     null = np.stack([_log_scatters(_elliptical(radii, spread, rng), numbers, rng) for _ in range(_EXCESS_DRAWS)])
@@ -254,7 +222,7 @@ def excess(codes: Array, seed: int) -> Excess:
     largest = ((null.mean(0) - null) / deviation).max(1)
     beyond = ((null.mean(0) - found + np.log(1 - _ALLOWED)) / deviation).max()
     p_value = norm.sf((beyond - largest.mean()) / (largest.std(ddof=1) + 1e-12))
-    return Excess(float(max(0.0, 1 - np.exp((found - null.mean(0)).min()))), float(p_value))
+    return float(max(0.0, 1 - np.exp((found - null.mean(0)).min()))), float(p_value)
 
 
 def _log_scatters(codes: Array, numbers: list[int], rng: np.random.Generator) -> Array:

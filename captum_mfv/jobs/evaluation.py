@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from captum_mfv import report
 from captum_mfv.activations.codes import collect
 from captum_mfv.errors import ImageError, RunError
-from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.facets.head import nearest
+from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.images import ImageFolder
 from captum_mfv.metrics import Evaluation, Judge, LabeledOutput, draw_control, evaluate_images
 from captum_mfv.metrics.controls import get_control

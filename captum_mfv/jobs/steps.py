@@ -22,9 +22,8 @@ from captum_mfv.activations.top_k import TopImages, top_images
 from captum_mfv.attr import facet_maps
 from captum_mfv.display.progress import Progress, waiting
 from captum_mfv.errors import FacetError, MFVWarning, RenderError
-from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.finder import find_facets
-from captum_mfv.facets.head import nearest
 from captum_mfv.figures import overlay_png
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.jobs.inputs import Inputs

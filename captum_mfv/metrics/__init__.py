@@ -2,10 +2,16 @@
 
 from captum_mfv.metrics.attribution import Curve, Faithfulness, deletion_curve, faithfulness, insertion_curve
 from captum_mfv.metrics.controls import CONTROLS, Control, draw_control, halved, shuffled
-from captum_mfv.metrics.evaluation import Evaluation, EvaluationScores, LabeledOutput, evaluate_images, judge_scores
-from captum_mfv.metrics.image_scores import ImageScores, percentile, retention, score_images
+from captum_mfv.metrics.evaluation import (
+    Evaluation,
+    EvaluationScores,
+    Judge,
+    JudgeOutput,
+    LabeledOutput,
+    evaluate_images,
+    judge_scores,
+)
 from captum_mfv.metrics.intervals import Estimate, NullDistribution, estimate, estimate_ratio
-from captum_mfv.metrics.judge import Judge, JudgeOutput
 from captum_mfv.metrics.scores import (
     Naturalness,
     confusion,
@@ -19,7 +25,7 @@ from captum_mfv.metrics.scores import (
     same_over_seeds,
     spread,
 )
-from captum_mfv.metrics.unit_scores import Multifacetedness, coverage, multifacetedness
+from captum_mfv.metrics.unit_scores import ImageScores, Multifacetedness, multifacetedness, percentile, score_images
 
 __all__ = [
     "CONTROLS",
@@ -37,7 +43,6 @@ __all__ = [
     "Naturalness",
     "NullDistribution",
     "confusion",
-    "coverage",
     "deletion_curve",
     "diversity",
     "draw_control",
@@ -56,7 +61,6 @@ __all__ = [
     "real_off_facet",
     "real_predicts",
     "retained",
-    "retention",
     "same_over_seeds",
     "score_images",
     "shuffled",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,13 +54,13 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
-    """Faithfulness of attributions, one value per input.
+    """Faithfulness of attributions, one value per input, (N,) each.
 
     Args:
-        deletion: (N,) area under the deletion curve; smaller is better.
-        insertion: (N,) area under the insertion curve; larger is better.
-        infidelity: (N,) Captum's infidelity with Gaussian noise, normalized; smaller is better.
-        sensitivity: (N,) Captum's maximum sensitivity with uniform noise; smaller is better.
+        deletion: area under the deletion curve; smaller is better.
+        insertion: area under the insertion curve; larger is better.
+        infidelity: Captum's infidelity with Gaussian noise, normalized; smaller is better.
+        sensitivity: Captum's maximum sensitivity with uniform noise; smaller is better.
     """
 
     deletion: Floats
@@ -94,7 +94,18 @@ def deletion_curve(
 
     Source: Petsiuk et al. 2018, "RISE", arXiv 1806.07421.
     """
-    return _curve(forward_func, inputs, attributions, target, baselines, n_steps, insert=False)
+    if n_steps < 1:
+        raise FacetError(f"n_steps must be at least 1, not {n_steps}")
+    if len(inputs) != len(attributions) or inputs.shape[2:] != attributions.shape[2:]:
+        shapes = f"{tuple(inputs.shape)} and {tuple(attributions.shape)}"
+        raise FacetError(f"inputs and attributions must have the same rows and pixels, not {shapes}")
+    empty = torch.as_tensor(baselines, dtype=inputs.dtype, device=inputs.device).expand_as(inputs)
+    shares = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64).numpy()
+    order = attributions.detach().sum(1, keepdim=True).flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = order.argsort(1).reshape(len(inputs), 1, *inputs.shape[2:])
+    masks = [ranks < round(share * ranks[0].numel()) for share in shares]
+    scores = np.stack([_scores(forward_func, torch.where(mask, empty, inputs), target) for mask in masks], 1)
+    return Curve(shares, scores, scores[:, 0], scores[:, -1])
 
 
 def insertion_curve(
@@ -110,34 +121,9 @@ def insertion_curve(
 
     Arguments, errors and source are those of `deletion_curve`.
     """
-    return _curve(forward_func, inputs, attributions, target, baselines, n_steps, insert=True)
-
-
-def _curve(
-    forward_func: Callable[..., Tensor],
-    inputs: Tensor,
-    attributions: Tensor,
-    target: Any,
-    baselines: Tensor | float,
-    n_steps: int,
-    insert: bool,
-) -> Curve:
-    if n_steps < 1:
-        raise FacetError(f"n_steps must be at least 1, not {n_steps}")
-    if len(inputs) != len(attributions) or inputs.shape[2:] != attributions.shape[2:]:
-        shapes = f"{tuple(inputs.shape)} and {tuple(attributions.shape)}"
-        raise FacetError(f"inputs and attributions must have the same rows and pixels, not {shapes}")
     empty = torch.as_tensor(baselines, dtype=inputs.dtype, device=inputs.device).expand_as(inputs)
-    shares = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
-    order = attributions.detach().sum(1, keepdim=True).flatten(1).argsort(dim=1, descending=True, stable=True)
-    ranks = order.argsort(1).reshape(len(inputs), 1, *inputs.shape[2:])
-    before, after = (empty, inputs) if insert else (inputs, empty)
-    scores = [
-        _scores(forward_func, torch.where(ranks < round(float(share) * ranks[0].numel()), after, before), target)
-        for share in shares
-    ]
-    image, none = (scores[-1], scores[0]) if insert else (scores[0], scores[-1])
-    return Curve(shares.numpy(), np.stack(scores, 1), image, none)
+    curve = deletion_curve(forward_func, empty, attributions, target, baselines=inputs, n_steps=n_steps)
+    return replace(curve, image=curve.baseline, baseline=curve.image)
 
 
 def _scores(forward_func: Callable[..., Tensor], inputs: Tensor, target: Any) -> Floats:
@@ -195,19 +181,12 @@ def faithfulness(
             for part in (x if isinstance(x, tuple) else (x,))
         )
 
-    def curve(insert: bool) -> Curve:
-        return _curve(forward, inputs, attributions, target, baselines, curve_steps, insert)
-
     forward, attributions = explain.forward_func, attribute(inputs, target)
-    wrong = infidelity(
-        forward, gaussian, inputs, attributions, target=target, n_perturb_samples=n_samples, normalize=True
-    )
-    moved = sensitivity_max(
-        attribute, inputs, uniform, perturb_radius=noise / 5, n_perturb_samples=n_samples, target=target
-    )
-    return Faithfulness(
-        deletion=curve(False).area,
-        insertion=curve(True).area,
-        infidelity=wrong.detach().double().cpu().numpy(),
-        sensitivity=moved.detach().double().cpu().numpy(),
-    )
+    samples: dict[str, Any] = {"target": target, "n_perturb_samples": n_samples}
+    wrong = infidelity(forward, gaussian, inputs, attributions, normalize=True, **samples)
+    moved = sensitivity_max(attribute, inputs, uniform, perturb_radius=noise / 5, **samples)
+    areas = [
+        curve(forward, inputs, attributions, target, baselines=baselines, n_steps=curve_steps).area
+        for curve in (deletion_curve, insertion_curve)
+    ]
+    return Faithfulness(*areas, *(values.detach().double().cpu().numpy() for values in (wrong, moved)))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import Images, InputSpec
+from captum_mfv.images import Images
 from captum_mfv.optvis.initializer import mean_images
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.render import Rendering, render_facets
@@ -23,27 +23,19 @@ __all__ = ["CONTROLS", "Control", "draw_control", "halved", "shuffled"]
 Labels = NDArray[np.int64]
 _OF_THE_UNIT = ("unit", "capped_unit", "probability")  # terms that do not depend on facets
 
-Start = Callable[[FacetSet, Images], Tensor]
-
 
 def shuffled(facets: FacetSet, *, seed: int = 0) -> FacetSet:
-    """Return facets of the same sizes whose images are assigned at random.
-
-    Args:
-        facets: the facets.
-        seed: seed of the permutation of labels.
-    """
-    labels, seed = facets.labels.copy(), check_seed(seed)
-    kept = labels >= 0
-    labels[kept] = np.random.default_rng(seed).permutation(labels[kept])
+    """Return facets of the same sizes whose images are assigned at random, by a permutation of the labels."""
+    labels, rng = facets.labels.copy(), np.random.default_rng(check_seed(seed))
+    labels[labels >= 0] = rng.permutation(labels[labels >= 0])
     return replace(facets, labels=labels, stability=None, stability_interval=None, p_value=None)
 
 
 def halved(facets: FacetSet) -> tuple[FacetSet, Labels]:
     """Return facets of every second image, nearest to the center first, and the labels of the other images.
 
-    Random clusters have centers too, and an image synthesized from a cluster's images is near its center. Only images
-    that were not used for the synthesis can distinguish facets from random clusters.
+    Random clusters have centers too, and an image synthesized from a cluster's images is near the cluster's center.
+    Only images that were not used for the synthesis can distinguish facets from random clusters.
 
     Returns:
         Facets of one half, and the facet index of each image of the other half, (n_images,), -1 for all other images.
@@ -69,27 +61,18 @@ class Control:
 
     Args:
         summary: what is removed or replaced, in one line.
-        recipe: function from the run's recipe to the control's.
-        start: function from facets and dataset to start images; None: the recipe's own start.
-        facets: function from facets and seed to the facets that are rendered, and the labels of the real images that
-            they are compared with.
+        recipe: function from the run's recipe to that of the control.
+        start: function from facets and dataset to start images; None: the start of the recipe.
+        facets: function from facets and seed to the facets that are rendered, and the labels of the real images with
+            which they are compared.
         seed_offset: offset added to the run's seed.
     """
 
     summary: str
     recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe
-    start: Start | None = None
+    start: Callable[[FacetSet, Images], Tensor] | None = None
     facets: Callable[[FacetSet, int], tuple[FacetSet, Labels]] = lambda facets, seed: (facets, facets.labels)
     seed_offset: int = 0
-
-
-def _start_of_previous(facets: FacetSet, images: Images) -> Tensor:
-    return mean_images(facets.facets, images).roll(1, 0)
-
-
-def _global_mean(facets: FacetSet, images: Images) -> Tensor:
-    """Return the mean of the facets' mean images, to which every facet contributes the same number of images."""
-    return mean_images(facets.facets, images).mean(0)
 
 
 def _unit_alone(recipe: Recipe) -> Recipe:
@@ -102,9 +85,13 @@ def _unit_alone(recipe: Recipe) -> Recipe:
 
 CONTROLS: Mapping[str, Control] = {
     "another facet's start": Control(
-        "each image starts at the mean image of the previous facet", start=_start_of_previous
+        "each image starts at the mean image of the previous facet",
+        start=lambda facets, images: mean_images(facets.facets, images).roll(1, 0),
     ),
-    "one start for all": Control("every image starts at the mean of the facets' mean images", start=_global_mean),
+    "one start for all": Control(
+        "every image starts at the mean of the facets' mean images",
+        start=lambda facets, images: mean_images(facets.facets, images).mean(0),
+    ),
     "noise start": Control("every image starts at noise", recipe=lambda recipe: replace(recipe, start="noise")),
     "unit alone": Control("the objective is the unit's activation, without the terms of the facet", recipe=_unit_alone),
     "half of the images": Control(
@@ -121,17 +108,7 @@ CONTROLS: Mapping[str, Control] = {
 
 
 def draw_control(
-    name: str,
-    model: nn.Module,
-    facets: FacetSet,
-    images: Images,
-    recipe: Recipe,
-    *,
-    size: int | None = None,
-    input_spec: InputSpec | None = None,
-    seed: int = 0,
-    dtype: torch.dtype | None = None,
-    progress: bool = False,
+    name: str, model: nn.Module, facets: FacetSet, images: Images, recipe: Recipe, *, seed: int = 0, **options: Any
 ) -> list[Rendering]:
     """Render a control: one image for each facet.
 
@@ -141,11 +118,8 @@ def draw_control(
         facets: the facets of the run.
         images: the dataset in which the facets were found.
         recipe: the run's recipe.
-        size: side of the images in pixels.
-        input_spec: preprocessing of images in [0, 1].
         seed: the run's seed.
-        dtype: dtype of autocast; None: no autocast.
-        progress: show a progress bar.
+        **options: further arguments of `optvis.render.render_facets`, such as ``size`` and ``input_spec``.
 
     Raises:
         FacetError: if there is no control of that name, or the control needs halves and a facet has one image.
@@ -153,26 +127,15 @@ def draw_control(
     """
     control, seed = get_control(name), check_seed(seed)
     drawn, _ = control.facets(facets, seed)
+    if control.start is not None:
+        options["start"] = control.start(drawn, images)
     return render_facets(
-        model,
-        drawn,
-        images,
-        recipe=control.recipe(recipe),
-        size=size,
-        start=None if control.start is None else control.start(drawn, images),
-        input_spec=input_spec,
-        seed=seed + control.seed_offset,
-        dtype=dtype,
-        progress=progress,
+        model, drawn, images, recipe=control.recipe(recipe), seed=seed + control.seed_offset, **options
     )
 
 
 def get_control(name: str) -> Control:
-    """Return a control by name.
-
-    Raises:
-        FacetError: if there is no control of that name.
-    """
+    """Return a control by name; raise FacetError if there is none of that name."""
     if name not in CONTROLS:
         raise FacetError(f"no control {name!r}; there are {', '.join(CONTROLS)}")
     return CONTROLS[name]

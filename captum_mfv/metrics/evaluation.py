@@ -1,17 +1,23 @@
-"""Evaluation of facets' images by an independent network: scores with intervals, and those of controls."""
+"""Evaluation of facets' images by an independent network, the judge: scores with intervals, and those of controls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from captum_mfv.activations.capture import capture, guard, layer_name
+from captum_mfv.activations.codes import collect
+from captum_mfv.activations.layers import trace
 from captum_mfv.errors import FacetError
+from captum_mfv.images import Images, InputSpec
 from captum_mfv.metrics.intervals import Estimate, NullDistribution, estimate, estimate_ratio, null_distribution
-from captum_mfv.metrics.judge import JudgeOutput
 from captum_mfv.metrics.scores import (
     confusion,
     diversity,
@@ -23,21 +29,41 @@ from captum_mfv.metrics.scores import (
     spread,
 )
 from captum_mfv.storage.schema import check_seed
+from captum_mfv.units import Code, Unit
 
-__all__ = ["Evaluation", "EvaluationScores", "LabeledOutput", "evaluate_images", "judge_scores"]
+__all__ = ["Evaluation", "EvaluationScores", "Judge", "JudgeOutput", "LabeledOutput", "evaluate_images", "judge_scores"]
 
+Codes = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 _SHUFFLES = 199  # the smallest p-value is 1 / 200
 
 
 @dataclass(frozen=True, eq=False)
-class LabeledOutput:
-    """A judge's output for images, and the facet of each image.
+class JudgeOutput:
+    """Output of a judge for a set of images.
 
     Args:
-        images: the judge's output.
-        labels: (n,) facet index of each image, -1 for none.
+        codes: (n, D) codes; NaN for unreadable images.
+        probabilities: (n,) probability of the judge's class, in [0, 1]; None if the judge has no unit.
+        top1: (n,) whether that class is the most likely one; None if the judge has no unit.
+    """
+
+    codes: Codes
+    probabilities: Codes | None = None
+    top1: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: Any) -> JudgeOutput:
+        parts = (None if part is None else part[rows] for part in (self.probabilities, self.top1))
+        return JudgeOutput(self.codes[rows], *parts)
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledOutput:
+    """A judge's output for images, and the facet index of each image, (n,), -1 for none.
 
     Raises:
         FacetError: if the two differ in length.
@@ -54,6 +80,54 @@ class LabeledOutput:
         """Return the readable images that have a facet."""
         rows = np.flatnonzero((self.labels >= 0) & np.isfinite(self.images.codes).all(1))
         return LabeledOutput(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """An independent network: one that was not used to find facets or to render images.
+
+    Args:
+        model: any PyTorch vision model; its state is not changed.
+        unit: the logit of the class of the images, or its text, such as ``"fc:945"``; None: only codes are returned.
+        code: the code that describes an image, or its text, such as ``"layer4:mean"``; None: the last layer with
+            positions before the unit, averaged over positions, or without a unit the last such layer of the model.
+        input_spec: preprocessing of images in [0, 1].
+
+    Raises:
+        FacetError: if the unit is a direction; it must be a class.
+    """
+
+    model: nn.Module
+    unit: Unit | str | None = None
+    code: Code | str | None = None
+    input_spec: InputSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit is not None and not isinstance(Unit.of(self.unit).index, int):
+            raise FacetError("the unit of a judge must be a class, not a direction")
+
+    def __call__(self, images: Images | Sequence[Tensor]) -> JudgeOutput:
+        """Return codes, and with a unit class probabilities, of images in [0, 1]."""
+        spec = self.input_spec or InputSpec()
+        read = partial(collect, self.model, images=images, code=self.code, input_spec=self.input_spec)
+        if self.unit is None:
+            return JudgeOutput(read(self._last_unit(spec)).codes)
+        unit = Unit.of(self.unit)
+        found = read(unit, code_fn=partial(self._probabilities, unit, spec))
+        assert found.fn_codes is not None and isinstance(unit.index, int)
+        return JudgeOutput(found.codes, found.fn_codes[:, unit.index], found.fn_codes.argmax(1) == unit.index)
+
+    def _probabilities(self, unit: Unit, spec: InputSpec, images: Tensor) -> Tensor:
+        """Return probabilities of all classes, (N, n_classes), in float32."""
+        name = layer_name(self.model, unit.layer)
+        with guard(self.model), torch.no_grad(), capture(self.model, [name]) as run:
+            outputs = run(spec.feed(self.model)(images))[name]
+        return unit.read_channels(outputs).float().softmax(1)
+
+    def _last_unit(self, spec: InputSpec) -> Unit:
+        """Return a unit of the last layer that runs once; codes are taken before it."""
+        calls = trace(self.model, spec.feed(self.model)(spec.gray()))
+        return Unit(next(call.name for call in reversed(calls) if call.runs == 1), 0)
 
 
 @dataclass(frozen=True)
@@ -85,22 +159,16 @@ class EvaluationScores:
 
 
 def judge_scores(made: JudgeOutput, real: LabeledOutput, *, seed: int = 0) -> EvaluationScores:
-    """Return a judge's scores of one image for each facet.
-
-    Args:
-        made: the judge's output for the facets' images, in order.
-        real: the judge's output for real images.
-        seed: seed of the bootstrap samples.
+    """Return a judge's scores of one image for each facet, in order, against real images.
 
     Raises:
         FacetError: if a facet has no readable real image, or there isn't one image for each facet.
     """
     kept, codes = real.kept(), made.codes
     real_codes, labels = kept.images.codes, kept.labels
-    retention = estimate(retained(codes, real_codes, labels), seed=seed)
     near = naturalness(codes, real_codes)
     return EvaluationScores(
-        retention=retention,
+        retention=estimate(retained(codes, real_codes, labels), seed=seed),
         centered=estimate(retained(codes, real_codes, labels, centered=True), seed=seed),
         predicts=estimate(predicts(codes, real_codes, labels), seed=seed),
         top1=_estimate(made.top1, seed),
@@ -120,10 +188,9 @@ class Evaluation:
         chance: retention and predictions by chance, 1 / n_facets.
         scores: scores of the images.
         controls: scores of controls by name: ``start`` images, one ``real image`` of each facet, and rendered
-            controls (`controls.CONTROLS`).
+            controls (`CONTROLS`).
         confusion: cosine of each facet's image (rows) to each facet's center, both centered.
-        shuffled: distribution of the images' retention over shuffled labels of the real images, and the p-value of
-            their retention.
+        shuffled: null distribution of the retention: labels of the real images are shuffled.
         held_out: share of held-out images predicted right; None without held-out images.
         over_seeds: share of images whose most similar image of another seed is their own facet's, with an interval
             over facets; None without another seed.
@@ -159,12 +226,12 @@ def evaluate_images(
     """Return a judge's scores of one image for each facet, and those of controls.
 
     Args:
-        made: the judge's output for the facets' images, in order.
-        real: the judge's output for the images in which the facets were found.
-        controls: by name, the judge's output for a control's images, and the labels, (n,), of the real images that
-            the control is compared with.
-        again: the judge's output for the facets' images rendered with another seed.
-        held_out: the judge's output for images that were not used to find the facets.
+        made: output for the facets' images, in order.
+        real: output for the images in which the facets were found.
+        controls: by name, output for a control's images, and the labels, (n,), of the real images with which the
+            control is compared.
+        again: output for the facets' images rendered with another seed.
+        held_out: output for images that were not used to find the facets.
         seed: seed of the bootstrap samples and shuffles.
 
     Raises:
@@ -172,6 +239,7 @@ def evaluate_images(
         ValueError: if the seed is not an integer from 0 to 2**32 - 1.
     """
     kept, seed = real.kept(), check_seed(seed)
+    unseen = None if held_out is None else held_out.kept()
     codes, labels = kept.images.codes, kept.labels
     scores = judge_scores(made, kept, seed=seed)
     rng = np.random.default_rng(seed)
@@ -186,7 +254,7 @@ def evaluate_images(
         controls={"real image": _central_scores(kept, seed), **others},
         confusion=tuple(tuple(map(float, row)) for row in confusion(made.codes, codes, labels, centered=True)),
         shuffled=null_distribution(np.array(shuffled), scores.retention.value),
-        held_out=None if held_out is None else _prediction(made, held_out.kept(), seed),
+        held_out=_estimate(None if unseen is None else predicts(made.codes, unseen.images.codes, unseen.labels), seed),
         over_seeds=None if again is None else _over_seeds(made, again, seed),
         real_predicts=estimate(real_predicts(codes, labels), seed=seed),
         real_top1=_estimate(kept.images.top1, seed),
@@ -197,19 +265,13 @@ def evaluate_images(
 
 def _central_scores(real: LabeledOutput, seed: int) -> EvaluationScores:
     """Return the scores of the real image nearest to each facet's center, against the facet's other images if any."""
-    picks = [_central(real.images.codes, np.flatnonzero(real.labels == k)) for k in range(real.labels.max() + 1)]
-    counts = np.bincount(real.labels)
+    picks, counts = [], np.bincount(real.labels)
+    for k in range(len(counts)):
+        rows = np.flatnonzero(real.labels == k)
+        codes = real.images.codes[rows]
+        picks.append(int(rows[np.linalg.norm(codes - codes.mean(0, dtype=np.float64), axis=1).argmin()]))
     left = np.setdiff1d(np.arange(len(real.labels)), [row for k, row in enumerate(picks) if counts[k] > 1])
     return judge_scores(real.images[picks], LabeledOutput(real.images[left], real.labels[left]), seed=seed)
-
-
-def _central(codes: NDArray[np.float32], rows: NDArray[np.intp]) -> int:
-    """Return the row whose code is nearest to the mean of some rows."""
-    return int(rows[np.linalg.norm(codes[rows] - codes[rows].mean(0, dtype=np.float64), axis=1).argmin()])
-
-
-def _prediction(made: JudgeOutput, held_out: LabeledOutput, seed: int) -> Estimate:
-    return estimate(predicts(made.codes, held_out.images.codes, held_out.labels), seed=seed)
 
 
 def _over_seeds(made: JudgeOutput, again: JudgeOutput, seed: int) -> Estimate:

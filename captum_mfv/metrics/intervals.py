@@ -22,14 +22,7 @@ _BATCH = 2**20  # indices of bootstrap samples in memory at once
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over facets or images with its 95 % interval.
-
-    Args:
-        value: the mean.
-        low: lower end of the interval: of the bootstrap, or Wilson's for a share.
-        high: upper end of the interval.
-        n: number of facets or images.
-    """
+    """A mean over ``n`` facets or images; ``low`` and ``high`` are the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -43,8 +36,7 @@ class NullDistribution:
 
     Args:
         value: mean of the draws.
-        low: 2.5th percentile of the draws.
-        high: 97.5th percentile of the draws.
+        low, high: 2.5th and 97.5th percentile of the draws.
         n: number of draws.
         p_value: (1 + draws at least as large as the observed score) / (1 + draws).
     """
@@ -56,16 +48,12 @@ class NullDistribution:
     p_value: float
 
 
-def estimate(values: NDArray[Any], *, n_samples: int = _N_SAMPLES, seed: int = 0) -> Estimate:
-    """Return the mean of values, (n,), with its interval.
+def estimate(values: NDArray[Any], *, seed: int = 0) -> Estimate:
+    """Return the mean of numbers or truth values, (n,), with its 95 % interval.
 
-    The interval of numbers is the percentile bootstrap's; that of truth values is Wilson's score interval, because
-    the bootstrap of a share of 0 or 1 has no spread. A single number is its own interval.
-
-    Args:
-        values: (n,) numbers or truth values.
-        n_samples: number of bootstrap samples.
-        seed: seed of the bootstrap samples.
+    The interval of numbers is computed by the percentile bootstrap with 2000 samples; that of truth values is Wilson's
+    score interval, because the bootstrap of a share of 0 or 1 has no spread. The interval of a single number is the
+    number itself.
 
     Raises:
         FacetError: if there are no values, or a value is not finite.
@@ -77,31 +65,22 @@ def estimate(values: NDArray[Any], *, n_samples: int = _N_SAMPLES, seed: int = 0
     if not len(values) or not np.isfinite(values).all():
         raise FacetError("an estimate needs at least one value, and finite ones")
     if values.dtype != bool:
-        return _bootstrapped(values.astype(np.float64), np.ones(len(values)), n_samples, seed)
+        return _bootstrapped(values.astype(np.float64), np.ones(len(values)), seed)
     interval = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
     return Estimate(float(values.mean()), float(interval.low), float(interval.high), len(values))
 
 
-def estimate_ratio(
-    numerators: NDArray[Any], denominators: NDArray[Any], *, n_samples: int = _N_SAMPLES, seed: int = 0
-) -> Estimate | None:
-    """Return the ratio of two means over the same n, (n,) each, with its bootstrap interval.
+def estimate_ratio(numerators: NDArray[Any], denominators: NDArray[Any], *, seed: int = 0) -> Estimate | None:
+    """Return the ratio of two means over the same finite numbers, (n,) each, with its bootstrap interval.
 
-    Args:
-        numerators: (n,) finite numbers.
-        denominators: (n,) finite numbers of at least 0.
-        n_samples: number of bootstrap samples.
-        seed: seed of the bootstrap samples.
-
-    Returns:
-        The ratio; None if there are no numbers or all denominators are 0. A bootstrap sample whose denominators are
-        all 0 counts as the ratio itself.
+    The denominators must be at least 0. Returns None if there are none or all are 0; a bootstrap sample whose
+    denominators are all 0 counts as the ratio itself.
     """
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    return _bootstrapped(top, bottom, n_samples, seed) if bottom.any() else None
+    return _bootstrapped(top, bottom, seed) if bottom.any() else None
 
 
-def _bootstrapped(top: Floats, bottom: Floats, n_samples: int, seed: int) -> Estimate:
+def _bootstrapped(top: Floats, bottom: Floats, seed: int) -> Estimate:
     n, ratio, rng = len(top), float(top.sum() / bottom.sum()), np.random.default_rng(check_seed(seed))
     if n == 1:
         return Estimate(ratio, ratio, ratio, 1)
@@ -110,18 +89,9 @@ def _bootstrapped(top: Floats, bottom: Floats, n_samples: int, seed: int) -> Est
         sums, totals = top.sum(axis), bottom.sum(axis)
         return np.asarray(np.divide(sums, totals, out=np.full_like(sums, ratio), where=totals > 0))
 
-    found = bootstrap(
-        (top, bottom),
-        statistic,
-        n_resamples=n_samples,
-        batch=max(1, _BATCH // n),
-        vectorized=True,
-        paired=True,
-        axis=0,
-        method="percentile",
-        rng=rng,
-    ).confidence_interval
-    return Estimate(ratio, float(found.low), float(found.high), n)
+    sampling: dict[str, Any] = {"n_resamples": _N_SAMPLES, "batch": max(1, _BATCH // n), "rng": rng}
+    found = bootstrap((top, bottom), statistic, paired=True, vectorized=True, axis=0, method="percentile", **sampling)
+    return Estimate(ratio, float(found.confidence_interval.low), float(found.confidence_interval.high), n)
 
 
 def null_distribution(draws: NDArray[Any], observed: float) -> NullDistribution:

@@ -1,6 +1,8 @@
-"""Scores of facets' images in the codes, (n, D), of any network.
+"""Scores of facets' images in the codes of any network.
 
-Similarities are cosines and are computed in float64; distances are Euclidean.
+Arguments: ``made``, (n_facets, D), codes of the facets' images, in order; ``real``, (n, D), codes of real images;
+``labels``, (n,), facet index of each real image, -1 for none. Similarities are cosines and are computed in float64;
+distances are Euclidean.
 """
 
 from __future__ import annotations
@@ -38,11 +40,7 @@ _RESOLUTION = 1e-12  # squared distances below this share of the largest squared
 def confusion(made: Floats, real: Floats, labels: Labels, *, centered: bool = False) -> Doubles:
     """Return the cosine of each facet's image (rows) to each facet's center (columns), (n_facets, n_facets).
 
-    Args:
-        made: (n_facets, D) codes of the facets' images, in order.
-        real: (n, D) codes of real images.
-        labels: (n,) facet index of each real image, -1 for none.
-        centered: subtract the images' mean code from the images, and the real images' mean code from the centers.
+    If ``centered``, the images' mean code is subtracted from the images, that of the real images from the centers.
 
     Raises:
         FacetError: if a facet has no real image, or there isn't one image for each facet.
@@ -68,11 +66,6 @@ def predicts(made: Floats, real: Floats, labels: Labels) -> NDArray[np.bool_]:
     Both sets of codes are centered. With held-out real images, this is an automatic form of the question that the
     machine interpretability score asks.
 
-    Args:
-        made: (n_facets, D) codes of the facets' images, in order.
-        real: (n, D) codes of real images.
-        labels: (n,) facet index of each real image, -1 for none.
-
     Source: Zimmermann et al. 2024, arXiv 2405.08366.
     """
     kept = labels >= 0
@@ -81,12 +74,7 @@ def predicts(made: Floats, real: Floats, labels: Labels) -> NDArray[np.bool_]:
 
 
 def real_predicts(real: Floats, labels: Labels) -> NDArray[np.bool_]:
-    """Return `predicts` with the mean code of each facet's other real images as its image: the ceiling.
-
-    Args:
-        real: (n, D) codes of real images.
-        labels: (n,) facet index of each real image, -1 for none.
-    """
+    """Return `predicts` with the mean code of each facet's other real images as its image: the ceiling."""
     kept = labels >= 0
     codes, own = _centered(real[kept]), labels[kept]
     sums = np.stack([codes[own == k].sum(0) for k in range(own.max() + 1)])
@@ -104,8 +92,7 @@ def real_predicts(real: Floats, labels: Labels) -> NDArray[np.bool_]:
 class Naturalness:
     """How near images are to real images, one value per image.
 
-    The neighborhood of a real image is the ball around it that reaches its third nearest other real image; it does
-    not depend on the number of facets.
+    The neighborhood of a real image is the ball around it that reaches its third nearest other real image.
 
     Args:
         distance: (m,) Euclidean distance of each image to the nearest real image, divided by the mean distance of
@@ -121,11 +108,7 @@ class Naturalness:
 
 
 def naturalness(made: Floats, real: Floats) -> Naturalness:
-    """Return how near images are to real images, and which real images they cover.
-
-    Args:
-        made: (m, D) codes of the images.
-        real: (n, D) codes of real images.
+    """Return how near images, (m, D), are to real images, and which real images they cover.
 
     Sources: Kynkäänniemi et al. 2019, "Improved precision and recall metric", arXiv 1904.06991 (precision);
     Naeem et al. 2020, "Reliable fidelity and diversity metrics", arXiv 2002.09797 (coverage).
@@ -156,10 +139,6 @@ def spread(real: Floats, labels: Labels) -> tuple[Doubles, Doubles]:
     The ratio of the two means, `estimate_ratio`, is 1 without facets and larger the further facets are apart. Images
     that are alone in their facet are left out.
 
-    Args:
-        real: (n, D) codes of real images.
-        labels: (n,) facet index of each real image, -1 for none.
-
     Source: Dreyer et al. 2024, "PURE", arXiv 2404.06453, who report the two distances.
     """
     codes, own = real[labels >= 0], labels[labels >= 0]
@@ -175,11 +154,8 @@ def spread(real: Floats, labels: Labels) -> tuple[Doubles, Doubles]:
 def same_over_seeds(made: Floats) -> NDArray[np.bool_]:
     """Return whether each image's most similar image of another seed is its own facet's; chance is 1 / n_facets.
 
-    Args:
-        made: (n_seeds, n_facets, D) codes of the facets' images.
-
-    Returns:
-        (n_seeds, n_seeds - 1, n_facets): for each seed, other seed and facet. Each seed's mean code is subtracted.
+    From codes, (n_seeds, n_facets, D), to (n_seeds, n_seeds - 1, n_facets): for each seed, other seed and facet. Each
+    seed's mean code is subtracted.
     """
     codes = np.stack([_unit(_centered(one)) for one in made])
     most_similar = np.einsum("skd,tld->stkl", codes, codes).argmax(3)
@@ -194,16 +170,8 @@ def off_facet(made: Floats, real: Floats, labels: Labels) -> Doubles:
     real images is off the facet. 0: the same channels in the same proportions; 1: only other channels. Compare with
     `real_off_facet`.
 
-    Args:
-        made: (n_facets, D) contribution of each channel to the unit on the facets' images (`attr.pure_code`).
-        real: (n, D) contributions on real images.
-        labels: (n,) facet index of each real image, -1 for none.
-
-    Returns:
-        (n_facets,) in [0, 1].
-
-    Raises:
-        FacetError: if a facet has no real image, or there isn't one image for each facet.
+    Codes are contributions of each channel to the unit (`attr.pure_code`). Returns (n_facets,) in [0, 1]. Errors are
+    those of `confusion`.
     """
     return _excess(_shares(made), _centers(_shares(real), labels, len(made)))
 

@@ -1,18 +1,30 @@
-"""Scores of a unit: multifacetedness, and the share of its activation in stable facets."""
+"""Scores by the network that has the unit: multifacetedness of the unit, and scores of its facets' images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Subset
 
+from captum_mfv.activations.codes import collect
+from captum_mfv.attr import pure_code
 from captum_mfv.errors import FacetError
-from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.separation import excess
 from captum_mfv.facets.stability import STABLE
+from captum_mfv.images import Images, InputSpec
+from captum_mfv.metrics.scores import off_facet, real_off_facet
 from captum_mfv.storage.schema import check_seed
 
-__all__ = ["Multifacetedness", "coverage", "multifacetedness"]
+__all__ = ["ImageScores", "Multifacetedness", "multifacetedness", "percentile", "score_images"]
+
+_BATCH_SIZE = 16  # small: gradients are kept
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,9 @@ class Multifacetedness:
             covariance, in [0, 1]; 0 for one facet, also an elongated or heavy-tailed one. It does not depend on the
             requested number of facets, so that units can be ranked by it.
         p_value: p-value of one facet, whose score may be up to .05.
-        coverage: share of the unit's activation in stable facets (`coverage`); None without the facets' stability.
+        coverage: share of the unit's activation, summed over its images, that is in stable facets, in [0, 1]: facets
+            whose mean recovery in bootstrap samples is at least .6. Negative activations count as 0; if no activation
+            is positive, all images count the same. None if the stability of facets was not computed.
     """
 
     score: float
@@ -36,31 +50,93 @@ def multifacetedness(facets: FacetSet, *, seed: int = 0) -> Multifacetedness:
     """Return how multifaceted a unit is, with a p-value, and the share of its activation in stable facets.
 
     Compare units on the same number of images, such as the top 200 of each (`top_images`): small clusters are easier
-    to detect in more images.
-
-    Args:
-        facets: facets of the unit.
-        seed: seed of the null distribution's draws.
+    to detect in more images. The seed is that of the null distribution's draws.
     """
-    codes = facets.codes[np.isfinite(facets.activations)].astype(np.float64)
-    found = excess(codes, check_seed(seed))
-    explained = None if facets.stability is None else coverage(facets)
-    return Multifacetedness(found.value, found.p_value, explained)
-
-
-def coverage(facets: FacetSet) -> float:
-    """Return the share of the unit's activation, summed over its images, that is in stable facets, in [0, 1].
-
-    A facet is stable if its mean recovery in bootstrap samples is at least .6 (`captum_mfv.facets.stability`).
-    Negative activations count as 0; if no activation is positive, all images count the same.
-
-    Raises:
-        FacetError: if the facet set has no stability.
-    """
-    if facets.stability is None:
-        raise FacetError("coverage needs the stability of facets; find facets with n_bootstraps above 0")
     readable = np.isfinite(facets.activations)
+    score, p_value = excess(facets.codes[readable].astype(np.float64), check_seed(seed))
+    if facets.stability is None:
+        return Multifacetedness(score, p_value, None)
     weights = np.maximum(facets.activations[readable], 0)
     weights = weights if weights.any() else np.ones_like(weights)
     stable = np.append(np.array(facets.stability) >= STABLE, False)  # noise is -1: the last entry
-    return float(np.average(stable[facets.labels[readable]], weights=weights))
+    return Multifacetedness(score, p_value, float(np.average(stable[facets.labels[readable]], weights=weights)))
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Scores of one facet's image.
+
+    Args:
+        index: index of the facet.
+        activation: the unit's activation on the image.
+        percentile: share of the dataset's images with a smaller activation, in [0, 1].
+        nearest_facet: index of the facet whose center is nearest in the network's codes.
+        start_distance: root mean square difference from the start image, in [0, 1].
+        off_facet: share of the unit's activation that the facet's real images do not explain (`off_facet`).
+        real_off_facet: mean `off_facet` of the facet's real images; None if there is only one.
+    """
+
+    index: int
+    activation: float
+    percentile: float
+    nearest_facet: int
+    start_distance: float
+    off_facet: float
+    real_off_facet: float | None
+
+
+def percentile(activation: float, real: NDArray[Any]) -> float:
+    """Return the share of real activations, (n,), below an activation, in [0, 1]; NaN is left out."""
+    return float((real[np.isfinite(real)] < activation).mean())
+
+
+def score_images(
+    model: nn.Module,
+    facets: FacetSet,
+    images: Sequence[Tensor],
+    starts: Sequence[Tensor],
+    real: Images,
+    *,
+    input_spec: InputSpec | None = None,
+) -> tuple[list[ImageScores], float]:
+    """Return the scores of each facet's image, and the share of images nearest to their own facet's center.
+
+    The network that rendered the images is not independent: the share, retention, is an upper bound; chance is
+    1 / n_facets.
+
+    Args:
+        model: the model in which the facets were found; its state is not changed.
+        facets: the facets.
+        images: (C, H, W) in [0, 1], one per facet, in order.
+        starts: the images' start images.
+        real: the dataset in which the facets were found.
+        input_spec: preprocessing of images in [0, 1].
+
+    Raises:
+        FacetError: if there isn't one image and one start image for each facet.
+    """
+    n, counts = len(facets), np.array([len(facet) for facet in facets])
+    if not len(images) == len(starts) == n:
+        raise FacetError(f"{n} facets need one image and one start image each, not {len(images)} and {len(starts)}")
+    contributions = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
+    codes: dict[str, Any] = {"code": facets.code, "code_fn": contributions}
+    read = partial(collect, model, facets.unit, input_spec=input_spec, batch_size=_BATCH_SIZE, **codes)
+    members = np.flatnonzero(facets.labels >= 0)
+    labels, own = facets.labels[members], facets.labels[members][counts[facets.labels[members]] > 1]
+    made, found = read(images=images), read(images=Subset(real, members.tolist()))  # type: ignore[arg-type]
+    assert made.fn_codes is not None and found.fn_codes is not None
+    off, real_off = off_facet(made.fn_codes, found.fn_codes, labels), real_off_facet(found.fn_codes, labels)
+    closest = nearest(made.codes, facets.centers)
+    scores = [
+        ImageScores(
+            index=k,
+            activation=float(made.activations[k]),
+            percentile=percentile(float(made.activations[k]), facets.activations),
+            nearest_facet=int(closest[k]),
+            start_distance=float((images[k] - starts[k]).square().mean().sqrt()),
+            off_facet=float(off[k]),
+            real_off_facet=float(real_off[own == k].mean()) if counts[k] > 1 else None,
+        )
+        for k in range(n)
+    ]
+    return scores, float((closest == np.arange(n)).mean())
