@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import captum_mfv as mfv
-from captum_mfv import collect, metrics
-from captum_mfv.activations import receptive_field as fields
+from captum_mfv import metrics
+from captum_mfv.activations.receptive_fields import receptive_field
 from captum_mfv.attr import FacetAttribution, FacetModel, facet_maps, pure_code
 from captum_mfv.optvis import reference
 from captum_mfv.optvis.recipes import RECIPES
@@ -41,11 +41,11 @@ def _score(model, facets):
 
 CALLS = {
     "find_facets": lambda model, facets: mfv.find_facets(model, UNIT, IMAGES, n_facets=3, input_spec=SPEC),
-    "collect": lambda model, facets: collect.collect(model, UNIT, IMAGES, input_spec=SPEC, batch_size=4),
-    "top_images": lambda model, facets: collect.top_images(
+    "collect": lambda model, facets: mfv.collect(model, UNIT, IMAGES, input_spec=SPEC, batch_size=4),
+    "top_images": lambda model, facets: mfv.top_images(
         model, mfv.Unit("conv2", 3, reduce="max"), IMAGES, 4, input_spec=SPEC
     ),
-    "receptive_field": lambda model, facets: fields.receptive_field(model, "conv2", SPEC),
+    "receptive_field": lambda model, facets: receptive_field(model, "conv2", SPEC),
     "measure_reference": lambda model, facets: reference.measure_reference(model, facets, IMAGES, input_spec=SPEC),
     "measure_probe": lambda model, facets: reference.measure_probe(model, facets, IMAGES, input_spec=SPEC),
     "facet_maps": lambda model, facets: facet_maps(model, facets, IMAGES[:3], [0, 1, 2], input_spec=SPEC),
