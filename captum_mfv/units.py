@@ -36,7 +36,7 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def is_channels_last(shape: Sequence[int]) -> bool:
-    """Whether an output of this shape can only be (N, H, W, C): for a square image, H and W are equal."""
+    """Whether an output of this shape must be (N, H, W, C): the maps of square images have equal H and W."""
     return len(shape) == 4 and shape[1] == shape[2] != shape[3]
 
 
@@ -44,8 +44,7 @@ def channels_second(output: Tensor, channels: str | None = None) -> Tensor:
     """Return a layer's output with its channels second: (N, C), (N, C, H, W), or for tokens (N, C, tokens).
 
     Args:
-        output: (N, C), (N, C, H, W), (N, H, W, C) or (N, tokens, C): the batch first, as `activations.capture`
-            returns outputs, those of token-first layers too.
+        output: (N, C), (N, C, H, W), (N, H, W, C) or (N, tokens, C), as `activations.capture` returns outputs.
         channels: ``first`` or ``last``; None: last for tokens and where `is_channels_last` is true.
 
     Raises:
@@ -60,15 +59,15 @@ def channels_second(output: Tensor, channels: str | None = None) -> Tensor:
     return output if channels == "first" else output.movedim(-1, 1)
 
 
-def _read(layer: str | nn.Module, output: Tensor, reduce: str, channels: str | None) -> Tensor:
+def _read(of: Unit | Code, output: Tensor) -> Tensor:
     """Return (N, C); raise UnitError where the shape suggests channels last and ``channels`` is not given."""
-    if channels is None and is_channels_last(output.shape):
+    if of.channels is None and is_channels_last(output.shape):
         raise UnitError(
-            f"layer {layer} returns {_shape(output)}, which looks like channels last, (N, H, W, C); "
+            f"layer {of.layer} returns {_shape(output)}, which looks like channels last, (N, H, W, C); "
             f"write channels='last', or channels='first' if it isn't"
         )
-    maps = channels_second(output, channels)
-    return maps if maps.ndim == 2 else _REDUCTIONS[reduce](maps)
+    maps = channels_second(output, of.channels)
+    return maps if maps.ndim == 2 else _REDUCTIONS[of.reduce](maps)
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,14 @@ class Unit:
     """One number of a network: a channel, a neuron, a token channel, a logit or a direction of a layer.
 
     A layer's output is read as (N, C), (N, C, H, W) or (N, tokens, C), unless ``channels`` says otherwise. Outputs of
-    token-first layers, (tokens, N, C), such as a transformer's with ``batch_first=False``, are recognized and read as
-    (N, tokens, C).
+    token-first layers, (tokens, N, C), are recognized and read as (N, tokens, C).
 
     Args:
         layer: dotted name of the layer (``"features.12"``), or the module itself.
-        index: which channel, or one weight per channel for a direction in the layer's space.
-        reduce: how positions become one number: ``mean``, ``max``, ``center`` (the middle position of
-            a map) or ``cls`` (the first token). Layers without positions need none.
-        channels: ``last`` for a layer that returns (N, H, W, C), ``first`` for one that returns
-            (N, C, positions).
+        index: the channel, or one weight per channel for a direction in the layer's space.
+        reduce: reduction over positions: ``mean``, ``max``, ``center`` (the middle of a map) or ``cls`` (the first
+            token); unused for layers without positions.
+        channels: ``last`` for a layer that returns (N, H, W, C), ``first`` for one that returns (N, C, positions).
 
     Raises:
         TypeError: if the index is neither an integer nor a vector of numbers.
@@ -106,29 +103,23 @@ class Unit:
         _check_channels(self.channels)
 
     @classmethod
-    def of(cls, unit: Unit | str) -> Unit:
-        """Return the unit itself, or parse ``"layer:index"``: what functions with an argument ``unit`` accept.
+    def parse(cls, unit: str | Unit) -> Unit:
+        """Return the unit that ``layer:index``, Lucent's notation, names; a `Unit` is returned as it is.
 
         Raises:
-            TypeError: if it is neither a `Unit` nor a string.
+            TypeError: if the argument is neither a string nor a `Unit`.
             UnitError: if the string is not ``layer:index``.
-        """
-        if isinstance(unit, str):
-            return cls.parse(unit)
-        if not isinstance(unit, Unit):
-            raise TypeError(f"unit must be a Unit or 'LAYER:INDEX', such as 'features.12:37', not {_describe(unit)}")
-        return unit
-
-    @classmethod
-    def parse(cls, text: str) -> Unit:
-        """Return the unit that ``layer:index``, Lucent's notation, names.
 
         >>> Unit.parse("features.12:37")
         Unit(layer='features.12', index=37, reduce='mean', channels=None)
         """
-        layer, colon, index = text.rpartition(":")
+        if isinstance(unit, Unit):
+            return unit
+        if not isinstance(unit, str):
+            raise TypeError(f"unit must be a Unit or 'LAYER:INDEX', such as 'fc:37', not a {type(unit).__name__}")
+        layer, colon, index = unit.rpartition(":")
         if not (layer and colon and index.isascii() and index.isdigit() and len(index) <= 18):
-            raise UnitError(f"unit {text!r} isn't LAYER:INDEX, such as features.12:37")
+            raise UnitError(f"unit {unit!r} isn't LAYER:INDEX, such as features.12:37")
         return cls(layer, int(index))
 
     def __str__(self) -> str:
@@ -138,11 +129,7 @@ class Unit:
 
     @property
     def layer_name(self) -> str:
-        """Dotted name of the layer.
-
-        Raises:
-            UnitError: if the layer was given as a module; units that this package returns have the name.
-        """
+        """Dotted name of the layer; UnitError if the layer was given as a module."""
         if isinstance(self.layer, str):
             return self.layer
         raise UnitError("this unit's layer is a module without a name; give the layer's dotted name")
@@ -151,30 +138,25 @@ class Unit:
         """Return the unit's activation, (N,), in its layer's output, (N, …).
 
         Raises:
-            UnitError: if the output has no such channel, or isn't of a form that has channels.
+            UnitError: if the output has no such channel, or has no channels.
         """
         return self.pick(self.read_channels(output))
 
     def read_channels(self, output: Tensor) -> Tensor:
         """Return all channels of the layer's output, (N, C), with the unit's reduction over positions."""
-        return _read(self.layer, output, self.reduce, self.channels)
+        return _read(self, output)
 
     def pick(self, channels: Tensor) -> Tensor:
-        """Return the unit's channel or direction of (N, C) or (N, C, H, W), without the axis of channels."""
-        self._check(channels.shape[1])
-        if isinstance(self.index, int):
-            return channels[:, self.index]
-        weights = torch.tensor(self.index, dtype=channels.dtype, device=channels.device)
+        """Return the unit's channel or direction of (N, C, …), as (N, …)."""
+        n, index = channels.shape[1], self.index
+        if isinstance(index, int):
+            if index >= n:
+                raise UnitError(f"layer {self.layer} has units 0 to {n - 1}; there is no unit {index}")
+            return channels[:, index]
+        if len(index) != n:
+            raise UnitError(f"a direction in layer {self.layer} takes {n} weights, one a channel, not {len(index)}")
+        weights = torch.tensor(index, dtype=channels.dtype, device=channels.device)
         return torch.einsum("nc...,c->n...", channels, weights)
-
-    def _check(self, n_channels: int) -> None:
-        if isinstance(self.index, int):
-            if self.index >= n_channels:
-                raise UnitError(f"layer {self.layer} has units 0 to {n_channels - 1}; there is no unit {self.index}")
-        elif len(self.index) != n_channels:
-            raise UnitError(
-                f"a direction in layer {self.layer} takes {n_channels} weights, one a channel, not {len(self.index)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -184,8 +166,7 @@ class Code:
     Args:
         layer: dotted name of the layer.
         reduce: ``mean`` or ``max`` over positions, ``cls`` (the first token) or ``flatten``.
-        channels: ``last`` for a layer that returns (N, H, W, C), ``first`` for one that returns
-            (N, C, positions).
+        channels: as in `Unit`.
     """
 
     layer: str
@@ -194,49 +175,39 @@ class Code:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str):
-            raise TypeError(f"a code's layer must be a dotted name, not {_describe(self.layer)}")
+            raise TypeError(f"a code's layer must be a dotted name, not a {type(self.layer).__name__}")
         if self.reduce not in ("mean", "max", "cls", "flatten"):
             raise UnitError(f"a code's reduce must be mean, max, cls or flatten, not {self.reduce!r}")
         _check_channels(self.channels)
 
     @classmethod
-    def of(cls, code: Code | str | None) -> Code | None:
-        """Return the code itself, or parse ``"layer"`` or ``"layer:reduce"``; None stands for the default code.
+    def parse(cls, code: str | Code | None) -> Code | None:
+        """Return the code that ``layer`` or ``layer:reduce`` names; a `Code` is returned as it is.
+
+        None and "" stand for the default code and return None.
 
         Raises:
-            TypeError: if it is neither a `Code`, a string nor None.
+            TypeError: if the argument is neither a string, a `Code` nor None.
             UnitError: if the string names another reduction.
-        """
-        if code is None or isinstance(code, Code):
-            return code
-        if not isinstance(code, str):
-            raise TypeError(f"code must be a Code, 'LAYER' or 'LAYER:REDUCE', such as 'fc:max', not {_describe(code)}")
-        return cls.parse(code)
-
-    @classmethod
-    def parse(cls, text: str | None) -> Code | None:
-        """Return the code that ``layer`` or ``layer:reduce`` names; None, the default code, for None or "".
 
         >>> Code.parse("features.12:max")
         Code(layer='features.12', reduce='max', channels=None)
         """
-        layer, _, reduce = (text or "").partition(":")
+        if isinstance(code, Code):
+            return code
+        if code is not None and not isinstance(code, str):
+            raise TypeError(f"code must be a Code, 'LAYER' or 'LAYER:REDUCE', not a {type(code).__name__}")
+        layer, _, reduce = (code or "").partition(":")
         return cls(layer, reduce or "mean") if layer else None
 
     def read(self, output: Tensor) -> Tensor:
         """Return the code, (N, D), in the layer's output, (N, …)."""
-        if self.reduce == "flatten":
-            return output.flatten(1)
-        return _read(self.layer, output, self.reduce, self.channels)
+        return output.flatten(1) if self.reduce == "flatten" else _read(self, output)
 
 
 def _check_channels(channels: object) -> None:
     if channels not in (None, "first", "last"):
         raise UnitError(f"channels must be first, last or None, not {channels!r}")
-
-
-def _describe(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _shape(output: Tensor) -> str:
@@ -245,24 +216,23 @@ def _shape(output: Tensor) -> str:
 
 def _index(index: object) -> int | tuple[float, ...]:
     """Return an integer of any type as int, a vector of any type as a tuple of floats."""
+    wrong = TypeError(f"index must be an integer or a vector of weights, not {index!r}")
     if isinstance(index, (bool, str)):
-        raise TypeError(f"index must be an integer or a vector of weights, not {index!r}")
+        raise wrong
     if isinstance(index, Tensor) and index.ndim:
         index = index.tolist()
     try:
         number = operator.index(index)  # type: ignore[arg-type]
     except TypeError:
-        return _weights(index)
-    if number < 0:
-        raise UnitError(f"index must be 0 or more, not {number}")
-    return number
-
-
-def _weights(index: object) -> tuple[float, ...]:
+        number = None
+    if number is not None:
+        if number < 0:
+            raise UnitError(f"index must be 0 or more, not {number}")
+        return number
     try:
-        weights = tuple(float(weight) for weight in index)  # type: ignore[attr-defined]
+        weights = tuple(map(float, index))  # type: ignore[call-overload]
     except (TypeError, ValueError):
-        raise TypeError(f"index must be an integer or a vector of weights, not {index!r}") from None
+        raise wrong from None
     if not weights or not all(map(math.isfinite, weights)):
         raise UnitError("a direction must have at least one weight, and finite ones")
     return weights

@@ -31,7 +31,7 @@ from torch import nn
 
 import captum_mfv as mfv
 from captum_mfv import models, report
-from captum_mfv.activations.store import Store
+from captum_mfv.activations.codes import Store
 from captum_mfv.images import to_pil
 from captum_mfv.jobs import RunSettings, run
 from captum_mfv.jobs.evaluation import evaluate

@@ -9,8 +9,7 @@ from torch import nn
 
 from captum_mfv import Code, InputSpec, Unit, collect, find_facets, top_images
 from captum_mfv.activations import capture, guard, layer_name, trace
-from captum_mfv.activations.layers import code_layer, spatial_layers
-from captum_mfv.activations.resolve import resolve
+from captum_mfv.activations.layers import code_layer, resolve, spatial_layers
 from captum_mfv.attr import pure_code
 from captum_mfv.concept import random_concepts, tcav_table
 from captum_mfv.errors import UnitError

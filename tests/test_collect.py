@@ -11,9 +11,8 @@ from torch import nn
 
 from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_images
 from captum_mfv.activations import capture, guard
-from captum_mfv.activations.codes import collect
-from captum_mfv.activations.store import Store
-from captum_mfv.activations.top_values import TopValues
+from captum_mfv.activations.codes import Store, collect
+from captum_mfv.activations.top_k import TopValues
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import stack
 from captum_mfv.storage.identity import dataset_fingerprint
@@ -191,7 +190,7 @@ class Stops:
 @pytest.fixture
 def eager_notes(monkeypatch):
     """How far a pass came is noted after every batch."""
-    monkeypatch.setattr("captum_mfv.activations.store._SECONDS", 0.0)
+    monkeypatch.setattr("captum_mfv.activations.codes._SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("eager_notes")

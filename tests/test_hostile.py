@@ -16,7 +16,7 @@ from torch import nn
 
 import captum_mfv as mfv
 from captum_mfv import FacetSet, RunFolder, cli, find_facets, models, report, top_images
-from captum_mfv.activations.store import Store
+from captum_mfv.activations.codes import Store
 from captum_mfv.activations.top_k import TopImages
 from captum_mfv.cli.console import plain_warnings
 from captum_mfv.errors import (

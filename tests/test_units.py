@@ -44,9 +44,9 @@ def test_what_is_not_layer_colon_index_is_refused(text):
 @pytest.mark.parametrize("unit", [None, ("fc", 1), 3, torch.nn.Linear(1, 1)])
 def test_what_is_no_unit_is_a_type_error_that_says_what_to_write(unit):
     with pytest.raises(TypeError, match="unit must be a Unit or 'LAYER:INDEX'"):
-        Unit.of(unit)
+        Unit.parse(unit)
     with pytest.raises(TypeError, match=r"'LAYER:REDUCE'|dotted name"):
-        Code.of(unit if unit is not None else [])
+        Code.parse(unit if unit is not None else [])
 
 
 @pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3), 3])

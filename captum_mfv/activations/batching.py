@@ -1,20 +1,25 @@
-"""Batch sizes of forward passes: small on a CPU, halved where memory runs out."""
+"""Forward passes of a dataset in batches that fit in memory and in a CPU's cache."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from captum_mfv.activations.capture import Outputs, capture, guard
 from captum_mfv.activations.layers import trace
-from captum_mfv.errors import MFVWarning
-from captum_mfv.images import InputSpec, first_floating_point
+from captum_mfv.display.progress import Progress
+from captum_mfv.errors import ImageError, MFVWarning
+from captum_mfv.images import Images, InputSpec, batches, first_floating_point
+from captum_mfv.storage.identity import dataset_fingerprint, weights_fingerprint
 
-__all__ = ["AdaptiveBatches", "cpu_batch_size"]
+__all__ = ["AdaptiveBatches", "Scan", "cpu_batch_size"]
 
 T = TypeVar("T")
 
@@ -25,9 +30,9 @@ _FULL = ("DefaultCPUAllocator", "MPS backend out of memory")
 
 
 def cpu_batch_size(model: nn.Module, input_spec: InputSpec, limit: int) -> int:
-    """Return how many images, up to a limit, a model processes fastest: on a CPU few, elsewhere all.
+    """Return how many images, up to a limit, a model processes fastest: few on a CPU, the limit elsewhere.
 
-    Layers count that run on an image of the input's size, even if a later one takes another size only.
+    Only layers that run on an image of the input's size are counted; a later layer may take another size.
     """
     weight = first_floating_point(model)
     if weight is not None and weight.device.type != "cpu":
@@ -39,13 +44,10 @@ def cpu_batch_size(model: nn.Module, input_spec: InputSpec, limit: int) -> int:
 
 
 class AdaptiveBatches:
-    """Process rows in batches that fit in memory.
+    """Process rows in batches of at most ``size`` rows that fit in memory.
 
     If memory runs out, on any device, the batch is processed again in halves and later batches are as small; one
     warning is shown.
-
-    Args:
-        size: rows per batch at most.
     """
 
     def __init__(self, size: int) -> None:
@@ -85,4 +87,73 @@ def _is_full(error: Exception) -> bool:
     """Whether memory ran out on a device: for CPUs and Apple's GPUs, PyTorch has no error class."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(name in str(error) for name in _FULL)
+    return any(name in str(error) for name in _FULL)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One pass of a dataset through a model, which is left as it was.
+
+    Args:
+        model: the model.
+        images: the dataset.
+        spec: preprocessing of the model's input.
+        layers: names of the layers whose outputs are read.
+        read: a function from the layers' outputs and the images of a batch to tensors of as many rows, by name.
+        batch_size: images per batch.
+        key: name and version of a dataset that has no fingerprint.
+        progress: show a progress bar.
+
+    Raises:
+        ImageError: if the dataset is empty.
+    """
+
+    model: nn.Module
+    images: Images
+    spec: InputSpec
+    layers: Sequence[str]
+    read: Callable[[Outputs, Tensor], Outputs]
+    batch_size: int
+    key: str | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if not len(self.images):
+            raise ImageError(getattr(self.images, "why_empty", "the dataset holds no images"))
+
+    def run(self, take: Callable[[list[int], Outputs], None], start: int = 0) -> None:
+        """Pass the images from ``start`` on through the model; call ``take`` with indices and rows of each batch.
+
+        Images that can't be read are left out, with a warning.
+        """
+        n_images = len(self.images)
+        if start == n_images:
+            return
+        forward_batches = AdaptiveBatches(cpu_batch_size(self.model, self.spec, self.batch_size))
+        with (
+            guard(self.model),
+            Progress(total=n_images, initial=start, desc="activations", unit="image", disable=not self.progress) as bar,
+        ):
+            for indices, batch in batches(self.images, self.batch_size, start):
+                parts = forward_batches(len(batch), partial(self._rows, batch))
+                take(indices, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+                bar.update(indices[-1] + 1 - bar.n)
+
+    def gray_row(self) -> Outputs:
+        """Return the row of a gray image, to learn shapes and types."""
+        with guard(self.model):
+            return self._rows(self.spec.gray(), slice(None))
+
+    def _rows(self, batch: Tensor, part: slice) -> Outputs:
+        with torch.no_grad(), capture(self.model, self.layers) as run:
+            outputs = run(self.spec.feed(self.model)(batch[part]))
+        return self.read(outputs, batch[part])  # without hooks: the function may run the model itself
+
+    def identity(self, **parts: Any) -> dict[str, Any]:
+        """Return all that stored rows depend on, except for rounding: batch size and device don't count."""
+        return {
+            **parts,
+            "input_spec": self.spec,
+            "images": dataset_fingerprint(self.images, self.key),
+            "weights": weights_fingerprint(self.model),
+        }

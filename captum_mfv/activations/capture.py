@@ -13,7 +13,6 @@ from captum_mfv.errors import UnitError
 
 __all__ = ["Outputs", "batch_axis", "capture", "guard", "layer_name"]
 
-
 Outputs = dict[str, Tensor]
 
 
@@ -28,20 +27,14 @@ class _Stop(Exception):
         self.run = run
 
 
-class _Ambiguous(Exception):
+class _Ambiguous(_Stop):
     """Ends a forward pass of one capture at an output whose shape does not show its batch axis."""
-
-    def __init__(self, run: object) -> None:
-        super().__init__()
-        self.run = run
 
 
 def batch_axis(shape: Sequence[int], n_rows: int) -> int | None:
-    """Return which axis of an output holds the batch: 0, 1 for tokens first (tokens, N, C), None if both may.
+    """Return which axis of an output holds the batch of ``n_rows`` rows.
 
-    Args:
-        shape: the output's shape.
-        n_rows: N, the number of rows of the model's input.
+    The axis is 0, or 1 for tokens first, (tokens, N, C); None if the shape doesn't show which.
 
     Raises:
         UnitError: if neither axis has N rows.
@@ -54,11 +47,7 @@ def batch_axis(shape: Sequence[int], n_rows: int) -> int | None:
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
-    """Return the dotted name of a layer that is given by name or as the module itself.
-
-    Raises:
-        UnitError: if the model has no such layer; the message names the nearest ones.
-    """
+    """Return the dotted name of a layer; UnitError, naming the nearest ones, if the model has no such layer."""
     names: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
     if isinstance(layer, nn.Module):
         for name, module in names.items():
@@ -91,23 +80,21 @@ def guard(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> Iterator[Callable[..., Outputs]]:
-    """A function from the model's inputs to the named layers' outputs, by name.
+    """Yield a function from the model's inputs to the named layers' outputs, by name.
 
-    Outputs have the batch first: those of a token-first layer, (tokens, N, C), are returned as (N, tokens, C). Where
+    Outputs have the batch first: those of a token-first layer, (tokens, N, C), are returned as (N, tokens, C). If
     N equals the number of tokens, one more forward pass of a single row shows which axis is the batch.
 
     Later layers read copies of the outputs, so that an in-place ReLU after a layer doesn't change them and gradients
-    of later layers reach them. With ``stop``, the forward pass ends after the last wanted layer. Of a layer that runs
-    several times, the first output is returned: `trace` counts the runs.
+    of later layers reach them. Of a layer that runs several times, the first output is returned.
 
     Args:
         model: the model.
-        layers: names of the wanted layers.
-        stop: end the forward pass after the last wanted layer.
+        layers: names of the layers.
+        stop: end the forward pass after the last of these layers.
 
     Raises:
-        UnitError: if a layer isn't in the model, didn't run, returned something else than a tensor, or returned a
-            tensor without a batch axis.
+        UnitError: if a layer isn't in the model, didn't run, or didn't return a tensor with a batch axis.
     """
     run = _Run(model, [layer_name(model, layer) for layer in dict.fromkeys(layers)], stop)
     hooks = [model.get_submodule(name).register_forward_hook(run.keep(name)) for name in run.names]
@@ -120,18 +107,18 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
 
 
 class _Run:
-    """Forward passes of a model that return some layers' outputs; the hooks that `keep` makes fill them in."""
+    """Forward passes of a model that return some layers' outputs, which the hooks of `keep` collect."""
 
     def __init__(self, model: nn.Module, names: list[str], stop: bool) -> None:
         self.model = model
         self.names = names
         self.stop = stop
         self.outputs: Outputs = {}
-        self.axes: dict[str, int] = {}  # the batch axis, where an output's shape has shown it
+        self.axes: dict[str, int] = {}  # batch axes that an output's shape has shown
         self.n_rows: int | None = None
 
     def __call__(self, *inputs: object) -> Outputs:
-        """Return the outputs by name; none of them is kept."""
+        """Return the outputs by name, without a reference to them."""
         try:
             return self._pass(inputs)
         except _Ambiguous as ambiguous:
@@ -148,7 +135,7 @@ class _Run:
         try:
             self.model(*inputs)
         except _Stop as stop:
-            if stop.run is not self:
+            if stop.run is not self or isinstance(stop, _Ambiguous):
                 raise
         missing = [name for name in self.names if name not in self.outputs]
         if missing:
@@ -158,11 +145,10 @@ class _Run:
         return found
 
     def _first_row(self, value: object) -> object:
-        is_batch = isinstance(value, Tensor) and value.ndim and len(value) == self.n_rows
-        return value[:1] if isinstance(value, Tensor) and is_batch else value
+        return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == self.n_rows else value
 
     def keep(self, name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
-        """Return a forward hook that keeps a layer's output, the batch first, and passes on a copy."""
+        """Return a forward hook that keeps a layer's output, the batch first, and returns a copy to later layers."""
         wanted = self.model.get_submodule(name)
 
         def hook(module: nn.Module, args: object, output: object) -> Tensor | None:

@@ -1,28 +1,35 @@
-"""A unit's activation and a code for every image of a dataset, collected in one pass."""
+"""A unit's activation and a code for every image of a dataset, collected in one pass that can be resumed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_mfv.activations.resolve import resolve
-from captum_mfv.activations.scan import Outputs, Scan
-from captum_mfv.activations.store import Store
-from captum_mfv.errors import ImageError
+from captum_mfv.activations.batching import Scan
+from captum_mfv.activations.capture import Outputs
+from captum_mfv.activations.layers import resolve
+from captum_mfv.errors import ImageError, RunError
 from captum_mfv.images import Images, InputSpec, check_batch_size
-from captum_mfv.storage.identity import code_fingerprint
+from captum_mfv.storage.files import write_whole
+from captum_mfv.storage.identity import canonical, check_same, code_fingerprint
+from captum_mfv.storage.untrusted import inside, read_json
 from captum_mfv.units import Code, Unit
 
-__all__ = ["CodeFn", "Collection", "collect"]
-
+__all__ = ["CodeFn", "Collection", "Store", "collect"]
 
 CodeFn: TypeAlias = Callable[[Tensor], Tensor]
+_FORMAT = 1
+_SECONDS = 2.0  # between two writes of the state from which a stopped pass resumes
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,7 @@ def collect(
     """Collect a unit's activation and a code for every image of a dataset in one pass.
 
     Args:
-        model: any PyTorch vision model; left as it was.
+        model: any PyTorch vision model; it is left unchanged.
         unit: the unit, or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
         code: which numbers describe an image: a `Code`, ``"layer"`` (averaged over positions) or ``"layer:reduce"``,
@@ -70,12 +77,12 @@ def collect(
         code_fn: another code: a function from images in [0, 1], (N, C, H, W), to (N, D').
         input_spec: preprocessing of the model's input.
         batch_size: images per batch; on a CPU, forward passes may take fewer.
-        store: a folder for the rows, memory-mapped: memory stays bounded, and the same call resumes a pass that was
-            stopped. By default rows are held in memory. Weights, unit, code, preprocessing and dataset must be the
-            same; batch size and device may differ, which changes rows by rounding.
-        key: a name for dataset and code function, changed whenever what they return changes. Needed with ``store`` if
-            one of the two has no fingerprint: datasets other than `ImageFolder`, `TopImages`, tensors and arrays that
-            don't declare a ``fingerprint``, and functions.
+        store: a folder for the rows, memory-mapped: memory stays bounded, and the same call resumes a stopped pass
+            of the same weights, unit, code, preprocessing and dataset. A change of batch size or device changes rows
+            by rounding. By default rows are held in memory.
+        key: a name for the dataset and the code function, to be changed whenever their results change. Needed with
+            ``store`` if one has no fingerprint: functions, and datasets other than `ImageFolder`, `TopImages`, tensors
+            and arrays that don't declare a ``fingerprint``.
         progress: show a progress bar.
 
     Raises:
@@ -108,7 +115,7 @@ def collect(
 def _fill(rows: Store, scan: Scan) -> None:
     """Write the rows that an earlier pass has not written."""
     if rows.n_done:
-        rows.check(_arrays(scan.try_out()))
+        rows.check(_arrays(scan.gray_row()))
     done = rows.n_done
     # From the start of a batch, as floating-point sums depend on the batch composition
     start = done if done == len(scan.images) else done - done % scan.batch_size
@@ -120,13 +127,9 @@ def _fill(rows: Store, scan: Scan) -> None:
 
 def _arrays(outputs: Outputs) -> dict[str, NDArray[Any]]:
     """Return tensors as arrays, and as ``read`` a 1 for each image."""
-    values = {name: _array(value) for name, value in outputs.items()}
-    return {"read": np.ones(len(next(iter(values.values()))), np.int8), **values}
-
-
-def _array(values: Tensor) -> NDArray[Any]:
-    values = values.detach().cpu()
-    return (values.float() if values.is_floating_point() else values).numpy()
+    values = {name: value.detach().cpu() for name, value in outputs.items()}
+    arrays = {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in values.items()}
+    return {"read": np.ones(len(arrays["codes"]), np.int8), **arrays}
 
 
 def _codes(code_fn: CodeFn, batch: Tensor) -> Tensor:
@@ -135,3 +138,135 @@ def _codes(code_fn: CodeFn, batch: Tensor) -> Tensor:
         found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"a code function of {len(batch)} images must return ({len(batch)}, D), not {found}")
     return codes
+
+
+class Store:
+    """Named arrays with a row for each image, written in the order of the images.
+
+    Rows of images that can't be read are NaN (-1 in arrays of integers). The first ``n_done`` images are processed.
+
+    Args:
+        n_images: number of rows.
+        parts: everything that the rows depend on, by name, as `storage.identity.fingerprint` takes it.
+        folder: folder of the arrays, which are memory-mapped; None keeps them in memory.
+
+    Raises:
+        RunError: if the folder holds the rows of another pass, or something else; the folder is left unchanged.
+    """
+
+    def __init__(self, n_images: int, parts: Mapping[str, Any], folder: str | os.PathLike[str] | None = None) -> None:
+        self.n_images = n_images
+        self.n_done = 0
+        self._parts = canonical({"format": _FORMAT, "n_images": n_images, **parts})
+        self._folder = None if folder is None else Path(folder)
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._sums: dict[str, tuple[Any, int]] = {}
+        self._noted = monotonic()
+        if self._folder is not None and self._folder.exists():
+            self._continue(self._folder)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return an array, (n_images, …)."""
+        return self._arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def write(self, indices: Sequence[int], rows: Mapping[str, NDArray[Any]]) -> None:
+        """Write the rows of some images, all after those written before."""
+        if indices[0] < self.n_done:  # rows are written again: the saved state first, so that its checksums stay true
+            self.n_done, self._sums = indices[0], {}
+            self._note()
+        end = indices[-1] + 1
+        for name, values in rows.items():
+            if name not in self._arrays:
+                self._arrays[name] = self._new(name, values.shape[1:], values.dtype)
+            self._skip(name, end)
+            self._arrays[name][list(indices)] = values
+        self.n_done = end
+        if monotonic() - self._noted > _SECONDS:
+            self._note()
+
+    def check(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Raise RunError if the arrays don't have the names, shapes and types of some rows."""
+        wanted = {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
+        found = {name: (array.shape[1:], array.dtype) for name, array in self._arrays.items()}
+        if found != wanted:
+            raise RunError(f"{self._folder} can't be continued: its arrays are {found}, not {wanted}")
+
+    def finish(self) -> None:
+        """Mark the pass as complete and write its state."""
+        for name in self._arrays:
+            self._skip(name, self.n_images)
+        self.n_done = self.n_images
+        self._note()
+
+    def _skip(self, name: str, end: int) -> None:
+        """Mark the rows up to ``end`` as not readable; `write` then overwrites those that are."""
+        array = self._arrays[name]
+        array[self.n_done : end] = np.nan if array.dtype.kind == "f" else -1
+
+    def _new(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        if self._folder is None:
+            return np.empty((self.n_images, *shape), dtype)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            path = inside(self._folder, f"{name}.npy")
+        except ValueError as error:
+            raise RunError(f"{self._folder}: {error}") from error
+        array = np.lib.format.open_memmap(path, "w+", dtype, (self.n_images, *shape))
+        if hasattr(os, "posix_fallocate"):  # a write into a mapped file kills the process where the disk is full
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
+
+    def _note(self) -> None:
+        if self._folder is None or not self._arrays:
+            return
+        for array in self._arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        state = {"parts": self._parts, "n_done": self.n_done, "arrays": self._checksums()}
+        write_whole(self._folder / "state.json", json.dumps(state).encode())
+        self._noted = monotonic()
+
+    def _checksums(self) -> dict[str, str]:
+        """Return the SHA-256 of each array's processed rows; only rows since the last call are read."""
+        for name, array in self._arrays.items():
+            total, n_rows = self._sums.get(name, (hashlib.sha256(), 0))
+            total.update(np.ascontiguousarray(array[n_rows : self.n_done]).data)
+            self._sums[name] = total, self.n_done
+        return {name: total.hexdigest() for name, (total, _) in self._sums.items()}
+
+    def _continue(self, folder: Path) -> None:
+        """Open the arrays of an earlier pass; a pass that was stopped before its first state left none."""
+        if not (folder / "state.json").exists():
+            if not folder.is_dir() or any(item.suffix != ".npy" for item in folder.iterdir() if item.name[0] != "."):
+                raise RunError(f"{folder} holds something other than the rows of a pass; choose another folder")
+            return
+        try:
+            state = read_json(inside(folder, "state.json"))
+            parts, n_done, sums = dict(state["parts"]), int(state["n_done"]), dict(state["arrays"])
+            if not all(str(name).isidentifier() for name in sums):  # a path would lead out of the folder
+                raise ValueError(f"arrays can't be called {list(sums)}")
+            arrays = {str(name): _opened(inside(folder, f"{name}.npy")) for name in sums}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{folder} can't be continued: {error}") from error
+        check_same(parts, self._parts, f"{folder} holds another pass", "choose another folder")
+        if not 0 <= n_done <= self.n_images or any(len(array) != self.n_images for array in arrays.values()):
+            raise RunError(f"{folder} can't be continued: its arrays have another length")
+        self._arrays, self.n_done = arrays, n_done
+        if self._checksums() != sums:
+            raise RunError(f"{folder} can't be continued: it was changed; remove it to begin anew")
+
+
+def _opened(path: Path) -> NDArray[Any]:
+    """Open a complete array for writing; ValueError if the file is incomplete or not an array with rows."""
+    try:
+        rows = np.lib.format.open_memmap(path, "r")  # opened for writing, a file that is too short would be extended
+    except Exception as error:  # the reader raises many types on hostile bytes
+        raise ValueError(f"{path.name} can't be read: {error}") from error
+    if not rows.ndim:
+        raise ValueError(f"{path.name} holds no rows")
+    del rows
+    return np.lib.format.open_memmap(path, "r+")

@@ -1,20 +1,24 @@
-"""The layers of a model in the order in which they run, and their output shapes."""
+"""A model's layers in the order in which they run, and units and codes that are checked against them."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from captum_mfv.activations.capture import batch_axis, guard
+from captum_mfv.activations.capture import batch_axis, guard, layer_name
 from captum_mfv.errors import UnitError
-from captum_mfv.units import channels_second, is_channels_last
+from captum_mfv.images import InputSpec
+from captum_mfv.units import Code, Unit, channels_second, is_channels_last
 
-__all__ = ["LayerCall", "code_layer", "place", "spatial_layers", "trace"]
+__all__ = ["LayerCall", "code_layer", "resolve", "resolve_units", "spatial_layers", "trace"]
+
+_ROWS = 2  # a tensor that does not grow with the batch, such as a position embedding, has no units
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class LayerCall:
 
     Args:
         name: dotted name of the layer.
-        shape: the output's shape, with the batch first where the output has a batch axis.
-        runs: how often the layer runs in the pass.
-        copies: the name of the layer that computed this very tensor, if this layer only returns it.
+        shape: the output's shape, the batch first if the output has a batch axis.
+        runs: number of times that the layer runs in the pass.
+        copies: name of the layer that computed this tensor, if this layer only returns it.
         batch: the output's batch axis: 0, 1 for tokens first (tokens, N, C), or None if it has none.
     """
 
@@ -55,7 +59,7 @@ def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> 
     """Trace every layer that returns a tensor, in the order in which the layers finish, for one input.
 
     Args:
-        model: the model; left as it was.
+        model: the model, which is left unchanged.
         x: (N, …) input. Only one row shows the batch axis of a layer with N tokens first.
         until: names of layers. The forward pass may fail once they have run: a network that takes one input size
             only (convolutions, flatten, linear) has early layers that run on crops too.
@@ -63,54 +67,35 @@ def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> 
     Raises:
         Exception: any error of the forward pass, or with ``until``, one before those layers have run.
     """
-    calls = _Calls()
-    hooks = [module.register_forward_hook(calls.note(name)) for name, module in model.named_modules() if name]
+    found: list[tuple[str, tuple[tuple[int, ...], int, int]]] = []
+    kept: list[Tensor] = []  # so that no address is used twice
+
+    def note(name: str, module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            kept.append(output)
+            found.append((name, (tuple(output.shape), output.data_ptr(), output._version)))
+
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name]
     try:
         with guard(model), torch.no_grad():
             model(x)
     except Exception:
-        if until is None or not calls.include(until):
+        if until is None or not found or not {name for name, _ in found}.issuperset(until):
             raise
     finally:
         for hook in hooks:
             hook.remove()
-    return calls.layers(len(x))
-
-
-class _Calls:
-    """Outputs of layers in the order in which the layers finish."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[str, tuple[int, ...], tuple[int, int]]] = []
-        self._kept: list[Tensor] = []  # so that no address is used twice
-
-    def note(self, name: str) -> Callable[[nn.Module, object, object], None]:
-        """Return a forward hook that notes a layer's output."""
-
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                self._kept.append(output)
-                self._found.append((name, tuple(output.shape), (output.data_ptr(), output._version)))
-
-        return hook
-
-    def include(self, names: Collection[str]) -> bool:
-        """Whether each of the named layers has run, and any layer at all."""
-        return bool(self._found) and {name for name, _, _ in self._found}.issuperset(names)
-
-    def layers(self, n_rows: int) -> list[LayerCall]:
-        """Return each layer once, for an input of some rows."""
-        runs = Counter(name for name, _, _ in self._found)
-        maker: dict[tuple[object, ...], str] = {}
-        for name, shape, tensor in self._found:
-            if runs[name] == 1:
-                maker.setdefault((shape, *tensor), name)
-        calls = {}
-        for name, shape, tensor in self._found:
-            first = maker.get((shape, *tensor), name)
-            batch_first, axis = _batch_first(shape, n_rows)
-            calls[name] = LayerCall(name, batch_first, runs[name], None if first == name else first, axis)
-        return list(calls.values())
+    runs = Counter(name for name, _ in found)
+    maker: dict[tuple[tuple[int, ...], int, int], str] = {}
+    for name, tensor in found:
+        if runs[name] == 1:
+            maker.setdefault(tensor, name)
+    calls = {}
+    for name, tensor in found:
+        first = maker.get(tensor, name)
+        shape, axis = _batch_first(tensor[0], len(x))
+        calls[name] = LayerCall(name, shape, runs[name], None if first == name else first, axis)
+    return list(calls.values())
 
 
 def _batch_first(shape: tuple[int, ...], n_rows: int) -> tuple[tuple[int, ...], int | None]:
@@ -122,12 +107,8 @@ def _batch_first(shape: tuple[int, ...], n_rows: int) -> tuple[tuple[int, ...], 
     return ((shape[1], shape[0], *shape[2:]), 1) if axis else (shape, 0)
 
 
-def place(calls: list[LayerCall], layer: str) -> int:
-    """Return a layer's position in the order of finishing.
-
-    Raises:
-        UnitError: if the layer doesn't run, runs several times, so that it has several outputs, or returns no batch.
-    """
+def _place(calls: list[LayerCall], layer: str) -> int:
+    """Return a layer's position in the order of finishing; UnitError if it doesn't run once or returns no batch."""
     names = [call.name for call in calls]
     if layer not in names:
         raise UnitError(f"layer {layer} doesn't run in the model's forward pass, or doesn't return a tensor")
@@ -152,11 +133,11 @@ def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
     identity, containers) are left out.
 
     Raises:
-        UnitError: as `place` does, for the named layer.
+        UnitError: if the named layer doesn't run once, or returns no batch.
     """
     return [
         call.name
-        for call in calls[: place(calls, before)]
+        for call in calls[: _place(calls, before)]
         if call.spatial and call.runs == 1 and not call.copies and not call.name.startswith(f"{before}.")
     ]
 
@@ -164,3 +145,54 @@ def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
 def code_layer(calls: list[LayerCall], before: str) -> str:
     """Return the last layer with positions before the named one; the named one itself if there is none."""
     return next(reversed(spatial_layers(calls, before)), before)
+
+
+def resolve(
+    model: nn.Module, unit: Unit | str, code: Code | str | nn.Module | None, spec: InputSpec
+) -> tuple[Unit, Code]:
+    """Check a unit and a code in one forward pass of two gray images; return both with their layers by name.
+
+    Args:
+        model: the model, which is left unchanged.
+        unit: the unit.
+        code: the code; None: the last layer with positions before the unit, averaged over positions.
+        spec: preprocessing of the model's input.
+
+    Raises:
+        TypeError: if the unit or the code is of another type.
+        UnitError: if a layer isn't in the model, doesn't run once, or has no such channel.
+    """
+    (unit,) = _named(model, [unit])
+    code = Code.parse(layer_name(model, code) if isinstance(code, nn.Module) else code)
+    if code is not None:
+        layer_name(model, code.layer)  # raises an error that names the nearest layers
+    calls = _trace(model, [unit.layer_name] if code is None else [unit.layer_name, code.layer], spec)
+    unit.read(_output(calls, unit.layer_name))
+    if code is None:
+        call = calls[_place(calls, code_layer(calls, unit.layer_name))]
+        code = Code(call.name, channels="last" if is_channels_last(call.shape) else None)
+    if code.read(_output(calls, code.layer)).ndim != 2:
+        raise UnitError(f"the code of layer {code.layer} isn't (N, D)")
+    return unit, code
+
+
+def resolve_units(model: nn.Module, units: Sequence[Unit | str], spec: InputSpec) -> list[Unit]:
+    """Check units as `resolve` does, in one forward pass; return them with their layers by name."""
+    found = _named(model, units)
+    calls = _trace(model, [unit.layer_name for unit in found], spec)
+    for unit in found:
+        unit.read(_output(calls, unit.layer_name))
+    return found
+
+
+def _named(model: nn.Module, units: Sequence[Unit | str]) -> list[Unit]:
+    return [replace(unit, layer=layer_name(model, unit.layer)) for unit in map(Unit.parse, units)]
+
+
+def _trace(model: nn.Module, layers: Sequence[str], spec: InputSpec) -> list[LayerCall]:
+    return trace(model, spec.feed(model)(spec.gray().expand(_ROWS, -1, -1, -1)), until=layers)
+
+
+def _output(calls: list[LayerCall], layer: str) -> Tensor:
+    """Return a meta tensor of the shape of a layer's output."""
+    return torch.empty(calls[_place(calls, layer)].shape, device="meta")

@@ -23,8 +23,8 @@ class Axis:
 
     Args:
         size: number of pixels that a position depends on.
-        stride: offset in pixels between the fields of neighboring positions.
-        start: first pixel of the field of position 0; below zero where the layer is padded.
+        stride: offset between the fields of neighboring positions.
+        start: first pixel of the field of position 0; below zero for a padded layer.
     """
 
     size: int
@@ -33,13 +33,13 @@ class Axis:
 
     @property
     def side(self) -> int:
-        """Side of a crop that starts at a multiple of the stride and contains a whole field."""
+        """Side of a crop that starts at a multiple of the stride and contains a complete field."""
         return self.size + self.start % self.stride
 
-    def corner(self, position: int, side: int, whole: int) -> int:
-        """Return the first pixel of the crop for a position: a multiple of the stride, inside the image."""
-        begin = (self.start + position * self.stride) // self.stride * self.stride
-        return min(max(begin, 0), whole - side)
+    def corner(self, position: int, last: int) -> int:
+        """Return the first pixel of the crop for a position: a multiple of the stride, from 0 to ``last``."""
+        first = (self.start + position * self.stride) // self.stride * self.stride
+        return min(max(first, 0), last)
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,7 @@ class Field:
 
     A crop starts at a multiple of the layer's stride and lies inside the image; a field that extends beyond the image
     is cut off by the crop's border as by the image's. So a position has the same activation in its crop as in the
-    image. Crops keep the scale of the model's input; upscaling would change the stimulus.
-
-    Args:
-        vertical: along height.
-        horizontal: along width.
-        image_size: side of the model's input.
+    image. Crops keep the scale of the model's input, of side ``image_size``; upscaling would change the stimulus.
     """
 
     vertical: Axis
@@ -69,24 +64,18 @@ class Field:
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
         """Return the top and left pixel of the crop for a position of the map."""
-        side, whole = self.crop_size, self.image_size
-        return self.vertical.corner(row, side, whole), self.horizontal.corner(column, side, whole)
+        last = self.image_size - self.crop_size
+        return self.vertical.corner(row, last), self.horizontal.corner(column, last)
 
 
 def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputSpec | None = None) -> Field | None:
     """Measure the receptive field of a layer's positions by gradients with respect to the input.
 
-    Nothing is derived from kernel sizes, since architectures differ: the gradients of two neighboring positions, over
-    a few random images and all channels, show the field and its offset.
-
-    Args:
-        model: the model; left as it was.
-        layer: the layer, by dotted name or as the module.
-        input_spec: preprocessing of the model's input.
+    The gradients of two neighboring positions, over a few random images and all channels, show the field and its
+    offset. Kernel sizes are not used, since architectures differ.
 
     Returns:
-        The field; None if it is the whole image, if it isn't the same for all positions, or if the layer returns no
-        map.
+        The field; None if it is the whole image or differs between positions, or if the layer returns no map.
 
     Raises:
         UnitError: if the layer isn't in the model or doesn't run.
@@ -113,14 +102,14 @@ def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputS
 
 
 def _box(gradient: Tensor) -> list[tuple[int, int]]:
-    """Return the first and last row, and column, where a gradient (N, C, H, W) isn't zero; (0, -1) for none."""
+    """Return the first and last row, and column, with a gradient (N, C, H, W) other than zero; (0, -1) for none."""
     reached = (gradient != 0).any(1).any(0)
     places = [reached.any(axis).nonzero().flatten().tolist() or [0, -1] for axis in (1, 0)]
     return [(found[0], found[-1]) for found in places]
 
 
 def _axis(here: tuple[int, int], before: tuple[int, int], position: int, whole: int) -> Axis | None:
-    """Return the field along an axis from the pixels of two neighboring positions; None where they don't show it."""
+    """Return the field along an axis from the pixels of two neighboring positions; None if they don't show it."""
     stride = here[0] - before[0]
     same_size = here[1] - before[1] == stride
     if stride < 1 or not same_size or before[0] == 0 or here[1] == whole - 1:

@@ -1,10 +1,10 @@
-"""Top images: those of a dataset with the largest activations of a unit."""
+"""The images of a dataset with the largest activations of a unit."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -14,19 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from captum_mfv.activations.batching import Scan
+from captum_mfv.activations.capture import Outputs
+from captum_mfv.activations.layers import resolve_units
 from captum_mfv.activations.receptive_fields import Field, receptive_field
-from captum_mfv.activations.resolve import resolve_units
-from captum_mfv.activations.scan import Outputs, Scan
-from captum_mfv.activations.top_values import TopValues, read_units
 from captum_mfv.errors import ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import Images, InputSpec, check_batch_size, image_at
 from captum_mfv.storage.checkpoint import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
-from captum_mfv.units import Unit
+from captum_mfv.units import Unit, channels_second
 
-__all__ = ["TopImages", "top_images"]
+__all__ = ["TopImages", "TopValues", "top_images"]
 
-_SECONDS = 5.0  # between two saves: what an interrupted scan loses at most
+_SECONDS = 5.0  # between two saves, the most that an interruption loses
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +64,7 @@ class TopImages:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the items: dataset, unit, indices and crops.
-
-        Raises:
-            RunError: if the dataset has no fingerprint.
-        """
+        """Fingerprint of the items: dataset, unit, indices and crops; RunError if the dataset has none."""
         return fingerprint(
             images=dataset_fingerprint(self.images),
             unit=self.unit,
@@ -136,13 +132,13 @@ def top_images(
     depends on the batch size and on other units by rounding only. Memory is units x k numbers.
 
     Args:
-        model: any PyTorch vision model; left as it was.
+        model: any PyTorch vision model; it is left unchanged.
         unit: a unit or a list of units, each a `Unit` or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
         k: number of images per unit at most.
         input_spec: preprocessing of the model's input.
         batch_size: images per batch; on a CPU, forward passes may take fewer.
-        store: a folder for the k largest activations so far, from which the same call resumes a scan that was stopped.
+        store: a folder for the k largest activations so far, from which the same call resumes a stopped scan.
         key: a name for a dataset that has no fingerprint, as in `collect`.
         progress: show a progress bar.
 
@@ -154,7 +150,7 @@ def top_images(
         UnitError: if a unit isn't in the model, is ambiguous, or is finite on no image.
         ImageError: if no image can be read, or ``k`` is below 1.
         ValueError: if the batch size is below 1.
-        RunError: if the store belongs to another model, units, k or dataset, or ``key`` is needed.
+        RunError: if the store belongs to another scan (model, units, k or dataset), or ``key`` is needed.
 
     Warns:
         MFVWarning: if a unit isn't finite on some images, which are left out.
@@ -166,7 +162,7 @@ def top_images(
     if not units:
         raise UnitError("unit must be a unit or a list of at least one, not an empty list")
     layers = list(dict.fromkeys(one.layer_name for one in units))
-    scan = Scan(model, images, spec, layers, lambda out, _: read_units(units, out), batch_size, key, progress)
+    scan = Scan(model, images, spec, layers, lambda out, _: _read_units(units, out), batch_size, key, progress)
     top = TopValues(len(units), min(k, len(images)))
     _fill(top, scan, None if store is None else _checkpoint(store, scan.identity(units=units, k=k)))
     _check_finite(units, top)
@@ -179,6 +175,86 @@ def top_images(
         corners, crop = _crops(places[:n_active], fields.get(one.layer_name), spec)
         found.append(TopImages(one, images, rows[:n_active], strength[:n_active], corners, spec, crop))
     return found if isinstance(unit, (list, tuple)) else found[0]
+
+
+class TopValues:
+    """The k largest activations above zero of each unit, and where they are; memory is units x k numbers.
+
+    Of equal activations the image with the lower index comes first, so that the result does not depend on batches.
+
+    Attributes:
+        values: (n_units, k) float32 in descending order; -inf where there are fewer.
+        indices: (n_units, k) indices of the images; -1 where there are fewer.
+        peaks: (n_units, k, 2) row and column of the maximum; -1 for units without one.
+        n_not_finite: (n_units,) number of images on which the unit is not finite.
+        n_read: () number of images that could be read.
+        n_done: () number of images processed, from the first on.
+    """
+
+    def __init__(self, n_units: int, k: int) -> None:
+        self.values = torch.full((n_units, k), float("-inf"))
+        self.indices = torch.full((n_units, k), -1)
+        self.peaks = torch.full((n_units, k, 2), -1)
+        self.n_not_finite = torch.zeros(n_units, dtype=torch.int64)
+        self.n_read = torch.tensor(0)
+        self.n_done = torch.tensor(0)
+
+    def add(self, indices: Sequence[int], activations: Tensor, peaks: Tensor) -> None:
+        """Add images with higher indices than all before: activations (N, n_units), peaks (N, n_units, 2)."""
+        device, k = activations.device, self.values.shape[1]
+        finite = activations.isfinite()
+        rows = torch.tensor(list(indices), device=device).expand(activations.shape[1], -1)
+        values = activations.where(finite & (activations > 0), -torch.inf).T
+        values, rows, places = (
+            torch.cat([own.to(device), new], 1)
+            for own, new in ((self.values, values), (self.indices, rows), (self.peaks, peaks.transpose(0, 1)))
+        )
+        order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        self.values, self.indices = values.gather(1, order), rows.gather(1, order)
+        self.peaks = places.gather(1, order[:, :, None].expand(-1, -1, 2))
+        self.n_not_finite = self.n_not_finite.to(device) + (~finite).sum(0)
+        self.n_read += len(indices)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors by name, as `load` takes them."""
+        return dict(vars(self))
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replace all tensors; ValueError if their names, shapes or types are not those of this object."""
+        own = {name: (value.shape, value.dtype) for name, value in self.state().items()}
+        if own != {name: (value.shape, value.dtype) for name, value in state.items()}:
+            raise ValueError("its tensors have other shapes or types")
+        vars(self).update(state)
+
+
+def _read_units(units: Sequence[Unit], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the units' ``activations``, (N, units), and the ``peaks`` of maxima of maps, (N, units, 2).
+
+    Units that differ only in their channel are read together.
+    """
+    device = outputs[units[0].layer_name].device
+    n_rows = len(outputs[units[0].layer_name])
+    activations = torch.empty(n_rows, len(units), device=device)
+    peaks = torch.full((n_rows, len(units), 2), -1, dtype=torch.int64, device=device)
+    groups: dict[tuple[str, str, str | None], list[int]] = {}
+    for position, unit in enumerate(units):
+        groups.setdefault((unit.layer_name, unit.reduce, unit.channels), []).append(position)
+    for (layer, reduce, channels), positions in groups.items():
+        together = [units[position] for position in positions]
+        activations[:, positions] = _pick(together, together[0].read_channels(outputs[layer])).to(activations)
+        maps = channels_second(outputs[layer], channels)
+        if reduce == "max" and maps.ndim == 4:
+            places = _pick(together, maps).flatten(2).argmax(2)
+            peaks[:, positions] = torch.stack([places // maps.shape[3], places % maps.shape[3]], 2).to(device)
+    return {"activations": activations, "peaks": peaks}
+
+
+def _pick(units: Sequence[Unit], channels: Tensor) -> Tensor:
+    """Return the units' channels or directions, (N, units, …), of (N, C, …)."""
+    indices = [unit.index for unit in units if isinstance(unit.index, int)]
+    if len(indices) == len(units):
+        return channels[:, indices]
+    return torch.stack([unit.pick(channels) for unit in units], 1)
 
 
 def _checkpoint(store: str | os.PathLike[str], parts: dict[str, Any]) -> Checkpoint:

@@ -9,7 +9,7 @@ from captum.attr import LayerAttribution, LayerGradientXActivation
 from torch import Tensor, nn
 
 from captum_mfv.activations.capture import batch_axis
-from captum_mfv.activations.resolve import resolve
+from captum_mfv.activations.layers import resolve
 from captum_mfv.attr.model import cast_inputs, to_float, unit_forward
 from captum_mfv.images import InputSpec, check_range
 from captum_mfv.units import Unit, channels_second

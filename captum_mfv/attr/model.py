@@ -133,7 +133,7 @@ def explained(facets: FacetSet) -> str:
 
 def unit_forward(model: nn.Module, unit: Unit | str) -> Callable[..., Tensor]:
     """Return a forward function to the unit's activation, (N,), in float32 or the model's wider precision."""
-    unit = Unit.of(unit)
+    unit = Unit.parse(unit)
     name = layer_name(model, unit.layer)
 
     def forward(*inputs: object) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from captum_mfv import models
-from captum_mfv.activations.resolve import resolve
+from captum_mfv.activations.layers import resolve
 from captum_mfv.attr import check_method
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, ModelError

@@ -27,8 +27,8 @@ class Checkpoint:
     Args:
         path: the file, ``.safetensors``.
         parts: everything that the state depends on, by name, as `storage.identity.fingerprint` takes it.
-        what: a noun for the work, for messages.
-        seconds: time between two saves, which interrupted work loses at most.
+        what: a noun for the work, for error messages.
+        seconds: time between two saves, the most that an interruption loses.
     """
 
     def __init__(
@@ -56,31 +56,26 @@ class Checkpoint:
         """Return the saved state, or None if the file doesn't exist.
 
         Raises:
-            RunError: if the file belongs to other work, is not a checkpoint, or was changed since it was
-                saved; the file is left as it is.
+            RunError: if the file belongs to other work, is no checkpoint, or was changed; it is left as it is.
         """
         if not self.path.exists():
             return None
-        if not self.path.is_file():  # a pipe would block
-            raise RunError(f"{self.path} can't be continued: not a regular file")
-        with self.reading(), safe_open(self.path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            parts = dict(parse_json(metadata["parts"]))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            changed = metadata.get("content") != _content(state)
+        with self.reading():
+            if not self.path.is_file():  # a pipe would block
+                raise ValueError("not a regular file")
+            with safe_open(self.path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            parts, unchanged = dict(parse_json(metadata["parts"])), metadata.get("content") == _content(state)
         check_same(parts, self._parts, f"{self.path} holds another {self._what}", "choose another file")
         with self.reading():
-            if changed:
+            if not unchanged:
                 raise ValueError("it was changed")
         return state
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Re-raise errors of reading the file, or of using its state, as a RunError that names the file.
-
-        Raises:
-            RunError: if the code inside raises an error that unexpected content causes.
-        """
+        """Re-raise errors of reading the file, or of using its state, as a RunError that names the file."""
         try:
             yield
         except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:

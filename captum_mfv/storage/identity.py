@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -39,14 +39,7 @@ def fingerprint(**parts: Any) -> str:
     """Return the SHA-256 hash of named parts, 32 hexadecimal digits.
 
     Equal parts have equal fingerprints on every machine; lists and tuples are equal, and so are a dataclass and the
-    mapping of its fields.
-
-    Args:
-        **parts: dataclasses, mappings with names as keys, lists, tuples, numbers, strings or None, nested.
-
-    Raises:
-        TypeError: if a part is of another type, naming the part.
-        ValueError: if a number is not finite.
+    mapping of its fields. Errors are those of `canonical`.
 
     Example:
         >>> fingerprint(unit=("fc", 1)) == fingerprint(unit=["fc", 1])
@@ -59,8 +52,11 @@ def fingerprint(**parts: Any) -> str:
 def canonical(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return named parts as JSON values, as `json.loads` would return them.
 
+    Args:
+        parts: dataclasses, mappings with names as keys, lists, tuples, numbers, strings or None, nested.
+
     Raises:
-        TypeError: if a part is not one of the types that `fingerprint` accepts, naming the part.
+        TypeError: if a part is of another type, naming the part.
         ValueError: if a number is not finite.
     """
     return {str(name): _json(value, str(name)) for name, value in parts.items()}
@@ -95,17 +91,19 @@ def content_fingerprint(*arrays: Tensor | NDArray[Any]) -> str:
     total = hashlib.sha256(f"content {FORMAT}\n".encode())
     for array in arrays:
         if not _is_numeric(array):
-            raise TypeError(f"only tensors and arrays of numbers have a content fingerprint, not {_describe(array)}")
+            kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            raise TypeError(f"only tensors and arrays of numbers have a content fingerprint, not {kind}")
         total.update(f"{tuple(array.shape)} {str(array.dtype).removeprefix('torch.')}\n".encode())
-        total.update(_bytes(array))
+        if isinstance(array, Tensor):
+            array = array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()[:_DIGITS]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
     """Return a fingerprint of a model's weights, buffers and the classes of its modules.
 
-    Precision counts, the device doesn't. Settings of modules that are neither weights nor classes (a stride, a flag)
-    don't count either.
+    Precision counts. The device and settings that are neither weights nor classes (a stride, a flag) don't.
     """
     classes = {name: type(module).__qualname__ for name, module in model.named_modules()}
     state = {name: _state(value) for name, value in model.state_dict().items()}
@@ -125,7 +123,7 @@ def dataset_fingerprint(images: Any, key: str | None = None) -> str:
 
     Raises:
         RunError: if the dataset has no fingerprint and no key is given.
-        TypeError: if the key, or what the dataset declares, is not a string.
+        TypeError: if the key or the declared fingerprint is not a string.
     """
     try:
         own = _dataset(images)
@@ -136,19 +134,10 @@ def dataset_fingerprint(images: Any, key: str | None = None) -> str:
     return _keyed(own, key, f"a dataset of type {type(images).__name__}")
 
 
-def code_fingerprint(code: Any, key: str | None = None) -> str:
-    """Return a fingerprint of what describes an image: a `units.Code`, or a function of the user's.
-
-    Args:
-        code: a `units.Code`, or a function, which may declare a ``fingerprint`` as a dataset does.
-        key: a name for the function and its version. Needed for functions that declare none; counts for all.
-
-    Raises:
-        RunError: if the function has no fingerprint and no key is given.
-        TypeError: if the key, or what the function declares, is not a string.
-    """
-    own = _declared(code) if callable(code) else fingerprint(code=code)
-    return _keyed(own, key, f"the code function {getattr(code, '__name__', type(code).__name__)}")
+def code_fingerprint(code_fn: Callable[..., Any], key: str | None = None) -> str:
+    """Return a fingerprint of a code function; key, ``fingerprint`` and errors are as in `dataset_fingerprint`."""
+    name = getattr(code_fn, "__name__", type(code_fn).__name__)
+    return _keyed(_declared(code_fn), key, f"the code function {name}")
 
 
 def _keyed(own: str | None, key: str | None, what: str) -> str:
@@ -163,7 +152,7 @@ def _keyed(own: str | None, key: str | None, what: str) -> str:
 
 
 def _dataset(images: Any) -> str | None:
-    """The fingerprint of a dataset that declares or is one; None of any other."""
+    """Return the fingerprint that a dataset declares, or that of the tensors in it; None for other datasets."""
     if (declared := _declared(images)) is not None:
         return declared
     if _is_numeric(images):
@@ -171,12 +160,8 @@ def _dataset(images: Any) -> str | None:
     if type(images) is TensorDataset:
         return content_fingerprint(images.tensors[0])
     if type(images) is Subset:
-        inner = _dataset(images.dataset)
-        return (
-            None
-            if inner is None
-            else fingerprint(dataset=inner, indices=content_fingerprint(np.asarray(images.indices)))
-        )
+        inner, indices = _dataset(images.dataset), content_fingerprint(np.asarray(images.indices))
+        return None if inner is None else fingerprint(dataset=inner, indices=indices)
     if isinstance(images, (list, tuple)):
         items = [item[0] if isinstance(item, (list, tuple)) and item else item for item in images]
         if all(map(_is_numeric, items)):
@@ -198,18 +183,8 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")
 
 
-def _bytes(array: Tensor | NDArray[Any]) -> memoryview:
-    if isinstance(array, Tensor):
-        array = array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _describe(value: Any) -> str:
-    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-
-
 def _state(value: Any) -> Any:
-    """A value of a state dict; quantized modules hold more than tensors."""
+    """Return a canonical value for one of a state dict; quantized modules hold more than tensors."""
     if isinstance(value, Tensor):
         return content_fingerprint(value.dequantize() if value.is_quantized else value)
     if isinstance(value, (list, tuple)):
@@ -227,7 +202,7 @@ def _json(value: Any, name: str) -> Any:
             raise ValueError(f"{name} must be finite to have a fingerprint, not {value}")
         return float(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _json(getattr(value, item.name), f"{name}.{item.name}") for item in fields(value)}
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _json(part, f"{name}.{key}") for key, part in value.items()}
     if isinstance(value, (list, tuple)):

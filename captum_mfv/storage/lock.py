@@ -25,9 +25,6 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     The folder is created if it doesn't exist, and its lock file stays in it.
 
-    Args:
-        folder: the folder.
-
     Raises:
         RunError: if another process holds the lock, naming that process, or the folder can't be created or written to.
     """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import numbers
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
@@ -42,14 +42,14 @@ LARGEST_SIDE = 9_000
 
 
 def _plain(value: Any) -> Any:
-    """Convert numbers of NumPy and others to Python's; return everything else as is."""
+    """Convert numbers of NumPy and other libraries to Python's; return everything else as is."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return value
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 FROM_NUMPY = BeforeValidator(_plain)
-"""Accepts numbers of NumPy; comes after the bounds of a type, which JSON Schema would lack otherwise."""
+"""Accept NumPy's numbers; follows the bounds of a type, so that JSON Schema has them."""
 
 Flag = Annotated[bool, Strict()]
 Integer = Annotated[int, Field(strict=True), FROM_NUMPY]
@@ -68,35 +68,29 @@ class Record(pydantic.BaseModel):
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
 def declare(error: type[MFVError]) -> Callable[[type[T]], type[T]]:
-    """Make a class a frozen pydantic dataclass without unknown fields.
-
-    Args:
-        error: raised by the constructor instead of pydantic's ValidationError, with one line that names the field.
-    """
+    """Make a class a frozen pydantic dataclass without unknown fields; its constructor raises ``error`` in one line."""
 
     def decorate(cls: type[T]) -> type[T]:
         config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-        made: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
-        construct = made.__init__
+        declared: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
+        construct, signature = declared.__init__, inspect.signature(declared)
 
         @functools.wraps(construct)
         def checked(self: T, *arguments: Any, **named: Any) -> None:
+            given = {**signature.bind_partial(*arguments).arguments, **named}
             try:
-                construct(self, *arguments, **named)
+                construct(self, **given)
             except ValidationError as found:
-                names = [field.name for field in fields(made)]
-                given = {**dict(zip(names, arguments, strict=False)), **named}
-                raise error(_explain(found, made, given, "", names)) from None
+                raise error(_explain(found, declared, given, "")) from None
 
-        made.__init__ = checked
-        found: type[T] = made
-        return found
+        declared.__init__ = checked
+        return cast(type[T], declared)
 
     return decorate
 
 
 def validate(kind: Callable[..., T], value: Any, where: str = "") -> T:
-    """Validate a value, such as one read from JSON, and return it as an instance of a type.
+    """Return a value, such as one read from JSON, as an instance of a type.
 
     Args:
         kind: a declared class, a `Record`, or a type of them, such as ``list[Row]``.
@@ -107,18 +101,13 @@ def validate(kind: Callable[..., T], value: Any, where: str = "") -> T:
         ValueError: in one line, with the path of the field, what it must be and what it is.
     """
     try:
-        valid: T = _adapter(kind).validate_python(value)
+        return cast(T, _adapter(kind).validate_python(value))
     except ValidationError as error:
         raise ValueError(_explain(error, kind, value, where)) from None
-    return valid
 
 
 def check_seed(seed: object) -> int:
-    """Return a seed, an integer of any kind such as ``numpy.int64``, as a Python integer.
-
-    Raises:
-        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
-    """
+    """Return a seed, such as a ``numpy.int64``, as an int; ValueError if it is not an integer from 0 to 2**32 - 1."""
     try:
         return int(_adapter(Seed).validate_python(seed))
     except ValidationError:
@@ -164,14 +153,15 @@ _KINDS = {
 """What a value must be, by pydantic's error type."""
 
 
-def _explain(error: ValidationError, kind: Any, value: Any, where: str, names: Sequence[str] = ()) -> str:
+def _explain(error: ValidationError, kind: Any, value: Any, where: str) -> str:
     """Return the first error as a line; alternatives of a union are joined by "or"."""
     details = error.errors(include_url=False)
-    paths = [_path(value, detail["loc"], names) for detail in details]
+    paths = [_path(value, detail["loc"]) for detail in details]
     same = [detail for detail, path in zip(details, paths, strict=True) if path == paths[0]]
     first, head, name = same[0], f"{where}: " if where else "", _dotted(paths[0])
     if first["type"] == "missing":
-        return f"{head}{name and name + ' '}lacks {_item(first['loc'][-1])}"
+        part = first["loc"][-1]
+        return f"{head}{name and name + ' '}lacks {f'item {part}' if isinstance(part, int) else part}"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{head}{name} isn't known{suggest(first['loc'][-1], _property_names(kind))}"
     if first["type"] == "value_error":
@@ -186,21 +176,14 @@ def _kind(detail: ErrorDetails) -> str:
     return detail["msg"] if phrase is None else phrase.format(**detail.get("ctx", {}))
 
 
-def _path(value: Any, location: tuple[int | str, ...], names: Sequence[str]) -> tuple[int | str, ...]:
+def _path(value: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Return the part of a location that exists in the value: without the tags that pydantic adds for unions."""
-    found: list[int | str] = []
     for step, part in enumerate(location):
-        key = names[part] if not step and isinstance(part, int) and part < len(names) else part
         try:
-            value = value[key]
+            value = value[part]
         except (LookupError, TypeError):
-            break
-        found.append(key)
-    return tuple(found)
-
-
-def _item(part: int | str) -> str:
-    return f"item {part}" if isinstance(part, int) else part
+            return location[:step]
+    return location
 
 
 def _dotted(path: tuple[int | str, ...]) -> str:

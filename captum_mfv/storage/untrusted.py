@@ -23,7 +23,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder, likewise."""
+    """Whether there is a folder; names that no system takes are none."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -31,11 +31,11 @@ def is_folder(path: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file, bytes that aren't UTF-8 escaped; pipes and devices would block.
+    """Return the text of a regular file; bytes that aren't UTF-8 are escaped.
 
     Raises:
-        ValueError: if it is no regular file, or over half a gigabyte.
-        OSError: if it can't be read.
+        ValueError: if the path is not a regular file (a pipe would block), or the file is over half a gigabyte.
+        OSError: if the file can't be read.
     """
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
@@ -45,17 +45,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds: finite numbers and no endless nesting.
-
-    Raises:
-        ValueError: if it holds something else.
-        OSError: if it can't be read.
-    """
+    """Return the value of a JSON file; raise the errors of `read_text` and `parse_json`."""
     return parse_json(read_text(path))
 
 
 def parse_json(text: str) -> Any:
-    """The same of a text."""
+    """Parse JSON; raise ValueError for other text, deep nesting, and numbers that are not finite or over 1e100."""
     try:
         value = json.loads(text, parse_float=_number, parse_int=_number, parse_constant=_number)
         _check_depth(value, _DEEPEST)
@@ -81,7 +76,7 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder; the file need not exist.
+    """Return the path of a file in a folder, which need not exist.
 
     Raises:
         ValueError: if a link leads out of the folder, or the path exists and is not a regular file.
@@ -97,11 +92,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def within(folder: Path, name: str) -> Path:
-    """Return the path of a file or folder in a folder; it need not exist.
-
-    Raises:
-        ValueError: if a link leads out of the folder.
-    """
+    """Return the path of a file or folder in a folder, which need not exist; ValueError if a link leads out."""
     path = folder / name
     try:
         leads_out = not path.resolve().is_relative_to(folder.resolve())
