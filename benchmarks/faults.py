@@ -34,7 +34,7 @@ from safetensors import safe_open
 from captum_mfv import jobs
 from captum_mfv.datasets import digits
 from captum_mfv.runs.writer import RunWriter
-from captum_mfv.storage import checkpoint, files
+from captum_mfv.storage import files
 
 _MODEL = """
 import torch
@@ -122,7 +122,7 @@ def attempt(job: jobs.RunSettings, points: Points, told: Path) -> None:
             os.fsync = points.around(os.fsync)
             Path.replace = points.around(Path.replace)  # type: ignore[method-assign]
             RunWriter.stage = points.stage(RunWriter.stage)  # type: ignore[method-assign]
-            checkpoint.Checkpoint.due = True  # type: ignore[assignment, method-assign]  # save after every step
+            files.Checkpoint.due = True  # type: ignore[assignment, method-assign]  # save after every step
             torch.set_num_threads(1)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

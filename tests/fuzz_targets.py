@@ -38,7 +38,7 @@ from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
 from captum_mfv.runs import config
-from captum_mfv.storage import checkpoint
+from captum_mfv.storage.files import Checkpoint
 
 SPEC = mfv.InputSpec(16)
 
@@ -202,7 +202,7 @@ def _stopped(folder: Path, where: type, method: str, calls: int) -> Path:
 
     with (
         patch.object(where, method, stopping),
-        patch.object(checkpoint.Checkpoint, "due", True),
+        patch.object(Checkpoint, "due", True),
         suppress(KeyboardInterrupt),
     ):
         run(_job(folder / "images"), path)
@@ -281,7 +281,7 @@ def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]
 
 def _gone_on(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> Target:
     """The same of runs that were stopped, gone on with."""
-    stopped = _stopped(folder, Store, "finish", 1), _stopped(folder, checkpoint.Checkpoint, "save", 2)
+    stopped = _stopped(folder, Store, "finish", 1), _stopped(folder, Checkpoint, "save", 2)
     inputs = st.one_of(*(st.tuples(st.just(made), _changes(made, secret, values)) for made in stopped))
     copies, numbers = folder / "gone on", count()
 

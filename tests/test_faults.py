@@ -20,7 +20,7 @@ from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.runs import writer
-from captum_mfv.storage import checkpoint, lock
+from captum_mfv.storage import files
 from captum_mfv.storage.identity import dataset_fingerprint
 from captum_mfv.storage.untrusted import inside
 from captum_mfv.units import Unit
@@ -52,7 +52,7 @@ class Stop(Exception):
 def test_rendering_goes_on_from_its_checkpoint_to_the_same_images(
     recipe, steps_done, model, facets, planted, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
+    monkeypatch.setattr(files.Checkpoint, "due", True)
     options = {"recipe": recipe, "steps": 12, "input_spec": SPEC, "seed": [0, 3]}
 
     def stop(step, images):
@@ -95,7 +95,7 @@ def test_rendering_goes_on_from_its_checkpoint_to_the_same_images(
     ],
 )
 def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
+    monkeypatch.setattr(files.Checkpoint, "due", True)
     path = tmp_path / "a.safetensors"
     options = {"steps": 2, "input_spec": SPEC, "checkpoint": path}
     first = {"model": small_cnn(), "facets": facets, "images": planted[0], **options}
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, fa
 
 
 def test_a_checkpoint_of_a_dataset_without_a_fingerprint_needs_a_key(model, facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
+    monkeypatch.setattr(files.Checkpoint, "due", True)
     images = Keyed(planted[0])
     options = {"steps": 2, "input_spec": SPEC, "checkpoint": tmp_path / "a.safetensors"}
     with pytest.raises(RunError, match=r"dataset of type Keyed has no fingerprint.*give key="):
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_a_dataset_without_a_fingerprint_needs_a_key(model, face
 
 
 def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
+    monkeypatch.setattr(files.Checkpoint, "due", True)
     path = tmp_path / "a.safetensors"
     options = {"steps": 4, "input_spec": SPEC, "checkpoint": path}
     render_facets(small_cnn(), facets, planted[0], **options)
@@ -137,10 +137,10 @@ def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, plante
     "change", ["param.0", "optimizer.0.exp_avg", "generators", "phase", "step", "history.activation"]
 )
 def test_a_forged_checkpoint_is_refused(change, facets, planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", True)
-    save, options = checkpoint.Checkpoint.save, {"steps": 4, "input_spec": SPEC, "checkpoint": tmp_path / "a.st"}
+    monkeypatch.setattr(files.Checkpoint, "due", True)
+    save, options = files.Checkpoint.save, {"steps": 4, "input_spec": SPEC, "checkpoint": tmp_path / "a.st"}
     without = {name: torch.ones(2, 3) for name in (change,)}
-    monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda self, state: save(self, {**state, **without}))
+    monkeypatch.setattr(files.Checkpoint, "save", lambda self, state: save(self, {**state, **without}))
     render_facets(small_cnn(), facets, planted[0], **options)
     with pytest.raises(RunError, match="can't be continued"):
         render_facets(small_cnn(), facets, planted[0], **options)
@@ -171,14 +171,14 @@ def test_a_collection_goes_on_with_the_batches_it_began_with(planted, tmp_path):
 
 def test_a_folder_is_for_one_process_and_the_second_is_told_which(tmp_path):
     held = f"with hold({str(tmp_path / 'run')!r}):\n print('held', flush=True)\n input()"
-    code = f"from captum_mfv.storage.lock import hold\n{held}"
+    code = f"from captum_mfv.storage.files import hold\n{held}"
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match=f"is in use by process {first.pid} on .* since"), lock.hold(tmp_path / "run"):
+    with pytest.raises(RunError, match=f"is in use by process {first.pid} on .* since"), files.hold(tmp_path / "run"):
         pass
     first.kill()
     first.communicate()
-    with lock.hold(tmp_path / "run"):
+    with files.hold(tmp_path / "run"):
         pass
     assert [item.name for item in (tmp_path / "run").iterdir()] == [".lock"], "it was not made here"
 
@@ -187,10 +187,10 @@ def test_a_folder_is_for_one_process_and_the_second_is_told_which(tmp_path):
 def test_a_lock_is_exclusive_also_for_who_opened_it_before_it_was_released(tmp_path):
     import fcntl
 
-    with pytest.raises(Stop), lock.hold(tmp_path / "new"):
+    with pytest.raises(Stop), files.hold(tmp_path / "new"):
         opened = os.open(tmp_path / "new" / ".lock", os.O_RDWR)
         raise Stop
-    with lock.hold(tmp_path / "new"), pytest.raises(BlockingIOError):
+    with files.hold(tmp_path / "new"), pytest.raises(BlockingIOError):
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(opened)
 
@@ -202,7 +202,7 @@ def test_a_file_that_another_process_removes_meanwhile_is_missing(tmp_path, monk
 
 def test_a_file_is_no_folder_to_lock(tmp_path):
     (tmp_path / "file").write_text("words")
-    with pytest.raises(RunError, match="can't be a run's folder"), lock.hold(tmp_path / "file"):
+    with pytest.raises(RunError, match="can't be a run's folder"), files.hold(tmp_path / "file"):
         pass
 
 

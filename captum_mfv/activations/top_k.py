@@ -20,7 +20,7 @@ from captum_mfv.activations.layers import resolve_units
 from captum_mfv.activations.receptive_fields import Field, receptive_field
 from captum_mfv.errors import ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import Images, InputSpec, check_batch_size, image_at
-from captum_mfv.storage.checkpoint import Checkpoint
+from captum_mfv.storage.files import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
 from captum_mfv.units import Unit, channels_second
 

@@ -102,7 +102,7 @@ def _evaluate(
     from captum_mfv.jobs.inputs import find_device
     from captum_mfv.metrics import CONTROLS, Judge
     from captum_mfv.runs.folder import RunFolder
-    from captum_mfv.storage.lock import hold
+    from captum_mfv.storage.files import hold
     from captum_mfv.units import Code, Unit
 
     folder = RunFolder.read(path)

@@ -15,7 +15,7 @@ def report(folder: str) -> None:
     """Rebuild the page of a run's FOLDER."""
     from captum_mfv.report import build
     from captum_mfv.runs.folder import RunFolder
-    from captum_mfv.storage.lock import hold
+    from captum_mfv.storage.files import hold
 
     run = RunFolder.read(folder)  # raises before a lock is written into a folder that holds no run
     with hold(folder):

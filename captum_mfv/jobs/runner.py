@@ -13,7 +13,7 @@ from captum_mfv.runs.folder import RunFolder
 from captum_mfv.runs.manifest import check_place
 from captum_mfv.runs.settings import RunSettings
 from captum_mfv.runs.writer import RunWriter
-from captum_mfv.storage.lock import hold
+from captum_mfv.storage.files import hold
 
 __all__ = ["run"]
 

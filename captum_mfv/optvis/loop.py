@@ -30,7 +30,7 @@ from captum_mfv.optvis.recipes import Phase, Recipe
 from captum_mfv.optvis.step import History, Passes, PhaseState
 from captum_mfv.optvis.terms import INPUT, Term, activation_term
 from captum_mfv.optvis.transform import center_crop
-from captum_mfv.storage.checkpoint import Checkpoint
+from captum_mfv.storage.files import Checkpoint
 
 __all__ = ["Callback", "RenderLoop", "Rows", "Settings"]
 

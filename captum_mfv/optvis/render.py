@@ -27,7 +27,7 @@ from captum_mfv.optvis.param import color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.reference import measure_terms
 from captum_mfv.optvis.terms import Term
-from captum_mfv.storage.checkpoint import Checkpoint
+from captum_mfv.storage.files import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, weights_fingerprint
 
 _log = logging.getLogger(__name__)

@@ -1,20 +1,31 @@
-"""Write files atomically: a reader sees a complete file or none."""
+"""Files of a result: written atomically, checkpoints from which work resumes, and a lock on their folder."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-__all__ = ["remove", "sweep", "tensor_file", "write_whole"]
+from captum_mfv.errors import RunError
+from captum_mfv.storage.identity import canonical, check_same, content_fingerprint, fingerprint
+from captum_mfv.storage.untrusted import inside, parse_json
+
+__all__ = ["Checkpoint", "hold", "remove", "sweep", "tensor_file", "write_whole"]
 
 _PART = ".part"
 _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
@@ -74,3 +85,106 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Checkpoint:
+    """A file with the state of some work, replaced every few seconds.
+
+    Args:
+        path: the file, ``.safetensors``.
+        parts: everything that the state depends on, by name, as `storage.identity.fingerprint` takes it.
+        what: a noun for the work, for error messages.
+        seconds: time between two saves, the most that an interruption loses.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], parts: Mapping[str, Any], *, what: str = "rendering", seconds: float = 15.0
+    ) -> None:
+        self.path = Path(path)
+        self._what = what
+        self._seconds = seconds
+        self._parts = canonical(parts)
+        self._saved = monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return monotonic() - self._saved >= self._seconds
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the saved state."""
+        state = {name: value.detach().cpu() for name, value in state.items()}
+        metadata = {"parts": json.dumps(self._parts), "content": _content(state)}
+        write_whole(self.path, tensor_file({name: value.numpy() for name, value in state.items()}, metadata))
+        self._saved = monotonic()
+
+    def load(self) -> dict[str, Tensor] | None:
+        """Return the saved state, or None if the file doesn't exist.
+
+        Raises:
+            RunError: if the file belongs to other work, is no checkpoint, or was changed; it is left as it is.
+        """
+        if not self.path.exists():
+            return None
+        with self.reading():
+            if not self.path.is_file():  # a pipe would block
+                raise ValueError("not a regular file")
+            with safe_open(self.path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            parts, unchanged = dict(parse_json(metadata["parts"])), metadata.get("content") == _content(state)
+        check_same(parts, self._parts, f"{self.path} holds another {self._what}", "choose another file")
+        with self.reading():
+            if not unchanged:
+                raise ValueError("it was changed")
+        return state
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Re-raise errors of reading the file, or of using its state, as a RunError that names the file."""
+        try:
+            yield
+        except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise RunError(f"{self.path} can't be continued: {error}; remove it to begin anew") from error
+
+
+def _content(state: Mapping[str, Tensor]) -> str:
+    return fingerprint(**{name: content_fingerprint(value) for name, value in state.items()})
+
+
+@contextmanager
+def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Lock a folder against other processes; the operating system releases the lock when this process dies.
+
+    The folder is created if it doesn't exist, and its lock file stays in it.
+
+    Raises:
+        RunError: if another process holds the lock, naming that process, or the folder can't be created or written to.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        owner = inside(path, ".owner")  # never write through a link
+        lock = FileLock(inside(path, ".lock"), timeout=0)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be a run's folder: {error}; choose another folder for the run") from error
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{path} is in use by {_owner(path)}; wait until it is done, or choose another folder") from None
+    except OSError as error:
+        raise RunError(f"{path} can't be written to: {error}") from error
+    try:
+        since = datetime.now().astimezone().isoformat(" ", "minutes")
+        owner.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()  # the file stays: another process may have opened it, and would lock a file without a name
+
+
+def _owner(path: Path) -> str:
+    try:
+        return inside(path, ".owner").read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+    except (OSError, ValueError):
+        return "another process"
