@@ -44,27 +44,21 @@ __all__ = [
     "top_images",
 ]
 
-_HOME = {
-    "Code": "units",
-    "Facet": "facets",
-    "FacetFinder": "facets",
-    "FacetSet": "facets",
-    "ImageFolder": "images",
-    "InputSpec": "images",
-    "MFVError": "errors",
-    "RunFolder": "runs.folder",
-    "TopImages": "activations",
-    "Unit": "units",
-    "find_facets": "facets",
-    "collect": "activations",
-    "top_images": "activations",
+_MEMBERS = {
+    "activations": ("TopImages", "collect", "top_images"),
+    "errors": ("MFVError",),
+    "facets": ("Facet", "FacetFinder", "FacetSet", "find_facets"),
+    "images": ("ImageFolder", "InputSpec"),
+    "runs.folder": ("RunFolder",),
+    "units": ("Code", "Unit"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when first used, so that ``import captum_mfv`` is quick."""
-    if name in _HOME:
-        return getattr(importlib.import_module(f"captum_mfv.{_HOME[name]}"), name)
+    """Import a name when it is first used, so that ``import captum_mfv`` is quick."""
+    for module, members in _MEMBERS.items():
+        if name in members:
+            return getattr(importlib.import_module(f"captum_mfv.{module}"), name)
     if name in __all__:
         return importlib.import_module(f"captum_mfv.{name}")
     raise AttributeError(f"module 'captum_mfv' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Models and their preprocessing, loaded by name, from a function of the user's, and with a weights file."""
+"""Load models and their preprocessing: by name or from a user's function, with a weights file if given."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,8 +23,8 @@ from captum_mfv.storage.untrusted import is_file
 
 __all__ = ["autocast_dtype", "load", "names"]
 
-_SAFE_PICKLES = "2.10"  # before it, weights_only=True could be made to run code: CVE-2025-32434, CVE-2026-24747
-_DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_SAFE_PICKLES = "2.10"  # in earlier versions, weights_only=True may run code: CVE-2025-32434, CVE-2026-24747
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def names() -> list[str]:
@@ -43,17 +41,16 @@ def load(
     """Load a model in evaluation mode, and the preprocessing of its input.
 
     Args:
-        name: a torchvision model (``"resnet50"``), or a function of yours that takes no argument and
-            returns the model, or the model and its `InputSpec`: ``"path/to/file.py:function"`` or
-            ``"package.module:function"``. Such a file is *run*: name only files that you trust.
-        weights: a ``.safetensors`` file, or a ``.pt``/``.pth`` file of tensors alone (from PyTorch 2.10
-            on). Without it a torchvision model comes with its default pretrained weights, which torchvision downloads.
-        pretrained: whether it does; False: fresh weights, enough to see its layers.
+        name: a torchvision model (``"resnet50"``), or a function without arguments that returns the model, or the
+            model and its `InputSpec`: ``"path/to/file.py:function"`` or ``"package.module:function"``. Such a file is
+            *run*: name only files that you trust.
+        weights: a ``.safetensors`` file, or (from PyTorch 2.10 on) a ``.pt`` or ``.pth`` file that holds only tensors.
+            By default torchvision's pretrained weights, which torchvision downloads.
+        pretrained: False initializes a torchvision model at random, without a download.
         progress: show torchvision's progress bar during a download, on a terminal.
 
     Raises:
-        ModelError: if there is no such model or function, or the weights can't be read, don't fit or aren't
-            finite.
+        ModelError: if there is no such model or function, or the weights can't be read, don't fit or aren't finite.
     """
     path = None if weights is None else Path(weights)
     state = None if path is None else _read_weights(path)
@@ -67,16 +64,10 @@ def load(
 
 
 def autocast_dtype(name: str | None) -> torch.dtype | None:
-    """Return the floating-point type of a name, for `torch.autocast`; None for None, the model's own type.
-
-    Raises:
-        ModelError: if there is none.
-    """
-    if name is None:
-        return None
-    if name not in _DTYPES:
+    """Return the type that a name stands for, for `torch.autocast`; None, the model's own type, for None."""
+    if name is not None and name not in _DTYPES:
         raise ModelError(f"--dtype must be one of {', '.join(_DTYPES)}, not {name!r}")
-    return _DTYPES[name]
+    return None if name is None else _DTYPES[name]
 
 
 def _from_torchvision(name: str, pretrained: bool, progress: bool) -> tuple[nn.Module, InputSpec]:
@@ -86,7 +77,9 @@ def _from_torchvision(name: str, pretrained: bool, progress: bool) -> tuple[nn.M
         near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
         raise ModelError(f"no torchvision model {name!r} (the nearest are {near}), and no file.py:function either")
     preset = torchvision.models.get_model_weights(name).DEFAULT
-    options = {"weights": preset if pretrained else None, "progress": progress, **_quiet(name, pretrained)}
+    options = {"weights": preset if pretrained else None, "progress": progress}
+    if not pretrained and name in ("googlenet", "inception_v3"):  # they warn and start slowly otherwise
+        options["init_weights"] = False
     try:
         model = torchvision.models.get_model(name, **options)
     except OSError as error:
@@ -97,15 +90,13 @@ def _from_torchvision(name: str, pretrained: bool, progress: bool) -> tuple[nn.M
     return model, InputSpec(size, transforms.mean, transforms.std, min(1.0, size / short_side), interpolation)
 
 
-def _quiet(name: str, pretrained: bool) -> dict[str, Any]:
-    """Return arguments without which two old models of torchvision warn or start slowly."""
-    return {"init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
-
-
 def _from_function(name: str) -> tuple[nn.Module, InputSpec]:
     source, _, function = name.rpartition(":")
     try:
-        made = _function(source, function)()
+        module = _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        if not callable(getattr(module, function, None)):
+            raise ModelError(f"{source} has no function {function!r}")
+        made = getattr(module, function)()
     except ModelError:
         raise
     except Exception as error:  # the user's code may raise anything
@@ -116,14 +107,6 @@ def _from_function(name: str) -> tuple[nn.Module, InputSpec]:
     return model, spec
 
 
-def _function(source: str, function: str) -> Callable[[], Any]:
-    module = _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    if not callable(getattr(module, function, None)):
-        raise ModelError(f"{source} has no function {function!r}")
-    found: Callable[[], Any] = getattr(module, function)
-    return found
-
-
 def _run_file(path: Path) -> ModuleType:
     if not is_file(path):
         raise ModelError(f"there is no file {str(path)!r}")
@@ -131,29 +114,17 @@ def _run_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{str(path)!r} can't be run as Python")
-    module = importlib.util.module_from_spec(spec)
-    earlier = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses look up annotations that are strings there, also after loading
+    module, search_path = importlib.util.module_from_spec(spec), list(sys.path)
+    sys.modules[name] = module  # where dataclasses look up annotations that are strings, also after loading
+    sys.path.insert(0, str(path.parent.resolve()))  # the file may import modules of its folder
     try:
-        with _importable(path.parent):
-            spec.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
-        if earlier is not None:
-            sys.modules[name] = earlier
         raise
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a file import modules of its folder, as when Python runs the file."""
-    before = list(sys.path)
-    sys.path.insert(0, str(folder.resolve()))
-    try:
-        yield
     finally:
-        sys.path[:] = before
+        sys.path[:] = search_path
+    return module
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -178,14 +149,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     if torch.__version__ < _SAFE_PICKLES:
         raise ModelError(
-            f"{path} may be a pickle that runs code: PyTorch {torch.__version__} has known holes there; save the state "
+            f"{path} may be a pickle that runs code, and PyTorch {torch.__version__} has known holes; save the state "
             f"dict as safetensors, or update PyTorch to {_SAFE_PICKLES}"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles, which are refused below
+            warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on hostile bytes the reader raises all sorts
+    except Exception as error:  # the reader raises many types on hostile bytes
         raise ModelError(
             f"{path} isn't a file of tensors alone, and nothing else is loaded; save the state dict as safetensors"
         ) from error
@@ -194,14 +165,14 @@ def _read_pickle(path: Path) -> Any:
 
 def _fill(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
     own = model.state_dict()
-    wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    wrong = {
+        "lacking": {name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked")},
+        "unknown": state.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape},
+    }
     problems = [
         f"{label} {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}"
-        for label, names in (
-            ("lacking", own.keys() - state.keys() - {n for n in own if n.endswith("num_batches_tracked")}),
-            ("unknown", state.keys() - own.keys()),
-            ("of another shape", wrong),
-        )
+        for label, names in wrong.items()
         if names
     ]
     if problems:
@@ -210,7 +181,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
 
 
 def _check_finite(model: nn.Module, source: str) -> None:
-    """Raise ModelError for a parameter that isn't finite or a buffer with NaN; masks of attention are infinite."""
+    """Raise ModelError for a parameter that isn't finite or a buffer with NaN; attention masks may be infinite."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -5,14 +5,4 @@ from captum_mfv.activations.codes import Collection, collect
 from captum_mfv.activations.layers import LayerCall, trace
 from captum_mfv.activations.top_k import TopImages, top_images
 
-__all__ = [
-    "Collection",
-    "LayerCall",
-    "TopImages",
-    "capture",
-    "collect",
-    "guard",
-    "layer_name",
-    "top_images",
-    "trace",
-]
+__all__ = ["Collection", "LayerCall", "TopImages", "capture", "collect", "guard", "layer_name", "top_images", "trace"]
