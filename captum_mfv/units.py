@@ -15,23 +15,11 @@ from captum_mfv.errors import UnitError
 __all__ = ["Code", "Unit", "channels_second", "is_channels_last"]
 
 
-def _center(maps: Tensor) -> Tensor:
-    if maps.ndim != 4:
-        raise UnitError("reduce='center' reads maps, (N, C, H, W); this layer has none")
-    return maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
-
-
-def _cls(maps: Tensor) -> Tensor:
-    if maps.ndim != 3:
-        raise UnitError("reduce='cls' reads tokens, (N, tokens, C); this layer has none")
-    return maps[:, :, 0]
-
-
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.flatten(2).mean(-1),
     "max": lambda maps: maps.flatten(2).amax(-1),
-    "center": _center,
-    "cls": _cls,
+    "center": lambda maps: maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2],
+    "cls": lambda maps: maps[:, :, 0],
 }
 
 
@@ -41,11 +29,9 @@ def is_channels_last(shape: Sequence[int]) -> bool:
 
 
 def channels_second(output: Tensor, channels: str | None = None) -> Tensor:
-    """Return a layer's output with its channels second: (N, C), (N, C, H, W), or for tokens (N, C, tokens).
+    """Return a layer's output, (N, C), (N, C, H, W), (N, H, W, C) or (N, tokens, C), with its channels second.
 
-    Args:
-        output: (N, C), (N, C, H, W), (N, H, W, C) or (N, tokens, C), as `activations.capture` returns outputs.
-        channels: ``first`` or ``last``; None: last for tokens and where `is_channels_last` is true.
+    With ``channels=None``, they are last for tokens and if `is_channels_last` is true, else first.
 
     Raises:
         UnitError: if the output has another number of axes.
@@ -67,7 +53,11 @@ def _read(of: Unit | Code, output: Tensor) -> Tensor:
             f"write channels='last', or channels='first' if it isn't"
         )
     maps = channels_second(output, of.channels)
-    return maps if maps.ndim == 2 else _REDUCTIONS[of.reduce](maps)
+    if maps.ndim == 2:
+        return maps
+    if maps.ndim != {"center": 4, "cls": 3}.get(of.reduce, maps.ndim):
+        raise UnitError(f"layer {of.layer} returns {_shape(output)}; reduce='center' reads maps, 'cls' tokens")
+    return _REDUCTIONS[of.reduce](maps)
 
 
 @dataclass(frozen=True)
@@ -98,9 +88,7 @@ class Unit:
         if not isinstance(self.layer, (str, nn.Module)):
             raise TypeError(f"layer must be a dotted name or a module, not {type(self.layer).__name__}")
         object.__setattr__(self, "index", _index(self.index))
-        if self.reduce not in ("mean", "max", "center", "cls"):
-            raise UnitError(f"reduce must be mean, max, center or cls, not {self.reduce!r}")
-        _check_channels(self.channels)
+        _check(self, ("mean", "max", "center", "cls"))
 
     @classmethod
     def parse(cls, unit: str | Unit) -> Unit:
@@ -176,9 +164,7 @@ class Code:
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str):
             raise TypeError(f"a code's layer must be a dotted name, not a {type(self.layer).__name__}")
-        if self.reduce not in ("mean", "max", "cls", "flatten"):
-            raise UnitError(f"a code's reduce must be mean, max, cls or flatten, not {self.reduce!r}")
-        _check_channels(self.channels)
+        _check(self, ("mean", "max", "cls", "flatten"))
 
     @classmethod
     def parse(cls, code: str | Code | None) -> Code | None:
@@ -205,9 +191,11 @@ class Code:
         return output.flatten(1) if self.reduce == "flatten" else _read(self, output)
 
 
-def _check_channels(channels: object) -> None:
-    if channels not in (None, "first", "last"):
-        raise UnitError(f"channels must be first, last or None, not {channels!r}")
+def _check(of: Unit | Code, reductions: tuple[str, ...]) -> None:
+    if of.reduce not in reductions:
+        raise UnitError(f"reduce must be one of {', '.join(reductions)}, not {of.reduce!r}")
+    if of.channels not in (None, "first", "last"):
+        raise UnitError(f"channels must be first, last or None, not {of.channels!r}")
 
 
 def _shape(output: Tensor) -> str:

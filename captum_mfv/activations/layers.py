@@ -56,16 +56,13 @@ class LayerCall:
 
 
 def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> list[LayerCall]:
-    """Trace every layer that returns a tensor, in the order in which the layers finish, for one input.
+    """Trace every layer that returns a tensor, in the order in which the layers finish; the model is left unchanged.
 
     Args:
-        model: the model, which is left unchanged.
+        model: the model.
         x: (N, …) input. Only one row shows the batch axis of a layer with N tokens first.
-        until: names of layers. The forward pass may fail once they have run: a network that takes one input size
-            only (convolutions, flatten, linear) has early layers that run on crops too.
-
-    Raises:
-        Exception: any error of the forward pass, or with ``until``, one before those layers have run.
+        until: names of layers after which errors of the forward pass are ignored: of a network that takes one input
+            size only (convolutions, flatten, linear), early layers run on crops too.
     """
     found: list[tuple[str, tuple[tuple[int, ...], int, int]]] = []
     kept: list[Tensor] = []  # so that no address is used twice
@@ -93,18 +90,18 @@ def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> 
     calls = {}
     for name, tensor in found:
         first = maker.get(tensor, name)
-        shape, axis = _batch_first(tensor[0], len(x))
+        shape, axis = tensor[0], _batch_axis(tensor[0], len(x))
+        if axis == 1:
+            shape = (shape[1], shape[0], *shape[2:])
         calls[name] = LayerCall(name, shape, runs[name], None if first == name else first, axis)
     return list(calls.values())
 
 
-def _batch_first(shape: tuple[int, ...], n_rows: int) -> tuple[tuple[int, ...], int | None]:
-    """Return an output's shape with the batch first, and the batch axis."""
+def _batch_axis(shape: tuple[int, ...], n_rows: int) -> int | None:
     try:
-        axis = batch_axis(shape, n_rows) or 0
+        return batch_axis(shape, n_rows) or 0
     except UnitError:
-        return shape, None
-    return ((shape[1], shape[0], *shape[2:]), 1) if axis else (shape, 0)
+        return None
 
 
 def _place(calls: list[LayerCall], layer: str) -> int:

@@ -131,26 +131,25 @@ def top_images(
     position's receptive field. Only activations above zero count, so that a dead unit has no top images. The result
     depends on the batch size and on other units by rounding only. Memory is units x k numbers.
 
+    Other arguments and errors are those of `collect`.
+
     Args:
         model: any PyTorch vision model; it is left unchanged.
         unit: a unit or a list of units, each a `Unit` or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
         k: number of images per unit at most.
         input_spec: preprocessing of the model's input.
-        batch_size: images per batch; on a CPU, forward passes may take fewer.
+        batch_size: images per batch.
         store: a folder for the k largest activations so far, from which the same call resumes a stopped scan.
-        key: a name for a dataset that has no fingerprint, as in `collect`.
+        key: a name for a dataset that has no fingerprint.
         progress: show a progress bar.
 
     Returns:
         The top images of the unit; of several, a list in their order.
 
     Raises:
-        TypeError: if a unit is neither a `Unit` nor a string, or the batch size is not an integer.
         UnitError: if a unit isn't in the model, is ambiguous, or is finite on no image.
         ImageError: if no image can be read, or ``k`` is below 1.
-        ValueError: if the batch size is below 1.
-        RunError: if the store belongs to another scan (model, units, k or dataset), or ``key`` is needed.
 
     Warns:
         MFVWarning: if a unit isn't finite on some images, which are left out.

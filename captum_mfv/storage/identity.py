@@ -29,9 +29,7 @@ __all__ = [
     "weights_fingerprint",
 ]
 
-FORMAT = 1
-"""Version of all fingerprints; a new one makes results that were stored before count as different."""
-
+FORMAT = 1  # of all fingerprints; a new one makes all results that were stored before differ
 _DIGITS = 32
 
 
@@ -63,16 +61,13 @@ def canonical(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, remedy: str) -> None:
-    """Raise an error that names the parts in which a stored result differs from the wanted one.
+    """Raise RunError, naming the parts in which a stored result differs from the wanted one.
 
     Args:
         stored: canonical parts of the stored result.
         wanted: canonical parts of the wanted result.
         what: start of the message, such as ``"rows/ holds another pass"``.
         remedy: end of the message, such as ``"choose another folder"``.
-
-    Raises:
-        RunError: if a part differs, or only one of the two has it.
     """
     missing = object()
     other = [name for name in {**wanted, **stored} if stored.get(name, missing) != wanted.get(name, missing)]
@@ -83,10 +78,7 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, 
 def content_fingerprint(*arrays: Tensor | NDArray[Any]) -> str:
     """Return a fingerprint of the shapes, types and bytes of tensors or arrays, in their order.
 
-    A tensor and an array of the same numbers have the same fingerprint; the device doesn't count.
-
-    Raises:
-        TypeError: if one is neither a tensor nor an array of numbers.
+    A tensor and an array of the same numbers have the same fingerprint on every device. Everything else is a TypeError.
     """
     total = hashlib.sha256(f"content {FORMAT}\n".encode())
     for array in arrays:
@@ -101,9 +93,9 @@ def content_fingerprint(*arrays: Tensor | NDArray[Any]) -> str:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Return a fingerprint of a model's weights, buffers and the classes of its modules.
+    """Return a fingerprint of the names, classes, weights and buffers of a model's modules.
 
-    Precision counts. The device and settings that are neither weights nor classes (a stride, a flag) don't.
+    Precision counts. The device and other settings of modules (a stride, a flag) don't.
     """
     classes = {name: type(module).__qualname__ for name, module in model.named_modules()}
     state = {name: _state(value) for name, value in model.state_dict().items()}
@@ -173,9 +165,8 @@ def _declared(thing: Any) -> str | None:
     declared = getattr(thing, "fingerprint", None)
     declared = declared() if callable(declared) else declared
     if declared is not None and not isinstance(declared, str):
-        raise TypeError(
-            f"the fingerprint of {type(thing).__name__} must be a string, not of type {type(declared).__name__}"
-        )
+        owner, kind = type(thing).__name__, type(declared).__name__
+        raise TypeError(f"the fingerprint of {owner} must be a string, not of type {kind}")
     return declared
 
 
