@@ -131,8 +131,8 @@ class ImageFolder:
     """Dataset of every file under a folder, in the order of their paths.
 
     Items are (C, size, size) float32 in [0, 1]: upright (EXIF), transparency on white, the short side resized with
-    antialiasing and the center cropped, as ``input_spec`` says. Subfolders are searched; hidden files and links to
-    folders are left out. Links to files are followed, since datasets are often made of them.
+    antialiasing and the center cropped. Subfolders are searched; hidden files and links to folders are left out. Links
+    to files are followed, since datasets are often made of them.
 
     Args:
         root: the folder.
@@ -189,11 +189,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def read_image(path: Path, spec: InputSpec) -> Tensor:
-    """Read a file as (C, size, size) in [0, 1]: resize its short side with antialiasing, then crop the center.
-
-    Raises:
-        ImageError: if the file can't be read; the message names the file and the reason.
-    """
+    """Read a file as (C, size, size) in [0, 1], as `ImageFolder` does; raise the errors of `open_image`."""
     image, size = open_image(path), spec.size
     image = image.convert("L") if spec.channels == 1 else image
     if min(image.size) != spec.short_side:
@@ -314,10 +310,7 @@ def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tu
     Warns:
         MFVWarning: for each image that can't be read, with its name; batches leave it out.
     """
-    return _batches(images, check_batch_size(batch_size), start)
-
-
-def _batches(images: Images, batch_size: int, start: int) -> Iterator[tuple[list[int], Tensor]]:
+    batch_size = check_batch_size(batch_size)
     parts = (range(first, min(first + batch_size, len(images))) for first in range(start, len(images), batch_size))
     with ThreadPoolExecutor(1) as pool:
         futures = (pool.submit(_readable, images, part) for part in parts)

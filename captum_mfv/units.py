@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
 
 __all__ = ["Code", "Unit", "channels_second", "is_channels_last"]
-
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.flatten(2).mean(-1),
@@ -64,7 +62,7 @@ def _read(of: Unit | Code, output: Tensor) -> Tensor:
 class Unit:
     """One number of a network: a channel, a neuron, a token channel, a logit or a direction of a layer.
 
-    A layer's output is read as (N, C), (N, C, H, W) or (N, tokens, C), unless ``channels`` says otherwise. Outputs of
+    A layer's output is read as (N, C), (N, C, H, W) or (N, tokens, C), the default of ``channels``. Outputs of
     token-first layers, (tokens, N, C), are recognized and read as (N, tokens, C).
 
     Args:
@@ -94,10 +92,6 @@ class Unit:
     def parse(cls, unit: str | Unit) -> Unit:
         """Return the unit that ``layer:index``, Lucent's notation, names; a `Unit` is returned as it is.
 
-        Raises:
-            TypeError: if the argument is neither a string nor a `Unit`.
-            UnitError: if the string is not ``layer:index``.
-
         >>> Unit.parse("features.12:37")
         Unit(layer='features.12', index=37, reduce='mean', channels=None)
         """
@@ -123,11 +117,7 @@ class Unit:
         raise UnitError("this unit's layer is a module without a name; give the layer's dotted name")
 
     def read(self, output: Tensor) -> Tensor:
-        """Return the unit's activation, (N,), in its layer's output, (N, …).
-
-        Raises:
-            UnitError: if the output has no such channel, or has no channels.
-        """
+        """Return the unit's activation, (N,), in its layer's output, (N, …); UnitError without such a channel."""
         return self.pick(self.read_channels(output))
 
     def read_channels(self, output: Tensor) -> Tensor:
@@ -168,13 +158,7 @@ class Code:
 
     @classmethod
     def parse(cls, code: str | Code | None) -> Code | None:
-        """Return the code that ``layer`` or ``layer:reduce`` names; a `Code` is returned as it is.
-
-        None and "" stand for the default code and return None.
-
-        Raises:
-            TypeError: if the argument is neither a string, a `Code` nor None.
-            UnitError: if the string names another reduction.
+        """Return the code that ``layer`` or ``layer:reduce`` names, a `Code` as it is, and None, the default, for "".
 
         >>> Code.parse("features.12:max")
         Code(layer='features.12', reduce='max', channels=None)
@@ -204,23 +188,17 @@ def _shape(output: Tensor) -> str:
 
 def _index(index: object) -> int | tuple[float, ...]:
     """Return an integer of any type as int, a vector of any type as a tuple of floats."""
-    wrong = TypeError(f"index must be an integer or a vector of weights, not {index!r}")
-    if isinstance(index, (bool, str)):
-        raise wrong
-    if isinstance(index, Tensor) and index.ndim:
-        index = index.tolist()
-    try:
-        number = operator.index(index)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is not None:
-        if number < 0:
-            raise UnitError(f"index must be 0 or more, not {number}")
-        return number
-    try:
-        weights = tuple(map(float, index))  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise wrong from None
-    if not weights or not all(map(math.isfinite, weights)):
+    values = np.asarray(index.tolist() if isinstance(index, Tensor) else index)
+    is_number, is_vector = (
+        values.ndim == 0 and values.dtype.kind in "iu",
+        values.ndim == 1 and values.dtype.kind in "iuf",
+    )
+    if not (is_number or is_vector):
+        raise TypeError(f"index must be an integer or a vector of weights, not {index!r}")
+    if is_number:
+        if values < 0:
+            raise UnitError(f"index must be 0 or more, not {values}")
+        return int(values)
+    if not values.size or not np.isfinite(values).all():
         raise UnitError("a direction must have at least one weight, and finite ones")
-    return weights
+    return tuple(values.astype(float).tolist())

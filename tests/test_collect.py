@@ -349,7 +349,7 @@ def test_rows_written_again_have_new_checksums(tmp_path):
     resumed = Store(4, {}, tmp_path)
     assert resumed.n_done == 1
     resumed.finish()
-    assert np.array_equal(Store(4, {}, tmp_path)["rows"][0], [1, 1])
+    assert np.array_equal(Store(4, {}, tmp_path).arrays["rows"][0], [1, 1])
 
 
 @pytest.mark.parametrize("n_done", [-1, 5])

@@ -89,7 +89,7 @@ def test_preprocessing_out_of_range_is_refused_by_name(change):
 )
 def test_a_batch_size_below_one_is_refused_by_name(size, error, message):
     with pytest.raises(error, match=f"batch_size must be .*{message}"):
-        batches(torch.rand(3, 3, 8, 8), size)
+        next(batches(torch.rand(3, 3, 8, 8), size))
 
 
 def test_a_batch_size_may_be_a_numpy_integer():

@@ -68,19 +68,17 @@ class AdaptiveBatches:
             try:
                 done.append(work(rows))
             except (RuntimeError, MemoryError) as error:
-                if not _is_full(error) or rows.stop - start == 1:
+                n_images = rows.stop - start
+                if not _is_full(error) or n_images == 1:
                     raise
-                self._halve(rows.stop - start)
+                self.size = -(-n_images // 2)
+                if not self._warned:
+                    message = f"memory doesn't hold a batch of {n_images} images; continuing with {self.size}"
+                    warnings.warn(message, MFVWarning, stacklevel=3)
+                self._warned = True
             else:
                 start = rows.stop
         return done
-
-    def _halve(self, n_rows: int) -> None:
-        self.size = -(-n_rows // 2)
-        if not self._warned:
-            message = f"memory doesn't hold a batch of {n_rows} images; continuing with {self.size}"
-            warnings.warn(message, MFVWarning, stacklevel=4)
-        self._warned = True
 
 
 def _is_full(error: Exception) -> bool:
@@ -92,20 +90,10 @@ def _is_full(error: Exception) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One pass of a dataset through a model, which is left as it was.
+    """One pass of a dataset through a model, which is left unchanged.
 
-    Args:
-        model: the model.
-        images: the dataset.
-        spec: preprocessing of the model's input.
-        layers: names of the layers whose outputs are read.
-        read: a function from the layers' outputs and the images of a batch to tensors of as many rows, by name.
-        batch_size: images per batch.
-        key: name and version of a dataset that has no fingerprint.
-        progress: show a progress bar.
-
-    Raises:
-        ImageError: if the dataset is empty.
+    ``read`` maps the outputs of the layers and the images of a batch to tensors of as many rows, by name. The other
+    fields are arguments of `codes.collect`. An empty dataset is an ImageError.
     """
 
     model: nn.Module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,15 +118,16 @@ class _Run:
         self.axes: dict[str, int] = {}  # batch axes that an output's shape has shown
         self.n_rows: int | None = None
 
-    def __call__(self, *inputs: object) -> Outputs:
+    def __call__(self, *inputs: Any) -> Outputs:
         """Return the outputs by name, without a reference to them."""
         try:
             return self._pass(inputs)
         except _Ambiguous as ambiguous:
             if ambiguous.run is not self:
                 raise
+        batched = [isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n_rows for value in inputs]
         with torch.no_grad():
-            self._pass(tuple(self._first_row(value) for value in inputs))
+            self._pass(tuple(value[:1] if rows else value for value, rows in zip(inputs, batched, strict=True)))
         return self._pass(inputs)
 
     def _pass(self, inputs: tuple[object, ...]) -> Outputs:
@@ -143,9 +145,6 @@ class _Run:
         found = dict(self.outputs)
         self.outputs.clear()
         return found
-
-    def _first_row(self, value: object) -> object:
-        return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == self.n_rows else value
 
     def keep(self, name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
         """Return a forward hook that keeps a layer's output, the batch first, and returns a copy to later layers."""

@@ -21,7 +21,7 @@ from captum_mfv.activations.layers import resolve
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.images import Images, InputSpec, check_batch_size
 from captum_mfv.storage.files import write_whole
-from captum_mfv.storage.identity import canonical, check_same, code_fingerprint
+from captum_mfv.storage.identity import canonical, check_same, dataset_fingerprint
 from captum_mfv.storage.untrusted import inside, read_json
 from captum_mfv.units import Code, Unit
 
@@ -104,23 +104,22 @@ def collect(
     if store is None:  # hashing weights and datasets takes a while
         rows = Store(len(images), {})
     else:
-        stored_fn = None if code_fn is None else code_fingerprint(code_fn, key)
+        stored_fn = None if code_fn is None else dataset_fingerprint(code_fn, key)
         rows = Store(len(images), scan.identity(unit=unit, code=code, code_fn=stored_fn), store)
     _fill(rows, scan)
-    fn_codes = rows["fn_codes"] if code_fn is not None else None
-    indices = np.flatnonzero(rows["read"] == 1)
-    return Collection(unit, code, indices, rows["activations"], rows["codes"], fn_codes)
+    indices, found = np.flatnonzero(rows.arrays["read"] == 1), rows.arrays
+    return Collection(unit, code, indices, found["activations"], found["codes"], found.get("fn_codes"))
 
 
 def _fill(rows: Store, scan: Scan) -> None:
     """Write the rows that an earlier pass has not written."""
-    if rows.n_done:
-        rows.check(_arrays(scan.gray_row()))
     done = rows.n_done
-    # From the start of a batch, as floating-point sums depend on the batch composition
+    if done:
+        rows.check(_arrays(scan.gray_row()))
+    # From the start of a batch, since floating-point sums depend on the batch composition
     start = done if done == len(scan.images) else done - done % scan.batch_size
     scan.run(lambda indices, found: rows.write(indices, _arrays(found)), start)
-    if "read" not in rows:
+    if not rows.arrays:
         raise ImageError("no image can be read")
     rows.finish()
 
@@ -136,19 +135,15 @@ def _codes(code_fn: CodeFn, batch: Tensor) -> Tensor:
     codes = code_fn(batch)
     if not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != len(batch):
         found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
-        raise TypeError(f"a code function of {len(batch)} images must return ({len(batch)}, D), not {found}")
+        raise TypeError(f"a code function must return ({len(batch)}, D) for {len(batch)} images, not {found}")
     return codes
 
 
 class Store:
-    """Named arrays with a row for each image, written in the order of the images.
+    """Named arrays with a row for each image, written in the order of the images, in memory or memory-mapped.
 
     Rows of images that can't be read are NaN (-1 in arrays of integers). The first ``n_done`` images are processed.
-
-    Args:
-        n_images: number of rows.
-        parts: everything that the rows depend on, by name, as `storage.identity.fingerprint` takes it.
-        folder: folder of the arrays, which are memory-mapped; None keeps them in memory.
+    ``parts`` is everything that the rows depend on, by name, as `storage.identity.fingerprint` takes it.
 
     Raises:
         RunError: if the folder holds the rows of another pass, or something else; the folder is left unchanged.
@@ -159,18 +154,11 @@ class Store:
         self.n_done = 0
         self._parts = canonical({"format": _FORMAT, "n_images": n_images, **parts})
         self._folder = None if folder is None else Path(folder)
-        self._arrays: dict[str, NDArray[Any]] = {}
+        self.arrays: dict[str, NDArray[Any]] = {}  # (n_images, …), by name
         self._sums: dict[str, tuple[Any, int]] = {}
         self._noted = monotonic()
         if self._folder is not None and self._folder.exists():
             self._continue(self._folder)
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return an array, (n_images, …)."""
-        return self._arrays[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
 
     def write(self, indices: Sequence[int], rows: Mapping[str, NDArray[Any]]) -> None:
         """Write the rows of some images, all after those written before."""
@@ -179,10 +167,10 @@ class Store:
             self._note()
         end = indices[-1] + 1
         for name, values in rows.items():
-            if name not in self._arrays:
-                self._arrays[name] = self._new(name, values.shape[1:], values.dtype)
+            if name not in self.arrays:
+                self.arrays[name] = self._new(name, values.shape[1:], values.dtype)
             self._skip(name, end)
-            self._arrays[name][list(indices)] = values
+            self.arrays[name][list(indices)] = values
         self.n_done = end
         if monotonic() - self._noted > _SECONDS:
             self._note()
@@ -190,20 +178,20 @@ class Store:
     def check(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Raise RunError if the arrays don't have the names, shapes and types of some rows."""
         wanted = {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
-        found = {name: (array.shape[1:], array.dtype) for name, array in self._arrays.items()}
+        found = {name: (array.shape[1:], array.dtype) for name, array in self.arrays.items()}
         if found != wanted:
             raise RunError(f"{self._folder} can't be continued: its arrays are {found}, not {wanted}")
 
     def finish(self) -> None:
         """Mark the pass as complete and write its state."""
-        for name in self._arrays:
+        for name in self.arrays:
             self._skip(name, self.n_images)
         self.n_done = self.n_images
         self._note()
 
     def _skip(self, name: str, end: int) -> None:
         """Mark the rows up to ``end`` as not readable; `write` then overwrites those that are."""
-        array = self._arrays[name]
+        array = self.arrays[name]
         array[self.n_done : end] = np.nan if array.dtype.kind == "f" else -1
 
     def _new(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -221,9 +209,9 @@ class Store:
         return array
 
     def _note(self) -> None:
-        if self._folder is None or not self._arrays:
+        if self._folder is None or not self.arrays:
             return
-        for array in self._arrays.values():
+        for array in self.arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
         state = {"parts": self._parts, "n_done": self.n_done, "arrays": self._checksums()}
@@ -232,7 +220,7 @@ class Store:
 
     def _checksums(self) -> dict[str, str]:
         """Return the SHA-256 of each array's processed rows; only rows since the last call are read."""
-        for name, array in self._arrays.items():
+        for name, array in self.arrays.items():
             total, n_rows = self._sums.get(name, (hashlib.sha256(), 0))
             total.update(np.ascontiguousarray(array[n_rows : self.n_done]).data)
             self._sums[name] = total, self.n_done
@@ -255,7 +243,7 @@ class Store:
         check_same(parts, self._parts, f"{folder} holds another pass", "choose another folder")
         if not 0 <= n_done <= self.n_images or any(len(array) != self.n_images for array in arrays.values()):
             raise RunError(f"{folder} can't be continued: its arrays have another length")
-        self._arrays, self.n_done = arrays, n_done
+        self.arrays, self.n_done = arrays, n_done
         if self._checksums() != sums:
             raise RunError(f"{folder} can't be continued: it was changed; remove it to begin anew")
 

@@ -18,26 +18,20 @@ from captum_mfv.units import Code, Unit, channels_second, is_channels_last
 
 __all__ = ["LayerCall", "code_layer", "resolve", "resolve_units", "spatial_layers", "trace"]
 
-_ROWS = 2  # a tensor that does not grow with the batch, such as a position embedding, has no units
-
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A layer's run in one forward pass.
-
-    Args:
-        name: dotted name of the layer.
-        shape: the output's shape, the batch first if the output has a batch axis.
-        runs: number of times that the layer runs in the pass.
-        copies: name of the layer that computed this tensor, if this layer only returns it.
-        batch: the output's batch axis: 0, 1 for tokens first (tokens, N, C), or None if it has none.
-    """
+    """A layer's run in one forward pass."""
 
     name: str
     shape: tuple[int, ...]
-    runs: int = 1
-    copies: str | None = None
-    batch: int | None = 0
+    """The output's shape, the batch first if the output has a batch axis."""
+    runs: int
+    """Number of times that the layer runs in the pass."""
+    copies: str | None
+    """Name of the layer that computed the output, if this layer only returns it."""
+    batch: int | None
+    """The output's batch axis: 0, 1 for tokens first (tokens, N, C), or None if it has none."""
 
     @property
     def n_units(self) -> int | None:
@@ -159,12 +153,8 @@ def resolve(
         TypeError: if the unit or the code is of another type.
         UnitError: if a layer isn't in the model, doesn't run once, or has no such channel.
     """
-    (unit,) = _named(model, [unit])
     code = Code.parse(layer_name(model, code) if isinstance(code, nn.Module) else code)
-    if code is not None:
-        layer_name(model, code.layer)  # raises an error that names the nearest layers
-    calls = _trace(model, [unit.layer_name] if code is None else [unit.layer_name, code.layer], spec)
-    unit.read(_output(calls, unit.layer_name))
+    (unit,), calls = _checked(model, [unit], [] if code is None else [layer_name(model, code.layer)], spec)
     if code is None:
         call = calls[_place(calls, code_layer(calls, unit.layer_name))]
         code = Code(call.name, channels="last" if is_channels_last(call.shape) else None)
@@ -175,19 +165,19 @@ def resolve(
 
 def resolve_units(model: nn.Module, units: Sequence[Unit | str], spec: InputSpec) -> list[Unit]:
     """Check units as `resolve` does, in one forward pass; return them with their layers by name."""
-    found = _named(model, units)
-    calls = _trace(model, [unit.layer_name for unit in found], spec)
+    return _checked(model, units, [], spec)[0]
+
+
+def _checked(
+    model: nn.Module, units: Sequence[Unit | str], layers: list[str], spec: InputSpec
+) -> tuple[list[Unit], list[LayerCall]]:
+    """Return checked units, and the layers of a pass that runs at least theirs and those of ``layers``."""
+    found = [replace(unit, layer=layer_name(model, unit.layer)) for unit in map(Unit.parse, units)]
+    two = spec.gray().expand(2, -1, -1, -1)  # a tensor that doesn't grow with the batch, such as a weight, has no units
+    calls = trace(model, spec.feed(model)(two), until=[*layers, *(unit.layer_name for unit in found)])
     for unit in found:
         unit.read(_output(calls, unit.layer_name))
-    return found
-
-
-def _named(model: nn.Module, units: Sequence[Unit | str]) -> list[Unit]:
-    return [replace(unit, layer=layer_name(model, unit.layer)) for unit in map(Unit.parse, units)]
-
-
-def _trace(model: nn.Module, layers: Sequence[str], spec: InputSpec) -> list[LayerCall]:
-    return trace(model, spec.feed(model)(spec.gray().expand(_ROWS, -1, -1, -1)), until=layers)
+    return found, calls
 
 
 def _output(calls: list[LayerCall], layer: str) -> Tensor:

@@ -19,17 +19,11 @@ _DRAWS = 8  # a ReLU passes a gradient in about half of them
 
 @dataclass(frozen=True)
 class Axis:
-    """A receptive field along height or width, in pixels of the model's input.
-
-    Args:
-        size: number of pixels that a position depends on.
-        stride: offset between the fields of neighboring positions.
-        start: first pixel of the field of position 0; below zero for a padded layer.
-    """
+    """A receptive field along height or width, in pixels of the model's input."""
 
     size: int
-    stride: int
-    start: int
+    stride: int  # offset between the fields of neighboring positions
+    start: int  # first pixel of the field of position 0; below zero for a padded layer
 
     @property
     def side(self) -> int:
@@ -44,11 +38,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Field:
-    """The receptive field of a layer's positions, and the crops that contain it.
+    """The receptive field of a layer's positions, and the crops of an input of side ``image_size`` that contain it.
 
     A crop starts at a multiple of the layer's stride and lies inside the image; a field that extends beyond the image
     is cut off by the crop's border as by the image's. So a position has the same activation in its crop as in the
-    image. Crops keep the scale of the model's input, of side ``image_size``; upscaling would change the stimulus.
+    image. Crops keep the scale of the input; upscaling would change the stimulus.
     """
 
     vertical: Axis

@@ -33,8 +33,8 @@ _SECONDS = 5.0  # between two saves, the most that an interruption loses
 class TopImages:
     """Dataset of the images with a unit's largest activations, in descending order.
 
-    Items are (C, H, W) in [0, 1]. For a channel of a map that is read by its maximum (``reduce="max"``), they are crops
-    that contain the maximum's receptive field, at the scale of the model's input; else whole images.
+    Items are (C, H, W) in [0, 1]: complete images, or if ``reduce="max"`` reads a channel of a map, crops that contain
+    the maximum's receptive field, at the scale of the model's input.
 
     Args:
         unit: the unit, its layer by name.
@@ -43,7 +43,7 @@ class TopImages:
         activations: (n,) float32, the unit's activations.
         corners: (n, 2) top and left pixel of each crop in the model's input.
         image_spec: preprocessing of the dataset's images.
-        input_spec: preprocessing of the items, to be given to functions that take the items.
+        input_spec: preprocessing of the items, for functions that use the items.
     """
 
     unit: Unit
@@ -79,8 +79,8 @@ class TopImages:
 
     @property
     def why_empty(self) -> str:
-        """Error message for a dataset of no images."""
-        return f"no image activates {self.unit} above zero: it is dead, or the dataset doesn't show what it looks for"
+        """Error message if there are no images."""
+        return f"no image activates {self.unit} above zero: the unit is dead, or the dataset lacks its features"
 
 
 @overload
@@ -134,18 +134,12 @@ def top_images(
     Other arguments and errors are those of `collect`.
 
     Args:
-        model: any PyTorch vision model; it is left unchanged.
         unit: a unit or a list of units, each a `Unit` or ``"layer:index"``.
-        images: a map-style dataset of images in [0, 1].
         k: number of images per unit at most.
-        input_spec: preprocessing of the model's input.
-        batch_size: images per batch.
         store: a folder for the k largest activations so far, from which the same call resumes a stopped scan.
-        key: a name for a dataset that has no fingerprint.
-        progress: show a progress bar.
 
     Returns:
-        The top images of the unit; of several, a list in their order.
+        The top images of the unit; for a list, those of each unit.
 
     Raises:
         UnitError: if a unit isn't in the model, is ambiguous, or is finite on no image.
@@ -180,23 +174,16 @@ class TopValues:
     """The k largest activations above zero of each unit, and where they are; memory is units x k numbers.
 
     Of equal activations the image with the lower index comes first, so that the result does not depend on batches.
-
-    Attributes:
-        values: (n_units, k) float32 in descending order; -inf where there are fewer.
-        indices: (n_units, k) indices of the images; -1 where there are fewer.
-        peaks: (n_units, k, 2) row and column of the maximum; -1 for units without one.
-        n_not_finite: (n_units,) number of images on which the unit is not finite.
-        n_read: () number of images that could be read.
-        n_done: () number of images processed, from the first on.
+    Unused places hold -inf, or -1 as an index.
     """
 
     def __init__(self, n_units: int, k: int) -> None:
-        self.values = torch.full((n_units, k), float("-inf"))
+        self.values = torch.full((n_units, k), float("-inf"))  # in descending order
         self.indices = torch.full((n_units, k), -1)
-        self.peaks = torch.full((n_units, k, 2), -1)
-        self.n_not_finite = torch.zeros(n_units, dtype=torch.int64)
-        self.n_read = torch.tensor(0)
-        self.n_done = torch.tensor(0)
+        self.peaks = torch.full((n_units, k, 2), -1)  # row and column of the maximum; -1 for units without one
+        self.n_not_finite = torch.zeros(n_units, dtype=torch.int64)  # images on which the unit is not finite
+        self.n_read = torch.tensor(0)  # images that could be read
+        self.n_done = torch.tensor(0)  # images processed, from the first on
 
     def add(self, indices: Sequence[int], activations: Tensor, peaks: Tensor) -> None:
         """Add images with higher indices than all before: activations (N, n_units), peaks (N, n_units, 2)."""

@@ -88,13 +88,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 class Checkpoint:
-    """A file with the state of some work, replaced every few seconds.
+    """A safetensors file with the state of some work, replaced every few ``seconds``.
 
-    Args:
-        path: the file, ``.safetensors``.
-        parts: everything that the state depends on, by name, as `storage.identity.fingerprint` takes it.
-        what: a noun for the work, for error messages.
-        seconds: time between two saves, the most that an interruption loses.
+    ``parts`` is everything that the state depends on, by name, as `storage.identity.fingerprint` takes it; ``what`` is
+    a noun for the work, for error messages.
     """
 
     def __init__(

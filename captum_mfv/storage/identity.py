@@ -1,12 +1,11 @@
-"""Fingerprints of weights, datasets, codes and settings: what stored results depend on."""
+"""Fingerprints of weights, datasets, code functions and settings, on which stored results depend."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -18,18 +17,9 @@ from torch.utils.data import Subset, TensorDataset
 
 from captum_mfv.errors import RunError
 
-__all__ = [
-    "FORMAT",
-    "canonical",
-    "check_same",
-    "code_fingerprint",
-    "content_fingerprint",
-    "dataset_fingerprint",
-    "fingerprint",
-    "weights_fingerprint",
-]
+__all__ = ["check_same", "content_fingerprint", "dataset_fingerprint", "fingerprint", "weights_fingerprint"]
 
-FORMAT = 1  # of all fingerprints; a new one makes all results that were stored before differ
+FORMAT = 1  # version of all fingerprints; a new one makes all earlier results count as different
 _DIGITS = 32
 
 
@@ -51,13 +41,23 @@ def canonical(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return named parts as JSON values, as `json.loads` would return them.
 
     Args:
-        parts: dataclasses, mappings with names as keys, lists, tuples, numbers, strings or None, nested.
+        parts: dataclasses, mappings, lists, tuples, numbers, strings or None, nested.
 
     Raises:
-        TypeError: if a part is of another type, naming the part.
+        TypeError: if a part is of another type.
         ValueError: if a number is not finite.
     """
-    return {str(name): _json(value, str(name)) for name, value in parts.items()}
+    return dict(json.loads(json.dumps(parts, default=_plain, allow_nan=False)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} can't be part of a fingerprint; give numbers, strings, lists or tables")
 
 
 def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, remedy: str) -> None:
@@ -103,42 +103,34 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def dataset_fingerprint(images: Any, key: str | None = None) -> str:
-    """Return a fingerprint of a dataset.
+    """Return a fingerprint of a dataset or of a code function.
 
-    A dataset that has a ``fingerprint`` (a string, or a method that returns one) declares it; `ImageFolder` and
-    `TopImages` do. Tensors, arrays, lists and tuples of them, `torch.utils.data.TensorDataset` and a
-    `torch.utils.data.Subset` of any of these are hashed by content.
+    One that has a ``fingerprint`` (a string, or a method that returns one) declares it; `ImageFolder` and `TopImages`
+    do. Tensors, arrays, lists and tuples of them, `torch.utils.data.TensorDataset` and a `torch.utils.data.Subset` of
+    any of these are hashed by content.
 
     Args:
-        images: the dataset.
-        key: a name for the dataset and its version. Needed for other datasets; counts for all.
+        images: the dataset or the function.
+        key: a name for it and its version. Needed for other datasets and functions; counts for all.
 
     Raises:
-        RunError: if the dataset has no fingerprint and no key is given.
+        RunError: if there is neither a fingerprint nor a key.
         TypeError: if the key or the declared fingerprint is not a string.
     """
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"key must be a string, not {type(key).__name__}")
     try:
         own = _dataset(images)
     except RunError:  # of a dataset inside this one
         if not key:
             raise
         own = None
-    return _keyed(own, key, f"a dataset of type {type(images).__name__}")
-
-
-def code_fingerprint(code_fn: Callable[..., Any], key: str | None = None) -> str:
-    """Return a fingerprint of a code function; key, ``fingerprint`` and errors are as in `dataset_fingerprint`."""
-    name = getattr(code_fn, "__name__", type(code_fn).__name__)
-    return _keyed(_declared(code_fn), key, f"the code function {name}")
-
-
-def _keyed(own: str | None, key: str | None, what: str) -> str:
-    if key is not None and not isinstance(key, str):
-        raise TypeError(f"key must be a string, not {type(key).__name__}")
     if own is None and not key:
+        kind = getattr(images, "__name__", type(images).__name__)
         raise RunError(
-            f"{what} has no fingerprint, so results that depend on it can't be stored; give key=, a string to be "
-            f"changed whenever the results change (key='flowers, version 2'), or don't store them"
+            f"{'the code function' if callable(images) else 'a dataset of type'} {kind} has no fingerprint, so results "
+            f"that depend on it can't be stored; give key=, a string to be changed whenever the results change "
+            f"(key='flowers, version 2'), or don't store them"
         )
     return own if own is not None and not key else fingerprint(own=own, key=key)
 
@@ -162,6 +154,7 @@ def _dataset(images: Any) -> str | None:
 
 
 def _declared(thing: Any) -> str | None:
+    """Return the ``fingerprint`` of an object, an attribute or a method, or None."""
     declared = getattr(thing, "fingerprint", None)
     declared = declared() if callable(declared) else declared
     if declared is not None and not isinstance(declared, str):
@@ -181,24 +174,3 @@ def _state(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_state(part) for part in value]
     return str(value) if isinstance(value, torch.dtype) else value
-
-
-def _json(value: Any, name: str) -> Any:
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite to have a fingerprint, not {value}")
-        return float(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {item.name: getattr(value, item.name) for item in fields(value)}
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _json(part, f"{name}.{key}") for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(part, f"{name}[{n}]") for n, part in enumerate(value)]
-    raise TypeError(
-        f"{name} can't be part of a fingerprint: a {type(value).__name__} is not a dataclass, mapping, list, tuple, "
-        f"number, string or None"
-    )

@@ -17,28 +17,11 @@ from typing_extensions import dataclass_transform
 
 from captum_mfv.errors import MFVError
 
-__all__ = [
-    "FROM_NUMPY",
-    "LARGEST_SIDE",
-    "Flag",
-    "Integer",
-    "Number",
-    "Positive",
-    "Record",
-    "Seed",
-    "Side",
-    "Steps",
-    "check_seed",
-    "declare",
-    "json_schema",
-    "suggest",
-    "validate",
-]
+__all__ = ["Record", "check_seed", "declare", "json_schema", "suggest", "validate"]
 
 T = TypeVar("T")
 
-LARGEST_SIDE = 9_000
-"""Largest side of an image that is rendered or read, in pixels; PIL decodes its square again."""
+LARGEST_SIDE = 9_000  # of an image that is rendered or read, in pixels; PIL decodes its square
 
 
 def _plain(value: Any) -> Any:
@@ -48,9 +31,7 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-FROM_NUMPY = BeforeValidator(_plain)
-"""Accept NumPy's numbers; follows the bounds of a type, so that JSON Schema has them."""
-
+FROM_NUMPY = BeforeValidator(_plain)  # follows the bounds of a type, so that JSON Schema has them
 Flag = Annotated[bool, Strict()]
 Integer = Annotated[int, Field(strict=True), FROM_NUMPY]
 Positive = Annotated[int, Field(strict=True, ge=1), FROM_NUMPY]
@@ -130,6 +111,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+# What a value must be, by pydantic's error type; other types have pydantic's words
 _KINDS = {
     **dict.fromkeys(("dataclass_type", "dict_type", "mapping_type", "model_type"), "a table"),
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
@@ -142,7 +124,6 @@ _KINDS = {
     "too_long": "of length {max_length} or less",
     "too_short": "of length {min_length} or more",
 }
-"""What a value must be, by pydantic's error type; pydantic's own words for other types."""
 
 
 def _explain(error: ValidationError, kind: Any, value: Any, where: str) -> str:
@@ -150,7 +131,8 @@ def _explain(error: ValidationError, kind: Any, value: Any, where: str) -> str:
     details = error.errors(include_url=False)
     paths = [_path(value, detail["loc"]) for detail in details]
     same = [detail for detail, path in zip(details, paths, strict=True) if path == paths[0]]
-    first, head, name = same[0], f"{where}: " if where else "", _dotted(paths[0])
+    first, head = same[0], f"{where}: " if where else ""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in paths[0]).lstrip(".")
     if first["type"] == "missing":
         part = first["loc"][-1]
         return f"{head}{name and name + ' '}lacks {f'item {part}' if isinstance(part, int) else part}"
@@ -177,10 +159,6 @@ def _path(value: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
         except (LookupError, TypeError):
             return location[:step]
     return location
-
-
-def _dotted(path: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in path).lstrip(".")
 
 
 def _short(text: str) -> str:

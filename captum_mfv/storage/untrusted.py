@@ -31,13 +31,11 @@ def is_folder(path: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a regular file; bytes that aren't UTF-8 are escaped.
+    """Return the text of a file; raise ValueError if it is over half a gigabyte or not regular, OSError as `open` does.
 
-    Raises:
-        ValueError: if the path is not a regular file (a pipe would block), or the file is over half a gigabyte.
-        OSError: if the file can't be read.
+    Bytes that aren't UTF-8 are escaped.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():  # a pipe would block
         raise ValueError("not a regular file")
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"more than {_MOST_BYTES} bytes")
