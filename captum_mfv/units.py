@@ -189,13 +189,9 @@ def _shape(output: Tensor) -> str:
 def _index(index: object) -> int | tuple[float, ...]:
     """Return an integer of any type as int, a vector of any type as a tuple of floats."""
     values = np.asarray(index.tolist() if isinstance(index, Tensor) else index)
-    is_number, is_vector = (
-        values.ndim == 0 and values.dtype.kind in "iu",
-        values.ndim == 1 and values.dtype.kind in "iuf",
-    )
-    if not (is_number or is_vector):
+    if values.ndim > 1 or values.dtype.kind not in ("iuf" if values.ndim else "iu"):
         raise TypeError(f"index must be an integer or a vector of weights, not {index!r}")
-    if is_number:
+    if not values.ndim:
         if values < 0:
             raise UnitError(f"index must be 0 or more, not {values}")
         return int(values)
