@@ -128,11 +128,10 @@ class Images(Protocol):
 
 
 class ImageFolder:
-    """Dataset of every file under a folder, in the order of their paths.
+    """Dataset of every file under a folder and its subfolders, in the order of their paths.
 
     Items are (C, size, size) float32 in [0, 1]: upright (EXIF), transparency on white, the short side resized with
-    antialiasing and the center cropped. Subfolders are searched; hidden files and links to folders are left out. Links
-    to files are followed, since datasets are often made of them.
+    antialiasing and the center cropped. Hidden files and links to folders are left out; links to files are followed.
 
     Args:
         root: the folder.
@@ -252,12 +251,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def image_at(images: Images, index: int) -> Tensor:
-    """Return one item of a dataset as (C, H, W) float32.
-
-    Raises:
-        TypeError: if the item is not a tensor of three axes.
-        ImageError: if its values leave [0, 1], as they do after normalization.
-    """
+    """Return one item of a dataset as (C, H, W) float32; TypeError if it has no such shape, errors of `check_range`."""
     item = images[index]
     image = item[0] if isinstance(item, (tuple, list)) else item
     if not isinstance(image, Tensor) or image.ndim != 3:

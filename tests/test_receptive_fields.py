@@ -61,7 +61,7 @@ def test_fields_of_known_networks(name, layer, size):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(torchvision.models, name)(weights=None).eval()
-    found = receptive_field(model, layer)
+    found = receptive_field(model, layer, InputSpec())
     assert (found.vertical.size, found.horizontal.size) == (size, size)
 
 

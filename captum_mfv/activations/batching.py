@@ -55,11 +55,7 @@ class AdaptiveBatches:
         self._warned = False
 
     def __call__(self, n_rows: int, work: Callable[[slice], T]) -> list[T]:
-        """Return the results of ``work`` for batches of nearly equal size that cover ``n_rows`` rows in order.
-
-        Raises:
-            Exception: any error of ``work``; out of memory only for a batch of one row.
-        """
+        """Return the results of ``work`` for batches of nearly equal size that cover ``n_rows`` rows in order."""
         done: list[T] = []
         start = 0
         while start < n_rows:
@@ -68,8 +64,10 @@ class AdaptiveBatches:
             try:
                 done.append(work(rows))
             except (RuntimeError, MemoryError) as error:
+                # For CPUs and Apple's GPUs, PyTorch has no error class
+                full = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
                 n_images = rows.stop - start
-                if not _is_full(error) or n_images == 1:
+                if n_images == 1 or not (full or any(name in str(error) for name in _FULL)):
                     raise
                 self.size = -(-n_images // 2)
                 if not self._warned:
@@ -79,13 +77,6 @@ class AdaptiveBatches:
             else:
                 start = rows.stop
         return done
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether memory ran out on a device: for CPUs and Apple's GPUs, PyTorch has no error class."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return any(name in str(error) for name in _FULL)
 
 
 @dataclass(frozen=True, eq=False)

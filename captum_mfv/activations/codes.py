@@ -72,14 +72,13 @@ def collect(
         model: any PyTorch vision model; it is left unchanged.
         unit: the unit, or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
-        code: which numbers describe an image: a `Code`, ``"layer"`` (averaged over positions) or ``"layer:reduce"``,
-            or a module of the model. By default the last layer with positions before the unit, averaged.
+        code: which numbers describe an image: a `Code`, ``"layer"`` (averaged over positions), ``"layer:reduce"`` or a
+            module of the model. By default the last layer with positions before the unit, averaged.
         code_fn: another code: a function from images in [0, 1], (N, C, H, W), to (N, D').
         input_spec: preprocessing of the model's input.
-        batch_size: images per batch; on a CPU, forward passes may take fewer.
-        store: a folder for the rows, memory-mapped: memory stays bounded, and the same call resumes a stopped pass
-            of the same weights, unit, code, preprocessing and dataset. A change of batch size or device changes rows
-            by rounding. By default rows are held in memory.
+        batch_size: images per batch; on a CPU, forward passes may process fewer.
+        store: a folder for the rows, memory-mapped, from which the same call resumes a stopped pass. Another batch
+            size or device is allowed and changes rows by rounding. By default rows are held in memory.
         key: a name for the dataset and the code function, to be changed whenever their results change. Needed with
             ``store`` if one has no fingerprint: functions, and datasets other than `ImageFolder`, `TopImages`, tensors
             and arrays that don't declare a ``fingerprint``.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_mfv.activations.capture import capture, guard, layer_name
+from captum_mfv.activations.capture import capture, guard
 from captum_mfv.images import InputSpec
 from captum_mfv.units import channels_second
 
@@ -62,7 +62,7 @@ class Field:
         return self.vertical.corner(row, last), self.horizontal.corner(column, last)
 
 
-def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputSpec | None = None) -> Field | None:
+def receptive_field(model: nn.Module, layer: str, spec: InputSpec) -> Field | None:
     """Measure the receptive field of a layer's positions by gradients with respect to the input.
 
     The gradients of two neighboring positions, over a few random images and all channels, show the field and its
@@ -74,12 +74,10 @@ def receptive_field(model: nn.Module, layer: str | nn.Module, input_spec: InputS
     Raises:
         UnitError: if the layer isn't in the model or doesn't run.
     """
-    spec = input_spec or InputSpec()
-    name = layer_name(model, layer)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(_DRAWS, spec.channels, spec.size, spec.size, generator=generator).requires_grad_()
-    with guard(model), torch.enable_grad(), capture(model, [name]) as run:
-        maps = channels_second(run(spec.feed(model)(images))[name])
+    with guard(model), torch.enable_grad(), capture(model, [layer]) as run:
+        maps = channels_second(run(spec.feed(model)(images))[layer])
         if maps.ndim != 4 or min(maps.shape[2:]) < 3:
             return None
         row, column = maps.shape[2] // 2, maps.shape[3] // 2

@@ -56,7 +56,12 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-        _sync_folder(path.parent)
+        if os.name == "posix":  # elsewhere, folders can't be synced
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # so that the rename survives a power failure
+            finally:
+                os.close(folder)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -74,17 +79,6 @@ def tensor_file(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str])
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[data:]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut, where folders can be synced."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Checkpoint:
