@@ -294,12 +294,7 @@ def check_batch_size(batch_size: object) -> int:
 
 
 def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
-    """Iterate over a dataset in batches of (indices, images), the next one decoded while this one is used.
-
-    Args:
-        images: the dataset.
-        batch_size: images per batch; errors are those of `check_batch_size`.
-        start: index of the first image.
+    """Iterate over a dataset, from ``start`` on, in batches of (indices, images), decoding one batch in advance.
 
     Warns:
         MFVWarning: for each image that can't be read, with its name; batches leave it out.

@@ -87,12 +87,8 @@ def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> It
     N equals the number of tokens, one more forward pass of a single row shows which axis is the batch.
 
     Later layers read copies of the outputs, so that an in-place ReLU after a layer doesn't change them and gradients
-    of later layers reach them. Of a layer that runs several times, the first output is returned.
-
-    Args:
-        model: the model.
-        layers: names of the layers.
-        stop: end the forward pass after the last of these layers.
+    of later layers reach them. Of a layer that runs several times, the first output is returned. With ``stop``, the
+    forward pass ends after the last of the layers.
 
     Raises:
         UnitError: if a layer isn't in the model, didn't run, or didn't return a tensor with a batch axis.

@@ -143,11 +143,7 @@ def resolve(
 ) -> tuple[Unit, Code]:
     """Check a unit and a code in one forward pass of two gray images; return both with their layers by name.
 
-    Args:
-        model: the model, which is left unchanged.
-        unit: the unit.
-        code: the code; None: the last layer with positions before the unit, averaged over positions.
-        spec: preprocessing of the model's input.
+    The default code is the last layer with positions before the unit, averaged over positions.
 
     Raises:
         TypeError: if the unit or the code is of another type.

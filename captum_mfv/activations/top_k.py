@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from captum_mfv.activations.batching import Scan
 from captum_mfv.activations.capture import Outputs
@@ -83,33 +84,23 @@ class TopImages:
         return f"no image activates {self.unit} above zero: the unit is dead, or the dataset lacks its features"
 
 
+class _Options(TypedDict, total=False):
+    input_spec: InputSpec | None
+    batch_size: int
+    store: str | os.PathLike[str] | None
+    key: str | None
+    progress: bool
+
+
 @overload
 def top_images(  # type: ignore[overload-overlap]
-    model: nn.Module,
-    unit: Unit | str,
-    images: Images,
-    k: int = ...,
-    *,
-    input_spec: InputSpec | None = ...,
-    batch_size: int = ...,
-    store: str | os.PathLike[str] | None = ...,
-    key: str | None = ...,
-    progress: bool = ...,
+    model: nn.Module, unit: Unit | str, images: Images, k: int = ..., **options: Unpack[_Options]
 ) -> TopImages: ...
 
 
 @overload
 def top_images(
-    model: nn.Module,
-    unit: Sequence[Unit | str],
-    images: Images,
-    k: int = ...,
-    *,
-    input_spec: InputSpec | None = ...,
-    batch_size: int = ...,
-    store: str | os.PathLike[str] | None = ...,
-    key: str | None = ...,
-    progress: bool = ...,
+    model: nn.Module, unit: Sequence[Unit | str], images: Images, k: int = ..., **options: Unpack[_Options]
 ) -> list[TopImages]: ...
 
 

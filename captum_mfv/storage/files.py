@@ -110,11 +110,7 @@ class Checkpoint:
         self._saved = monotonic()
 
     def load(self) -> dict[str, Tensor] | None:
-        """Return the saved state, or None if the file doesn't exist.
-
-        Raises:
-            RunError: if the file belongs to other work, is no checkpoint, or was changed; it is left as it is.
-        """
+        """Return the saved state, None without a file; RunError, if the file was changed or is of other work."""
         if not self.path.exists():
             return None
         with self.reading():

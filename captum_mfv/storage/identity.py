@@ -27,7 +27,7 @@ def fingerprint(**parts: Any) -> str:
     """Return the SHA-256 hash of named parts, 32 hexadecimal digits.
 
     Equal parts have equal fingerprints on every machine; lists and tuples are equal, and so are a dataclass and the
-    mapping of its fields. Errors are those of `canonical`.
+    mapping of its fields. Arguments and errors are those of `canonical`.
 
     Example:
         >>> fingerprint(unit=("fc", 1)) == fingerprint(unit=["fc", 1])
@@ -61,14 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, remedy: str) -> None:
-    """Raise RunError, naming the parts in which a stored result differs from the wanted one.
-
-    Args:
-        stored: canonical parts of the stored result.
-        wanted: canonical parts of the wanted result.
-        what: start of the message, such as ``"rows/ holds another pass"``.
-        remedy: end of the message, such as ``"choose another folder"``.
-    """
+    """Raise RunError if canonical parts differ: ``what``, the names of these parts, ``remedy``."""
     missing = object()
     other = [name for name in {**wanted, **stored} if stored.get(name, missing) != wanted.get(name, missing)]
     if other:

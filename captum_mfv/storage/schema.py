@@ -71,15 +71,10 @@ def declare(error: type[MFVError]) -> Callable[[type[T]], type[T]]:
 
 
 def validate(kind: Callable[..., T], value: Any, where: str = "") -> T:
-    """Return a value, such as one read from JSON, as an instance of a type.
-
-    Args:
-        kind: a declared class, a `Record`, or a type of them, such as ``list[Row]``.
-        value: the value.
-        where: name of the value in the error.
+    """Return a value, such as one read from JSON, as an instance of a type, such as a `Record` or a list of them.
 
     Raises:
-        ValueError: in one line, with the path of the field, what it must be and what it is.
+        ValueError: in one line: ``where``, the path of the field, what it must be and what it is.
     """
     try:
         return cast(T, _adapter(kind).validate_python(value))
