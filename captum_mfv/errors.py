@@ -1,4 +1,4 @@
-"""What captum-mfv raises and warns of.
+"""Errors and warnings of captum-mfv.
 
 ::
 

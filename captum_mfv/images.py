@@ -308,7 +308,7 @@ def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tu
             now, ahead = ahead, next(futures, None)
             batch, errors = now.result()
             for error in errors:
-                warnings.warn(f"passed over {error}", MFVWarning, stacklevel=2)
+                warnings.warn(f"left out {error}", MFVWarning, stacklevel=2)
             if batch:
                 yield list(batch), _stack(list(batch.values()))
 

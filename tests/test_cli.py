@@ -420,7 +420,7 @@ def test_bad_input_gets_one_line_exit_2_and_no_traceback(case, inputs, tmp_path,
     status, said, errors = call(
         [*arguments(inputs, changes.pop("out", tmp_path / "out"), **changes), "--quiet"], capsys
     )
-    lines = [line for line in errors.splitlines() if "passed over" not in line]
+    lines = [line for line in errors.splitlines() if "left out" not in line]
     assert (status, said, len(lines)) == (2, "", 1)
     assert re.search(message, lines[0])
     assert [path for path in (tmp_path / "out").glob("*") if not path.name.startswith(".")] == []
@@ -443,7 +443,7 @@ def test_unreadable_images_are_named_once_and_the_run_goes_on(inputs, tmp_path, 
     words = arguments(inputs, tmp_path / "out", images=folder, facets=2)
     status, _, errors = call([*words, "--quiet"], capsys)
     assert status == 0
-    assert [errors.count(f"passed over {folder / name}") for name in ("broken.jpg", "notes.txt")] == [1, 1]
+    assert [errors.count(f"left out {folder / name}") for name in ("broken.jpg", "notes.txt")] == [1, 1]
 
 
 def test_the_page_is_rebuilt_self_contained_and_escapes_names(inputs, tmp_path, capsys):

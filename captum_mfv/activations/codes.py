@@ -244,7 +244,7 @@ class Store:
             raise RunError(f"{folder} can't be continued: its arrays have another length")
         self.arrays, self.n_done = arrays, n_done
         if self._checksums() != sums:
-            raise RunError(f"{folder} can't be continued: it was changed; remove it to begin anew")
+            raise RunError(f"{folder} can't be continued: it was changed; remove it to start again")
 
 
 def _opened(path: Path) -> NDArray[Any]:

@@ -132,7 +132,7 @@ class Checkpoint:
         try:
             yield
         except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise RunError(f"{self.path} can't be continued: {error}; remove it to begin anew") from error
+            raise RunError(f"{self.path} can't be continued: {error}; remove it to start again") from error
 
 
 def _content(state: Mapping[str, Tensor]) -> str:
