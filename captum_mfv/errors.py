@@ -2,18 +2,18 @@
 
 ::
 
-    MFVError                 everything below, to catch at once
+    MFVError                 base of all errors below
     ├── ModelError           a model or its weights can't be loaded
     ├── UnitError            a unit or a layer isn't in the model, or isn't one number
     ├── ImageError           an image or a folder of images can't be used
-    ├── FacetError           facets can't be found in, or told from, what was given
+    ├── FacetError           facets can't be found in, or assigned to, the images
     ├── RecipeError          a recipe isn't known or doesn't fit
-    ├── RenderError          an image can't be synthesised (no gradient, not finite)
+    ├── RenderError          an image can't be synthesized (no gradient, not finite)
     └── RunError             a run's settings or folder can't be used
 
-    MFVWarning               what the result survived but the user should know
+    MFVWarning               a problem that does not stop the run
 
-Every error is a ValueError too, so that callers need not know this tree.
+Every error is a ValueError too, so that callers need not import these classes.
 """
 
 __all__ = [
@@ -38,7 +38,7 @@ class ModelError(MFVError):
 
 
 class UnitError(MFVError):
-    """A unit or a layer isn't in the model, or can't be read as one number."""
+    """A unit or a layer isn't in the model, or isn't one number."""
 
 
 class ImageError(MFVError):
@@ -46,7 +46,7 @@ class ImageError(MFVError):
 
 
 class FacetError(MFVError):
-    """Facets can't be found in, or told from, what was given."""
+    """Facets can't be found in, or assigned to, the images."""
 
 
 class RecipeError(MFVError):
@@ -54,12 +54,12 @@ class RecipeError(MFVError):
 
 
 class RenderError(MFVError):
-    """An image can't be synthesised."""
+    """An image can't be synthesized."""
 
 
 class RunError(MFVError):
-    """A run's settings are invalid, or its folder can't be read or continued."""
+    """A run's settings or folder can't be used."""
 
 
 class MFVWarning(UserWarning):
-    """Something the result survived but the user should know."""
+    """A problem that does not stop the run."""
