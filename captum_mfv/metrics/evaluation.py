@@ -103,7 +103,7 @@ class Judge:
     input_spec: InputSpec | None = None
 
     def __post_init__(self) -> None:
-        if self.unit is not None and not isinstance(Unit.of(self.unit).index, int):
+        if self.unit is not None and not isinstance(Unit.parse(self.unit).index, int):
             raise FacetError("the unit of a judge must be a class, not a direction")
 
     def __call__(self, images: Images | Sequence[Tensor]) -> JudgeOutput:
@@ -112,7 +112,7 @@ class Judge:
         read = partial(collect, self.model, images=images, code=self.code, input_spec=self.input_spec)
         if self.unit is None:
             return JudgeOutput(read(self._last_unit(spec)).codes)
-        unit = Unit.of(self.unit)
+        unit = Unit.parse(self.unit)
         found = read(unit, code_fn=partial(self._probabilities, unit, spec))
         assert found.fn_codes is not None and isinstance(unit.index, int)
         return JudgeOutput(found.codes, found.fn_codes[:, unit.index], found.fn_codes.argmax(1) == unit.index)
