@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from captum.attr import LayerGradientXActivation
 from captum.concept import Classifier, Concept
+from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.activations.layers import trace
 from captum_mfv.attr.model import cast_inputs, to_float
-from captum_mfv.errors import FacetError
+from captum_mfv.errors import FacetError, RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
-from captum_mfv.storage.identity import content_fingerprint, fingerprint
+from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
 
 __all__ = ["CentroidClassifier", "ConceptScore", "facet_concepts", "random_concepts", "tcav_table"]
 
@@ -32,8 +36,9 @@ def facet_concepts(
 ) -> list[Concept]:
     """Return a concept per facet, whose examples are the facet's images, nearest to the center first.
 
-    Captum caches activations and CAVs by a concept's name and id. The id is a fingerprint of the facet set, the
-    examples and the preprocessing, so that several facet sets can share a cache folder.
+    Captum caches activations and CAVs by a concept's id, which is a fingerprint of the facet set, the examples and
+    the preprocessing, so that several facet sets can share a cache folder. Of a dataset with a fingerprint, such as
+    an `ImageFolder`, no image is read before the examples are used.
 
     Args:
         facets: the facets.
@@ -84,36 +89,32 @@ def random_concepts(
     return [_concept(f"random{n}", images, draw, input_spec, "random") for n, draw in enumerate(draws)]
 
 
-def _concept(name: str, images: Images, indices: Any, input_spec: InputSpec | None, key: str) -> Concept:
-    examples = _Examples(images, [int(index) for index in indices], input_spec or InputSpec())
-    content = content_fingerprint(*(image_at(images, index) for index in examples.indices))
-    found = fingerprint(source=key, indices=examples.indices, input_spec=examples.input_spec, content=content)
-    number = int(found[:14], 16)  # Captum uses it as a label: an int64
-    loader = DataLoader(examples, batch_size=len(examples), generator=torch.Generator())  # one batch per concept
-    return Concept(number, name, loader)
+def _concept(name: str, images: Images, rows: NDArray[Any], input_spec: InputSpec | None, source: str) -> Concept:
+    indices, spec = rows.tolist(), input_spec or InputSpec()
+    examples = _examples_fingerprint(images, indices)
+    found = fingerprint(source=source, indices=indices, input_spec=spec, content=examples)
+    read = partial(_inputs, images, spec)
+    loader: DataLoader[int] = DataLoader(indices, len(indices), collate_fn=read, generator=torch.Generator())
+    return Concept(int(found[:14], 16), name, loader)  # Captum uses the id as a label: an int64
 
 
-@dataclass(frozen=True, eq=False)
-class _Examples(Dataset[Tensor]):
-    """The images of a concept as the model's input."""
+def _examples_fingerprint(images: Images, indices: list[int]) -> str:
+    """Return the dataset's fingerprint, which reads no image; for data in memory a fingerprint of the examples."""
+    if not isinstance(images, (Tensor, list, tuple, TensorDataset)):
+        with suppress(RunError):  # the dataset has no fingerprint
+            return dataset_fingerprint(images)
+    return content_fingerprint(*(image_at(images, index) for index in indices))
 
-    images: Images
-    indices: list[int]
-    input_spec: InputSpec
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.input_spec(image_at(self.images, self.indices[index])[None])[0]
+def _inputs(images: Images, spec: InputSpec, indices: list[int]) -> Tensor:
+    return torch.cat([spec(image_at(images, index)[None]) for index in indices])
 
 
 class CentroidClassifier(Classifier):  # type: ignore[misc]
     """CAVs in closed form: each concept's mean activation minus the mean of all concepts' means.
 
-    For two concepts the vectors are half the difference of their means, with opposite signs. The vectors are
-    deterministic, and are patterns (directions of the signal) rather than filters (Martin and Weller 2019; Pahde
-    et al. 2022, arXiv 2202.03482).
+    The vectors are deterministic, and are patterns (directions of the signal) rather than filters (Martin and Weller
+    2019; Pahde et al. 2022, arXiv 2202.03482).
     """
 
     def __init__(self) -> None:
@@ -164,11 +165,11 @@ def _accuracy(groups: list[Tensor], share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ConceptScore:
-    """A row of the TCAV table.
+    """A row of the TCAV table: a concept as a direction in a layer's activations.
 
     Args:
         concept: the concept's name.
-        layer: the layer in whose activations the concept is a direction.
+        layer: the layer's name.
         score: fraction of the inputs whose target increases along the concept, in [0, 1]; mean over the random
             concepts that the concept was compared with.
         std: standard deviation of that fraction over the random concepts.
@@ -203,7 +204,7 @@ def tcav_table(
     such as those of the class's own facets and of another unit's: p-values are corrected for all rows together.
 
     Args:
-        model: the model, or an `attr.FacetModel`; left as it was.
+        model: the model, or an `attr.FacetModel`; unchanged afterwards.
         inputs: (N, C, H, W) images of the class, preprocessed for the model.
         target: the explained output, as in Captum.
         concepts: the concepts, such as `facet_concepts`.
@@ -224,69 +225,58 @@ def tcav_table(
     if len(random) < 3:
         raise FacetError(f"random must hold at least 3 concepts, not {len(random)}")
     if len({concept.id for concept in [*concepts, *random]}) < len(concepts) + len(random):
-        raise FacetError("two concepts have the same id; give each concept its own id")
+        raise FacetError("two concepts have the same id; give each concept an id of its own")
+    classifier, used = classifier or CentroidClassifier(), [*concepts, *random]
+    rows: list[ConceptScore] = []
     with guard(model), torch.random.fork_rng(devices=[]):  # Captum's own classifier draws from the global generator
-        rows = [
-            row
-            for name in names
-            for row in _layer_rows(
-                _Layer.measure(model, name, inputs, target, [*concepts, *random]), concepts, random, classifier
-            )
-        ]
+        for name in names:
+            rows += _layer_rows(name, *_measure(model, name, inputs, target, used), concepts, random, classifier)
     return [replace(row, p_value=min(1.0, row.p_value * len(rows))) for row in rows]
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """A layer's gradients of the target for the inputs, (N, D), and activations of each concept, (n, D), in float32."""
-
-    name: str
-    gradients: Tensor
-    activations: dict[int, Tensor]
-
-    @classmethod
-    def measure(cls, model: nn.Module, name: str, inputs: Tensor, target: Any, concepts: Sequence[Concept]) -> _Layer:
-        """Run the model on the inputs and on the examples of every concept."""
-        (inputs,) = cast_inputs(model, inputs)
-        sensitivity = LayerGradientXActivation(model, model.get_submodule(name), multiply_by_inputs=False)
-        gradients = sensitivity.attribute(inputs.detach().requires_grad_(), target=target)
-        axis = next(call.batch for call in trace(model, inputs[:1], until=[name]) if call.name == name)
-        gradients = gradients.detach().movedim(axis or 0, 0)  # Captum keeps the axes of a token-first layer
-        with torch.no_grad(), capture(model, [name]) as run:
-
-            def activations(concept: Concept) -> Tensor:
-                return torch.cat([_rows(run(x.to(inputs))[name]) for x in concept.data_iter])
-
-            return cls(name, _rows(gradients), {concept.id: activations(concept) for concept in concepts})
-
-    def score(self, a: Concept, b: Concept, classifier: Classifier) -> tuple[float, float]:
-        """Return the fraction of inputs whose target increases along a compared with b, and the accuracy of the CAV."""
-        examples = [(self.activations[c.id], torch.full((len(self.activations[c.id]),), c.id)) for c in (a, b)]
-        accuracy = (classifier.train_and_eval(examples) or {}).get("accs", float("nan"))
-        direction = classifier.weights()[list(classifier.classes()).index(a.id)]
-        return float((self.gradients @ direction.to(self.gradients) > 0).float().mean()), float(accuracy)
+def _measure(
+    model: nn.Module, layer: str, inputs: Tensor, target: Any, concepts: Sequence[Concept]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return the target's gradients at a layer, (N, D), and the activations of each concept, (n, D), in float32."""
+    (inputs,) = cast_inputs(model, inputs)
+    sensitivity = LayerGradientXActivation(model, model.get_submodule(layer), multiply_by_inputs=False)
+    gradients = sensitivity.attribute(inputs.detach().requires_grad_(), target=target)
+    axis = next(call.batch for call in trace(model, inputs[:1], until=[layer]) if call.name == layer)
+    gradients = gradients.detach().movedim(axis or 0, 0)  # Captum keeps the axes of a token-first layer
+    with torch.no_grad(), capture(model, [layer]) as run:
+        activations = {
+            concept.id: torch.cat([_flat(run(x.to(inputs))[layer]) for x in concept.data_iter]) for concept in concepts
+        }
+    return _flat(gradients), activations
 
 
-def _rows(output: Tensor) -> Tensor:
+def _flat(output: Tensor) -> Tensor:
     return to_float(output).cpu().flatten(1)
 
 
 def _layer_rows(
-    layer: _Layer, concepts: Sequence[Concept], random: Sequence[Concept], classifier: Classifier | None
-) -> Iterator[ConceptScore]:
-    classifier = classifier or CentroidClassifier()
-    chance = [layer.score(a, b, classifier)[0] for i, a in enumerate(random) for b in random[i + 1 :]]
+    layer: str,
+    gradients: Tensor,
+    activations: Mapping[int, Tensor],
+    concepts: Sequence[Concept],
+    random: Sequence[Concept],
+    classifier: Classifier,
+) -> list[ConceptScore]:
+    def score(a: Concept, b: Concept) -> tuple[float, float]:
+        """Return the share of inputs whose target increases along a compared with b, and the CAV's accuracy."""
+        examples = [(activations[c.id], torch.full((len(activations[c.id]),), c.id)) for c in (a, b)]
+        accuracy = (classifier.train_and_eval(examples) or {}).get("accs", float("nan"))
+        direction = classifier.weights()[list(classifier.classes()).index(a.id)]
+        return float((gradients @ direction.to(gradients) > 0).float().mean()), float(accuracy)
+
+    chance = [score(a, b)[0] for a, b in combinations(random, 2)]
+    rows = []
     for concept in concepts:
-        shares, accuracies = zip(*(layer.score(concept, other, classifier) for other in random), strict=True)
-        yield ConceptScore(
-            concept=concept.name,
-            layer=layer.name,
-            score=float(np.mean(shares)),
-            std=float(np.std(shares, ddof=1)),
-            random=float(np.mean(chance)),
-            p_value=_p_value(shares, chance),
-            accuracy=float(np.mean(accuracies)),
-        )
+        shares, accuracies = zip(*(score(concept, other) for other in random), strict=True)
+        mean, std = float(np.mean(shares)), float(np.std(shares, ddof=1))
+        p_value, accuracy = _p_value(shares, chance), float(np.mean(accuracies))
+        rows.append(ConceptScore(concept.name, layer, mean, std, float(np.mean(chance)), p_value, accuracy))
+    return rows
 
 
 def _p_value(shares: Sequence[float], chance: Sequence[float]) -> float:

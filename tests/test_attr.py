@@ -328,9 +328,9 @@ def test_contrast_is_a_facet_against_the_mean_of_the_others(table_facets, images
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda m: FacetAttribution(ca.LayerGradCam, m, layer=m.model.net.relu2), TypeError, "Layer- or Neuron"),
-        (lambda m: LayerFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), TypeError, "use FacetAttribution"),
-        (lambda m: NeuronFacetAttribution(ca.LayerGradCam, m), TypeError, "use FacetAttribution"),
+        (lambda m: FacetAttribution(ca.LayerGradCam, m, layer=m.model.net.relu2), TypeError, "use Layer"),
+        (lambda m: LayerFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), TypeError, "use Neuron"),
+        (lambda m: NeuronFacetAttribution(ca.LayerGradCam, m), TypeError, "use Layer"),
         (lambda m: NeuronFacetAttribution(ca.NeuronConductance, m), FacetError, "needs the layer"),
         (lambda m: NeuronFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), FacetError, "leave layer out"),
         (lambda m: FacetAttribution(ca.Saliency, m.model), TypeError, "must be a FacetModel"),

@@ -7,10 +7,11 @@ from captum.concept import TCAV
 from conftest import fingerprint, same
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_mfv import FacetFinder, Unit, find_facets
+from captum_mfv import FacetFinder, ImageFolder, Unit, find_facets
 from captum_mfv.concept import CentroidClassifier, facet_concepts, random_concepts, tcav_table
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.errors import FacetError, ImageError, UnitError
+from captum_mfv.images import to_pil
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +204,15 @@ def test_an_id_depends_on_every_example(scene, found):
 def test_wrong_arguments_of_concepts_are_named(call, error, message, found, scene):
     with pytest.raises(error, match=message):
         call(found, scene)
+
+
+def test_concepts_of_an_image_folder_read_no_file_before_they_are_used(found, scene, tmp_path):
+    for number, image in enumerate(scene):
+        to_pil(image).save(tmp_path / f"{number:03d}.png")
+    folder = ImageFolder(tmp_path, PLANTED_SPEC)
+    first = facet_concepts(found, folder, n_images=5)[0]
+    (tmp_path / f"{found[0].members[0]:03d}.png").write_bytes(b"")
+    changed = facet_concepts(found, ImageFolder(tmp_path, PLANTED_SPEC), n_images=5)[0]
+    assert first.id != changed.id
+    with pytest.raises(ImageError):
+        next(iter(changed.data_iter))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from captum import attr as captum_attr
-from captum.attr import Attribution, LayerAttribution, NeuronAttribution, NeuronConductance
-from captum.log import log_usage
+from captum.attr import Attribution, IntegratedGradients, LayerAttribution, NeuronAttribution, NeuronConductance
 from torch import Tensor, nn
 
 from captum_mfv.attr.methods import Method, make, name_of, shares_passes
 from captum_mfv.attr.model import Contrast, FacetModel, Scores, facet_targets
-from captum_mfv.attr.sharing import Shared, integrate, repeat_rows
+from captum_mfv.attr.sharing import integrate, repeat_rows, shared
 from captum_mfv.errors import FacetError
-from captum_mfv.images import check_range
+from captum_mfv.images import InputSpec, check_range
 
 __all__ = ["FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
 
@@ -29,7 +27,22 @@ class _Wrapper(Attribution):  # type: ignore[misc]
 
     attribution_method: Attribution
     n_facets: int
-    _input_spec: object = None
+    _input_spec: InputSpec | None
+
+    def _wrap(
+        self, kind: str, method: Method, forward_func: nn.Module, layer: Layer | None, contrast: bool, options: Any
+    ) -> nn.Module:
+        """Construct a method that attributes to inputs, a layer or a neuron, and return the module that it explains."""
+        model = forward_func.module if isinstance(forward_func, nn.DataParallel) else forward_func
+        if not isinstance(model, FacetModel):
+            raise TypeError(f"forward_func must be a FacetModel, or a DataParallel of one, not {type(model).__name__}")
+        explained = forward_func
+        if contrast or kind == "a neuron":
+            explained = Contrast(forward_func, model) if contrast else Scores(forward_func)
+        places = () if kind == "inputs" else (explained.scores if layer is None and kind == "a neuron" else layer,)
+        self.attribution_method = make(kind, method, (explained, *places), options, model)
+        self.n_facets, self._input_spec = model.n_facets, model.input_spec
+        return explained
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -45,21 +58,17 @@ class _Wrapper(Attribution):  # type: ignore[misc]
         delta: Tensor = self.attribution_method.compute_convergence_delta(*args, **options)
         return delta
 
-    def _describe(self, model: FacetModel) -> None:
-        self.n_facets, self._input_spec = model.n_facets, model.input_spec
-
     def _ready(self, inputs: Any) -> Any:
         """Check images, and return inputs that require gradients, detached from the caller's."""
         if self._input_spec is not None:
-            check_range(inputs if isinstance(inputs, Tensor) else inputs[0])
+            check_range(_first(inputs))
         return _leaves(inputs)
 
     def _each(self, inputs: Any, target: Any, explain: Callable[[Any], Any]) -> Any:
         """Attributions of one target, or of every facet in turn, stacked along axis 1."""
         if target is None:
             return _stack([_map(explain(k), Tensor.detach) for k in range(self.n_facets)])
-        n_rows = len(inputs if isinstance(inputs, Tensor) else inputs[0])
-        return _map(explain(facet_targets(target, n_rows, self.n_facets)), Tensor.detach)
+        return _map(explain(facet_targets(target, len(_first(inputs)), self.n_facets)), Tensor.detach)
 
 
 class FacetAttribution(_Wrapper):
@@ -85,16 +94,10 @@ class FacetAttribution(_Wrapper):
     """
 
     def __init__(self, method: Method, forward_func: nn.Module, *, contrast: bool = False, **options: Any) -> None:
-        model = _facet_model(forward_func)
-        explained = Contrast(forward_func, model) if contrast else forward_func
+        explained = self._wrap("inputs", method, forward_func, None, contrast, options)
         Attribution.__init__(self, explained)
-        self._describe(model)
-        self.attribution_method = make(method, (explained,), options, model)
-        if isinstance(self.attribution_method, (LayerAttribution, NeuronAttribution)):
-            raise TypeError(f"{name_of(method)} doesn't attribute to inputs; use Layer- or NeuronFacetAttribution")
-        self._shared = method(Shared(explained, self.n_facets), **options) if shares_passes(method) else None
+        self._shared = method(shared(explained, self.n_facets), **options) if shares_passes(method) else None
 
-    @log_usage()  # type: ignore[untyped-decorator]
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
         """Compute attributions to the inputs.
 
@@ -109,7 +112,7 @@ class FacetAttribution(_Wrapper):
                 ``additional_forward_args`` or ``return_convergence_delta``.
 
         Returns:
-            What the method returns; for all facets every tensor is (N, n_facets, …).
+            The method's result; for all facets, every tensor is (N, n_facets, …).
 
         Raises:
             FacetError: if there is no such facet, or not one target for each input.
@@ -117,65 +120,47 @@ class FacetAttribution(_Wrapper):
         """
         inputs = self._ready(inputs)
         options = {name: value for name, value in options.items() if value is not None}
-        if target is None and self._shared is not None:
-            quick = self._integrated(inputs, **options) if set(options) <= _INTEGRATED else None
-            return self._all(self._shared, inputs, options) if quick is None else quick
-        explain = self.attribution_method.attribute
-        return self._each(inputs, target, lambda k: explain(inputs, target=k, **options))
+        if target is not None or self._shared is None:
+            explain = self.attribution_method.attribute
+            return self._each(inputs, target, lambda k: explain(inputs, target=k, **options))
+        quick = self._integrated(inputs, **options) if set(options) <= _INTEGRATED else None
+        if quick is not None:
+            return quick
+        copies, options = repeat_rows(inputs, options, self.n_facets)
+        facets = torch.arange(self.n_facets, device=_first(inputs).device).repeat(len(_first(inputs)))
+        found = self._shared.attribute(_leaves(copies), target=facets, **options)
+        return _map(found, lambda x: x.detach().reshape(-1, self.n_facets, *x.shape[1:]))
 
     def _integrated(
         self, inputs: Any, baselines: Any = 0.0, n_steps: int = 50, internal_batch_size: int | None = None
     ) -> Tensor | None:
         """Integrated gradients of all facets by `integrate`; None where that isn't possible."""
         method = self.attribution_method
-        if type(method) is not captum_attr.IntegratedGradients or not isinstance(inputs, Tensor):
+        if type(method) is not IntegratedGradients or not isinstance(inputs, Tensor):
             return None
-        if not isinstance(baselines, (int, float, Tensor)) or _parallel(self.forward_func):
+        parallel = any(isinstance(part, nn.DataParallel) for part in self.forward_func.modules())
+        if parallel or not isinstance(baselines, (int, float, Tensor)):
             return None
         found = integrate(self.forward_func, inputs, baselines, n_steps, internal_batch_size)
         if found is None or not method.multiplies_by_inputs:
             return found
         return found * (inputs.detach() - baselines)[:, None]
 
-    def _all(self, method: Attribution, inputs: Tensor | tuple[Tensor, ...], options: Mapping[str, Any]) -> Any:
-        """Attributions of all facets in one call: each input is repeated once per facet, with that facet as target."""
-        first = inputs if isinstance(inputs, Tensor) else inputs[0]
-        copies, options = repeat_rows(inputs, options, self.n_facets)
-        facets = torch.arange(self.n_facets, device=first.device).repeat(len(first))
-        found = method.attribute(_leaves(copies), target=facets, **options)
-        return _map(found, lambda x: x.detach().reshape(-1, self.n_facets, *x.shape[1:]))
-
 
 class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
     """Attributions of facets to the channels and positions of a layer, by any of Captum's layer methods.
 
+    The other arguments, the attributes and the errors are those of `FacetAttribution`.
+
     Args:
-        method: a layer class of Captum's, or a function from forward function and layer to an attribution.
-        forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
         layer: a module of the model, or a list of modules if the method accepts several. For the output ``logits``
             the code's layer or an earlier one.
-        contrast: explain each facet's output minus the mean of the other facets' outputs.
-        **options: the constructor's other arguments.
-
-    Attributes:
-        attribution_method: Captum's attribution.
-        n_facets: number of facets.
-
-    Raises:
-        TypeError: if ``method`` doesn't attribute to a layer, or ``forward_func`` isn't a `FacetModel`.
-        FacetError: if the method can't explain facets, or not this output of the facet model.
     """
 
     def __init__(
         self, method: Method, forward_func: nn.Module, layer: Layer, *, contrast: bool = False, **options: Any
     ) -> None:
-        model = _facet_model(forward_func)
-        explained = Contrast(forward_func, model) if contrast else forward_func
-        self.attribution_method = make(method, (explained, layer), options, model)
-        if not isinstance(self.attribution_method, LayerAttribution):
-            raise TypeError(f"{name_of(method)} doesn't attribute to a layer; use FacetAttribution")
-        LayerAttribution.__init__(self, explained, layer)
-        self._describe(model)
+        LayerAttribution.__init__(self, self._wrap("a layer", method, forward_func, layer, contrast, options), layer)
 
     @property
     def layer(self) -> Layer:
@@ -187,7 +172,6 @@ class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
     def layer(self, layer: Layer) -> None:
         self.attribution_method.layer = layer
 
-    @log_usage()  # type: ignore[untyped-decorator]
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
         """Compute attributions to the layer.
 
@@ -202,23 +186,14 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
     """Attributions of facets by Captum's neuron methods.
 
     The neurons are the facets: ``neuron_selector=k``. Only conductance has both a neuron of a layer and a
-    target: it attributes the facet to the inputs through that neuron.
+    target: it attributes the facet to the inputs through that neuron. The other arguments, the attributes and the
+    errors are those of `FacetAttribution`.
 
     Args:
-        method: a neuron class of Captum's, or a function from forward function and layer to an attribution.
-        forward_func: a `FacetModel`, or a `torch.nn.DataParallel` of one.
         layer: a module of the model; for conductance only.
-        contrast: explain each facet's output minus the mean of the other facets' outputs.
-        **options: the constructor's other arguments.
-
-    Attributes:
-        attribution_method: Captum's attribution.
-        n_facets: number of facets.
 
     Raises:
-        TypeError: if ``method`` doesn't attribute to a neuron, or ``forward_func`` isn't a `FacetModel`.
-        FacetError: if the method can't explain facets, or not this output of the facet model, or if a layer is
-            missing for conductance or given for another method.
+        FacetError: if a layer is missing for conductance or given for another method.
     """
 
     def __init__(
@@ -230,24 +205,18 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
         contrast: bool = False,
         **options: Any,
     ) -> None:
-        model = _facet_model(forward_func)
-        explained = Contrast(forward_func, model) if contrast else Scores(forward_func)
-        self.attribution_method = make(method, (explained, layer or explained.scores), options, model)
-        if not isinstance(self.attribution_method, NeuronAttribution):
-            raise TypeError(f"{name_of(method)} doesn't attribute to a neuron; use FacetAttribution")
+        explained = self._wrap("a neuron", method, forward_func, layer, contrast, options)
         self._through = isinstance(self.attribution_method, NeuronConductance)
         if self._through and layer is None:
             raise FacetError(f"{name_of(method)} needs the layer of the neuron; give layer=")
         if layer is not None and not self._through:
             raise FacetError(f"the neurons of {name_of(method)} are the facets; leave layer out")
         NeuronAttribution.__init__(self, explained, self.attribution_method.layer)
-        self._describe(model)
 
-    @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
         self, inputs: Tensor | tuple[Tensor, ...], neuron_selector: Any = None, target: Any = None, **options: Any
     ) -> Any:
-        """Compute attributions to the inputs.
+        """Compute attributions to the inputs. Returns and errors are those of `FacetAttribution.attribute`.
 
         Args:
             inputs: as in `FacetAttribution.attribute`.
@@ -255,12 +224,8 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
             target: for conductance the facet, or None for all.
             **options: other arguments of the method's ``attribute``.
 
-        Returns:
-            What the method returns; for all facets every tensor is (N, n_facets, …).
-
         Raises:
-            FacetError: if there is no such facet, or if ``neuron_selector`` is missing for conductance.
-            ImageError: if the facet model has an ``input_spec`` and images aren't in [0, 1].
+            FacetError: if ``neuron_selector`` is missing for conductance.
         """
         inputs, explain = self._ready(inputs), self.attribution_method.attribute
         if not self._through:
@@ -270,15 +235,9 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
         return self._each(inputs, target, lambda k: explain(inputs, neuron_selector, target=k, **options))
 
 
-def _facet_model(forward_func: nn.Module) -> FacetModel:
-    model = forward_func.module if isinstance(forward_func, nn.DataParallel) else forward_func
-    if not isinstance(model, FacetModel):
-        raise TypeError(f"forward_func must be a FacetModel, or a DataParallel of one, not {type(model).__name__}")
-    return model
-
-
-def _parallel(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.DataParallel) for part in module.modules())
+def _first(inputs: Any) -> Tensor:
+    first: Tensor = inputs if isinstance(inputs, Tensor) else inputs[0]
+    return first
 
 
 def _leaves(inputs: Any) -> Any:

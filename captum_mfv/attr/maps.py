@@ -43,22 +43,21 @@ def facet_maps(
     progress: bool = False,
     **options: Any,
 ) -> Tensor:
-    """Map which parts of each image make it one of its facet, by any of Captum's methods.
+    """Map the parts of each image that distinguish its facet from the others, by any of Captum's methods.
 
     The explained quantity is the facet's logit minus the mean logit of the other facets, and for a set of one
-    facet the unit's activation (`explained` says which).
+    facet the unit's activation (`explained` returns the sentence for captions).
 
     Args:
-        model: the model in which the facets were found; left as it was.
+        model: the model in which the facets were found; unchanged afterwards.
         facets: the facets.
         images: images in [0, 1], all of one size: a tensor, (N, C, H, W), a list or a dataset.
         targets: the facet of each image, or one for all images.
-        method: name of a class of `captum.attr` that attributes to inputs, or to a layer, which is the
-            code's. By default gradient times activation of the code's layer if its output is
-            (N, C, H, W), which for a pooled code is exactly each position's share of the facet's score;
-            otherwise integrated gradients. Methods that replace parts of the image use square patches of an
-            eighth of its side, and occlusion moves by half a patch, unless ``feature_mask`` or
-            ``sliding_window_shapes`` is given.
+        method: name of a class of `captum.attr` that attributes to inputs, or to a layer, which is the code's. By
+            default gradient times activation of the code's layer if its output is (N, C, H, W), which for a pooled
+            code is exactly each position's share of the facet's score; otherwise integrated gradients. Methods that
+            replace parts of the image use square patches of an eighth of its side, and occlusion moves by half a
+            patch, unless ``feature_mask`` or ``sliding_window_shapes`` is given.
         input_spec: preprocessing from images in [0, 1] to the model's input.
         seed: seed of methods that draw at random, such as ShapleyValueSampling.
         progress: show a progress bar.
@@ -82,11 +81,8 @@ def facet_maps(
     calls = {call.name: call for call in trace(model, spec.feed(model)(batch[:1]), until=needed)}
     method = method or _default(calls, facets)
     options = {**_patches(method, spec), **options}
-    with (
-        guard(model),
-        _seeded(seed),
-        Progress(total=len(batch), desc="attributions", unit="image", disable=not progress) as bar,
-    ):
+    bar = Progress(total=len(batch), desc="attributions", unit="image", disable=not progress)
+    with guard(model), _seeded(seed), bar:
         explainer = _explainer(method, FacetModel(model, facets), calls[facets.code.layer])
         device = next((weight.device for weight in model.parameters()), None)
 

@@ -26,18 +26,18 @@ _SHARING = (
 )
 _NOT_SHARING = (captum.attr.FeaturePermutation,)  # an ablation that mixes rows
 
+_TEXT = "it explains text, not images"
 _REFUSED = {
     "LayerActivation": "activations have no target: they are the same for every facet",
     "LayerFeaturePermutation": "Captum 0.9 fails on every model with a target",
     "DataLoaderAttribution": "its argument is a method, not a forward function; give it a FacetAttribution",
-    "LLMAttribution": "it explains text, not images",
-    "LLMGradientAttribution": "it explains text, not images",
-    "RemoteLLMAttribution": "it explains text, not images",
+    **dict.fromkeys(("LLMAttribution", "LLMGradientAttribution", "RemoteLLMAttribution"), _TEXT),
 }
-_NO_MAP = {"FeaturePermutation": "its values depend on which images share a batch"}  # beside those of `_REFUSED`
+_NO_MAP = {"FeaturePermutation": "its values depend on which images share a batch", **_REFUSED}
 _NEEDS = {"ShapleyValues": {"feature_mask"}}  # beside parameters without a default: n features take n! orders
 _RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
 _GIVEN = {"self", "forward_func", "model", "inputs", "sliding_window_shapes"}  # `facet_maps` passes these itself
+_SUCH_AS = "choose one such as IntegratedGradients"
 
 
 def shares_passes(method: Method) -> bool:
@@ -45,18 +45,16 @@ def shares_passes(method: Method) -> bool:
     return inspect.isclass(method) and issubclass(method, _SHARING) and not issubclass(method, _NOT_SHARING)
 
 
-def make(method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel) -> Attribution:
-    """Construct an attribution for a facet model.
+def make(
+    kind: str, method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel
+) -> Attribution:
+    """Construct an attribution to inputs, a layer or a neuron (the kind) for a facet model.
 
-    Args:
-        method: a class of Captum's, or a function that returns an attribution.
-        arguments: the constructor's first arguments: a forward function and, for layers and neurons, a layer.
-        options: the constructor's other arguments.
-        model: the facet model that is explained.
+    The first arguments are a forward function and, for layers and neurons, a layer; the options are the others.
 
     Raises:
-        TypeError: if ``method`` doesn't return an attribution.
-        FacetError: if the attribution can't explain facets, or not this output; the message says why.
+        TypeError: if ``method`` doesn't return an attribution of this kind.
+        FacetError: if the attribution can't explain facets, or not this output; the message gives the reason.
     """
     if not callable(method):
         raise TypeError(f"method must be a class of captum.attr, or a function that makes one, not {method!r}")
@@ -69,6 +67,11 @@ def make(method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any],
     while hasattr(inner, "attribution_method"):
         inner = inner.attribution_method
     _refuse(type(inner), model)
+    found = "a layer" if isinstance(made, LayerAttribution) else "inputs"
+    found = "a neuron" if isinstance(made, NeuronAttribution) else found
+    if found != kind:
+        other = {"inputs": "FacetAttribution", "a layer": "LayerFacetAttribution", "a neuron": "NeuronFacetAttribution"}
+        raise TypeError(f"{name_of(method)} attributes to {found}, not to {kind}; use {other[found]}")
     return made
 
 
@@ -102,25 +105,19 @@ def check_method(name: str | None, options: Collection[str] = ()) -> None:
         return
     method = getattr(captum.attr, name, None)
     if not (isinstance(method, type) and issubclass(method, Attribution) and "attribute" in dir(method)):
-        raise FacetError(f"captum.attr has no attribution {name!r}; choose one such as IntegratedGradients")
+        raise FacetError(f"captum.attr has no attribution {name!r}; {_SUCH_AS}")
     if issubclass(method, NeuronAttribution):
-        raise FacetError(
-            f"{name} attributes to a neuron of a layer; choose an attribution to inputs or to a layer, "
-            f"such as IntegratedGradients"
-        )
-    if reason := {**_REFUSED, **_NO_MAP}.get(name):
-        raise FacetError(f"{name} can't explain facets: {reason}; choose one such as IntegratedGradients")
+        raise FacetError(f"{name} attributes to a neuron of a layer, not to inputs or to a layer; {_SUCH_AS}")
+    if reason := _NO_MAP.get(name):
+        raise FacetError(f"{name} can't explain facets: {reason}; {_SUCH_AS}")
     if more := _required(method) - ({"layer"} if issubclass(method, LayerAttribution) else set()):
         raise FacetError(
             f"{name} must be constructed with {', '.join(sorted(more))}, which facet_maps can't pass; construct a "
-            f"FacetAttribution with it, or choose one such as IntegratedGradients"
+            f"FacetAttribution with it, or {_SUCH_AS}"
         )
     attribute = getattr(method, "attribute")  # noqa: B009
     if missing := (_required(attribute) | _NEEDS.get(name, set())) - set(options):
-        raise FacetError(
-            f"{name} needs {', '.join(sorted(missing))}: pass it to attr.facet_maps, "
-            f"or choose a method that needs none, such as IntegratedGradients"
-        )
+        raise FacetError(f"{name} needs {', '.join(sorted(missing))}: pass it to attr.facet_maps, or {_SUCH_AS}")
     parameters = inspect.signature(attribute).parameters.values()
     unknown = set(options) - {parameter.name for parameter in parameters}
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

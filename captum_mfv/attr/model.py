@@ -26,15 +26,12 @@ class FacetModel(nn.Module):
     whatever ``output`` is. Codes of models in half precision are read in float32, and so is the output.
 
     Args:
-        model: the model in which the facets were found. The model runs in the mode it is in: call
-            ``model.eval()`` first.
+        model: the model in which the facets were found, in the mode in which it is to run: call ``model.eval()`` first.
         facets: the facets; those of a run are ``FacetSet.load("out/run")``.
-        output: ``logits`` are linear in the code; the largest is the nearest center's. The forward pass
-            ends with the code's layer, so that attributions to a later layer need ``gated``. ``gated`` is
-            the unit's activation times the softmax of the logits, so that the columns sum to the unit's
-            activation.
-        input_spec: if given, the first input is images in [0, 1], normalized here; by default inputs are
-            normalized already.
+        output: ``logits`` are linear in the code; the largest is the nearest center's. The forward pass ends with the
+            code's layer, so that attributions to a later layer need ``gated``. ``gated`` is the unit's activation
+            times the softmax of the logits, so that the columns sum to the unit's activation.
+        input_spec: preprocessing from images in [0, 1] to the model's input; None: inputs are preprocessed already.
 
     Raises:
         UnitError: if the model lacks the unit's or the code's layer.
@@ -42,11 +39,7 @@ class FacetModel(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        facets: FacetSet,
-        output: str = "logits",
-        input_spec: InputSpec | None = None,
+        self, model: nn.Module, facets: FacetSet, output: str = "logits", input_spec: InputSpec | None = None
     ) -> None:
         super().__init__()
         if output not in ("logits", "gated"):
@@ -55,38 +48,32 @@ class FacetModel(nn.Module):
             layer_name(model, layer)
         weight = first_floating_point(model)
         weight = torch.zeros(0) if weight is None else weight
-        self.model = model
+        self.model, self.unit, self.code, self.output, self.input_spec = (
+            model,
+            facets.unit,
+            facets.code,
+            output,
+            input_spec,
+        )
         self.head = facets.head().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        self.unit = facets.unit
-        self.code = facets.code
-        self.output = output
-        self.input_spec = input_spec
 
     @property
     def n_facets(self) -> int:
         """Number of outputs."""
         return self.head.linear.out_features
 
-    @property
-    def layers(self) -> list[str]:
-        """Names of the layers that the output is computed from."""
-        code = [] if self.n_facets == 1 else [self.code.layer]
-        return code if code and self.output == "logits" else [*code, self.unit.layer_name]
-
     def forward(self, x: Tensor, *args: object) -> Tensor:
         """Outputs, (N, n_facets), for inputs (N, C, H, W) and the model's further inputs."""
-        x = x if self.input_spec is None else self.input_spec(x)
-        with capture(self.model, self.layers) as run:
+        code, unit = self.code.layer, self.unit.layer_name
+        layers = [unit] if self.n_facets == 1 else [code] if self.output == "logits" else [code, unit]
+        with capture(self.model, layers) as run:
+            x = x if self.input_spec is None else self.input_spec(x)
             outputs = run(*cast_inputs(self.model, x, *args))
-        if self.n_facets == 1:
-            return self._activation(outputs)[:, None]
-        logits: Tensor = self.head(self.code.read(to_float(outputs[self.code.layer])))
-        if self.output == "logits":
+        logits: Tensor | None = None if layers == [unit] else self.head(self.code.read(to_float(outputs[code])))
+        if logits is not None and self.output == "logits":
             return logits
-        return self._activation(outputs)[:, None] * logits.softmax(1)
-
-    def _activation(self, outputs: dict[str, Tensor]) -> Tensor:
-        return self.unit.read(to_float(outputs[self.unit.layer_name]))
+        activation = self.unit.read(to_float(outputs[unit]))[:, None]
+        return activation if logits is None else activation * logits.softmax(1)
 
     def extra_repr(self) -> str:
         """Unit, code and output, for ``print``."""
@@ -94,7 +81,7 @@ class FacetModel(nn.Module):
 
 
 class Scores(nn.Module):
-    """A facet model whose outputs are those of a layer, ``scores``, so that neuron methods can select them."""
+    """A facet model whose last layer, ``scores``, returns the outputs, so that neuron methods can select them."""
 
     def __init__(self, forward_func: nn.Module) -> None:
         super().__init__()
@@ -122,7 +109,7 @@ class Contrast(Scores):
 
 
 def explained(facets: FacetSet) -> str:
-    """Return a sentence that says what `facet_maps` attributes to the image, for captions."""
+    """Return a sentence about the quantity that `facet_maps` attributes to the image, for captions."""
     if len(facets) == 1:
         return f"Attributions explain the activation of unit {facets.unit}."
     return (
@@ -146,27 +133,24 @@ def unit_forward(model: nn.Module, unit: Unit | str) -> Callable[..., Tensor]:
 def facet_targets(target: Any, n_inputs: int, n_facets: int) -> int | list[int]:
     """Return checked targets: a facet for all inputs, or a list of one for each.
 
-    Args:
-        target: an integer of any kind, or a sequence, array or tensor of them.
-        n_inputs: number of inputs.
-        n_facets: number of facets.
+    Targets are integers of any kind, or a sequence, array or tensor of them.
 
     Raises:
         FacetError: if a target isn't a facet, or there isn't one for each input.
     """
     listed = target.tolist() if isinstance(target, (Tensor, np.ndarray)) else target
-    one_each = isinstance(listed, Sequence) and not isinstance(listed, str)
-    facets = [_facet(facet, n_facets) for facet in (listed if one_each else [listed])]
-    if one_each and len(facets) != n_inputs:
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        return _facet(listed, n_facets)
+    facets = [_facet(facet, n_facets) for facet in listed]
+    if len(facets) != n_inputs:
         raise FacetError(f"there must be a target for each of the {n_inputs} inputs, not {len(facets)}")
-    return facets if one_each else facets[0]
+    return facets
 
 
 def _facet(target: Any, n_facets: int) -> int:
-    if isinstance(target, (tuple, list)) and len(target) == 1:
-        (target,) = target
+    one = target[0] if isinstance(target, (tuple, list)) and len(target) == 1 else target
     try:
-        facet = operator.index(target)
+        facet = operator.index(one)
     except TypeError:
         facet = -1
     if not 0 <= facet < n_facets:
@@ -186,5 +170,5 @@ def cast_inputs(model: nn.Module, *inputs: Any) -> list[Any]:
 
 
 def to_float(output: Tensor) -> Tensor:
-    """Return a layer's output in float32, or in its own precision if that is wider."""
+    """Return a layer's output in float32, or unchanged if its precision is wider."""
     return output.to(torch.promote_types(output.dtype, torch.float32))

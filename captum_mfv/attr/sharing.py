@@ -1,4 +1,4 @@
-"""Forward passes that all facets share: each input runs once, and each facet gets its own gradient."""
+"""Forward passes that all facets share: each input runs once, and is followed by one backward pass per facet."""
 
 from __future__ import annotations
 
@@ -14,55 +14,36 @@ from torch.autograd.function import once_differentiable
 from captum_mfv.activations.capture import capture
 from captum_mfv.activations.layers import trace
 
-__all__ = ["Shared", "integrate", "repeat_rows"]
+__all__ = ["integrate", "repeat_rows", "shared"]
 
 _PER_ROW = ("baselines", "feature_mask", "additional_forward_args")  # arguments that may have a row per input
-_ROWS = {"cpu": 2}  # inputs per forward pass on a CPU: few, so that their activations stay in its cache
-_MANY = 50  # inputs per forward pass elsewhere
+_ROWS_ON_CPU, _ROWS = 2, 50  # inputs per forward pass; few on a CPU, so that their activations stay in its cache
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def repeat_rows(inputs: Any, options: Mapping[str, Any], n_copies: int) -> tuple[Any, dict[str, Any]]:
-    """Repeat every row of the inputs, and of the arguments that have a row per input, n_copies times in succession.
+    """Repeat each row of the inputs, and of the arguments that have a row per input, n_copies times in succession."""
+    rows = len(inputs if isinstance(inputs, Tensor) else inputs[0])
 
-    Args:
-        inputs: a tensor, (N, …), or a tuple of tensors.
-        options: a method's arguments; baselines, masks and forward arguments of N rows are repeated.
-        n_copies: number of copies of each row.
-    """
-    first = inputs if isinstance(inputs, Tensor) else inputs[0]
-    rows = len(first)
-
-    def repeat(value: Any, shared: bool) -> Any:
+    def repeat(value: Any, shared: bool = False) -> Any:
         if isinstance(value, tuple):
             return tuple(repeat(part, shared) for part in value)
         if not isinstance(value, Tensor) or not value.ndim or len(value) != rows or (shared and rows == 1):
             return value
         return value.repeat_interleave(n_copies, 0)
 
-    aligned = {
-        name: repeat(value, shared=name != "additional_forward_args") if name in _PER_ROW else value
-        for name, value in options.items()
-    }
-    return repeat(inputs, shared=False), aligned
+    aligned = {name: repeat(options[name], name != "additional_forward_args") for name in _PER_ROW if name in options}
+    return repeat(inputs), {**options, **aligned}
 
 
-class Shared:
-    """A forward function for rows that were repeated n_copies times in succession; it runs once per distinct row.
+def shared(forward_func: Callable[..., Tensor], n_copies: int) -> Callable[..., Tensor]:
+    """Return a forward function for rows repeated n_copies times in succession; it runs once per distinct row."""
 
-    Args:
-        forward_func: from inputs, (N, …), to outputs, (N, n_outputs).
-        n_copies: number of copies of each row.
-    """
-
-    def __init__(self, forward_func: Callable[..., Tensor], n_copies: int) -> None:
-        self.forward_func = forward_func
-        self.n_copies = n_copies
-
-    def __call__(self, *inputs: Any) -> Tensor:
-        """Outputs, (N · n_copies, n_outputs), for inputs of N · n_copies rows."""
-        outputs: Tensor = _Copies.apply(self.forward_func, self.n_copies, *inputs)
+    def forward(*inputs: Any) -> Tensor:
+        outputs: Tensor = _Copies.apply(forward_func, n_copies, *inputs)
         return outputs
+
+    return forward
 
 
 class _Copies(torch.autograd.Function):
@@ -100,18 +81,10 @@ def integrate(
 ) -> Tensor | None:
     """Return the mean gradients of all outputs along the line from the baselines to the inputs (Gauss-Legendre).
 
-    All facets share the forward pass of every step. The first layer is affine, so that gradients can be averaged
-    over the steps behind that layer and pass back through it once: on pixels its backward pass is the most expensive.
-
-    Args:
-        forward_func: a module to (N, n_facets).
-        x: (N, …) inputs.
-        baselines: a number, or a tensor that broadcasts against the inputs.
-        n_steps: number of points on the line.
-        rows: inputs in one forward pass, at least N.
-
-    Returns:
-        (N, n_facets, …), or None if the first layer isn't affine or the inputs reach the output around that layer.
+    All facets share the forward pass of every step. If the first layer is affine, gradients can be averaged over the
+    steps behind that layer and pass back through it once: on pixels its backward pass is the most expensive. A forward
+    pass has ``rows`` inputs, at least N. The result is (N, n_facets, …), or None if the first layer isn't affine or
+    the inputs reach the output around that layer.
     """
     start = torch.as_tensor(baselines).to(x).expand_as(x)
     first = trace(forward_func, x[:1].detach())[0]
@@ -120,7 +93,7 @@ def integrate(
     if ambiguous or not isinstance(stem, _AFFINE) or not _straight(forward_func, first.name, start, x):
         return None
     points, weights = (torch.from_numpy(found) / 2 for found in np.polynomial.legendre.leggauss(n_steps))
-    per_pass = max(1, (rows or _ROWS.get(x.device.type, _MANY)) // len(x))
+    per_pass = max(1, (rows or (_ROWS_ON_CPU if x.device.type == "cpu" else _ROWS)) // len(x))
     total: Tensor | float = 0.0
     for alphas, shares in zip(torch.split(points + 0.5, per_pass), torch.split(weights, per_pass), strict=True):
         line = torch.stack([torch.lerp(start, x, alpha) for alpha in alphas.tolist()])
@@ -143,12 +116,12 @@ def _straight(forward_func: nn.Module, stem: str, start: Tensor, x: Tensor) -> b
 
 @torch.enable_grad()
 def _behind(forward_func: nn.Module, stem: nn.Module, line: Tensor, shares: Tensor) -> Tensor | None:
-    """Gradients of all outputs at the first layer's output, (n_facets, N, …), summed over the steps by their weights.
+    """Return gradients of all outputs at the first layer's output, (n_facets, N, …), the weighted sum over the steps.
 
-    The line is (n_steps, N, …). Inputs are laid out with channels last, where convolutions are faster.
+    The line is (n_steps, N, …).
     """
     steps, n = line.shape[:2]
-    rows = line.flatten(0, 1)
+    rows = line.flatten(0, 1)  # convolutions are faster with channels last
     rows = rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
     with _cut(stem) as cut:
         outputs = forward_func(rows.requires_grad_())
@@ -177,9 +150,9 @@ def _cut(stem: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.enable_grad()
 def _back(forward_func: nn.Module, stem: str, x: Tensor, gradients: Tensor) -> Tensor:
-    """Gradients at the first layer's output, (n_facets, N, …), as gradients at the inputs, (N, n_facets, …)."""
+    """Pass gradients at the first layer's output, (n_facets, N, …), back to the inputs, (N, n_facets, …)."""
     x = x.detach().requires_grad_()
     with capture(forward_func, [stem]) as run:
         outputs = run(x)[stem]
-    parts = gradients.to(outputs.dtype)
-    return torch.stack([torch.autograd.grad(outputs, x, part, retain_graph=True)[0] for part in parts], dim=1)
+    found = [torch.autograd.grad(outputs, x, part, retain_graph=True)[0] for part in gradients.to(outputs.dtype)]
+    return torch.stack(found, dim=1)
