@@ -1,10 +1,9 @@
-"""Data with known facets, made on the spot: no download."""
+"""Data and small networks with known facets, which are computed without a download."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,17 @@ __all__ = [
 ]
 
 DIGITS_SPEC = InputSpec(32, (0.5,), (0.5,))
-"""What `even_or_odd` takes: grey images of 32 pixels."""
-
+"""Input of `even_or_odd`: gray images of 32 pixels."""
 
 PLANTED_SPEC = InputSpec(32, (0.0,) * 3, (1.0,) * 3)
-"""What `planted_network` takes: RGB images of 32 pixels, not normalised."""
+"""Input of `planted_network`: RGB images of 32 pixels, not normalized."""
 
 _COLORS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.0, 1.0, 1.0))
 _N_WANTED = 4  # the last color has a detector too, but the unit ignores it
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Scikit-learn's 1797 handwritten digits as images, (1797, 1, 32, 32) in [0, 1], and labels, (1797,)."""
+    """Return scikit-learn's 1797 handwritten digits as images, (1797, 1, 32, 32) in [0, 1], and labels, (1797,)."""
     data = load_digits()
     small = torch.from_numpy(data.images).float()[:, None] / 16
     images = torch.nn.functional.interpolate(small, size=DIGITS_SPEC.size, mode="bicubic", align_corners=False)
@@ -47,32 +45,27 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def even_or_odd(seed: int = 0, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
-    """A small network trained on the spot, in seconds, to tell even digits from odd ones.
+    """Train a small network, in seconds, to classify digits as even or odd.
 
-    Its unit ``logits:0``, even, has five known facets: 0, 2, 4, 6 and 8.
+    The unit ``logits:0``, even, has five known facets: 0, 2, 4, 6 and 8.
 
     Returns:
         The model in evaluation mode, and its `InputSpec`.
     """
-    return _trained(lambda labels: labels % 2, 2, seed, epochs)
+    return _trained(2, seed, epochs)
 
 
 def ten_digits(seed: int = 1, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
-    """A small network trained on the spot to tell the ten digits apart: a judge of images made by `even_or_odd`.
+    """Train a small network to classify the ten digits: an independent network for images from `even_or_odd`.
 
-    Its logits are its layer ``logits``.
-
-    Returns:
-        The model in evaluation mode, and its `InputSpec`.
+    Its logits are the output of the layer ``logits``. The result is that of `even_or_odd`.
     """
-    return _trained(lambda labels: labels, 10, seed, epochs)
+    return _trained(10, seed, epochs)
 
 
-def _trained(
-    targets: Callable[[Tensor], Tensor], n_classes: int, seed: int, epochs: int
-) -> tuple[nn.Module, InputSpec]:
+def _trained(n_classes: int, seed: int, epochs: int) -> tuple[nn.Module, InputSpec]:
     images, labels = digits()
-    x, y = DIGITS_SPEC(images), targets(labels)
+    x, y = DIGITS_SPEC(images), labels % n_classes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _small_cnn(n_classes)
@@ -111,41 +104,37 @@ def write_even_digits(root: str | os.PathLike[str]) -> dict[str, int]:
 
 
 def planted_network() -> tuple[nn.Module, InputSpec]:
-    """A network built by hand, whose unit ``unit:0`` is the OR of four known detectors.
+    """Return a network built by hand, whose unit ``unit:0`` is the OR of four known detectors, and its `InputSpec`.
 
-    Layer ``detectors`` has one channel per color (red, green, blue, yellow, cyan), above zero only where
-    a pixel is of that color. The unit sums the first four over the image and ignores cyan.
-
-    Returns:
-        The model in evaluation mode, and its `InputSpec`.
+    Layer ``detectors`` has one channel per color (red, green, blue, yellow, cyan), above zero only where a pixel is
+    of that color. The unit sums the first four over the image and ignores cyan.
     """
     colors = torch.tensor(_COLORS)
-    heard = (torch.arange(len(_COLORS)) < _N_WANTED).float()
+    weights = (torch.arange(len(_COLORS)) < _N_WANTED).float()
     with torch.random.fork_rng():  # fresh weights, replaced at once, are drawn from torch's global generator
         detectors, unit = nn.Conv2d(3, len(_COLORS), 1), nn.Conv2d(len(_COLORS), 1, 1, bias=False)
     bias = 0.5 - colors.sum(1)  # 0.5 where a pixel is of the color, 0 or below elsewhere
     detectors.load_state_dict({"weight": (2 * colors - 1)[:, :, None, None], "bias": bias})
-    unit.load_state_dict({"weight": heard[None, :, None, None]})
+    unit.load_state_dict({"weight": weights[None, :, None, None]})
     layers = OrderedDict(detectors=detectors, rectified=nn.ReLU(), unit=unit)
     return nn.Sequential(layers).requires_grad_(False).eval(), PLANTED_SPEC
 
 
 def planted_images(n_each: int = 30, seed: int = 0, distractor: int = 16) -> tuple[Tensor, Tensor]:
-    """Images for `planted_network`, (4 · n_each, 3, 32, 32) in [0, 1], and which detector each drives.
+    """Return images for `planted_network`, (4 · n_each, 3, 32, 32) in [0, 1], and the detector that each activates.
 
-    Each shows a disc of one of the four colors, somewhere, on dim noise, and a cyan square, which the unit
-    ignores.
+    Each image shows a disc of one of the four colors and a cyan square, which the unit ignores, on dim noise.
 
     Args:
-        n_each: how many images drive each detector.
-        seed: of the draw.
-        distractor: side of the largest square in pixels, the smallest is 4; discs are 8 to 12 across. Codes
-            of plain activations see squares as they see discs; attributions to the unit don't.
+        n_each: number of images for each detector.
+        seed: seed of the draw.
+        distractor: side of the largest square in pixels; the smallest is 4, and discs are 8 to 12 wide. Squares
+            change codes of activations as discs do, but not attributions to the unit.
     """
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     images, labels = [], []
-    for label in [k for k in range(_N_WANTED) for _ in range(n_each)]:
+    for label in np.repeat(range(_N_WANTED), n_each).tolist():
         draw = torch.rand(6, generator=generator)
         image = 0.2 * torch.rand(3, 32, 32, generator=generator)
         side = 4 + (distractor - 4) * draw[0]
@@ -162,22 +151,18 @@ def planted_images(n_each: int = 30, seed: int = 0, distractor: int = 16) -> tup
 def planted_codes(
     n_facets: int, n_codes: int, n_dimensions: int, *, separation: float = 9.0, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Codes in Gaussian facets of unequal size and spread, with correlated noise, and the facet of each.
+    """Return codes, (n, n_dimensions), in Gaussian facets of unequal size and spread, and the facet of each, (n,).
 
-    The noise is the same in shape in every facet: variances fall from 1 to 1/20 over random axes; each
-    facet's is then spread by a factor of 0.6 to 1.4. Sizes are Dirichlet(4), none below a quarter of the
-    mean or eight.
+    The noise has the same shape in every facet: variances decrease from 1 to 1/20 over random axes, times a factor of
+    0.6 to 1.4 for each facet. Sizes are Dirichlet(4), at least eight and a quarter of the mean.
 
     Args:
-        n_facets: how many.
-        n_codes: about how many codes in all.
-        n_dimensions: of a code.
-        separation: distance of the facets' centers from the origin, in standard deviations of the noise
-            along its widest axis; two centers are about 1.4 times as far apart.
-        seed: of the draw.
-
-    Returns:
-        Codes, (n, n_dimensions), and facets, (n,).
+        n_facets: number of facets.
+        n_codes: approximate number of codes.
+        n_dimensions: length of a code.
+        separation: distance of the facets' centers from the origin, in standard deviations of the noise along its
+            widest axis; two centers are about 1.4 times as far apart.
+        seed: seed of the draw.
     """
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(n_facets, 4.0))

@@ -1,20 +1,4 @@
-"""Errors and warnings of captum-mfv.
-
-::
-
-    MFVError                 base of all errors below
-    ├── ModelError           a model or its weights can't be loaded
-    ├── UnitError            a unit or a layer isn't in the model, or isn't one number
-    ├── ImageError           an image or a folder of images can't be used
-    ├── FacetError           facets can't be found in, or assigned to, the images
-    ├── RecipeError          a recipe isn't known or doesn't fit
-    ├── RenderError          an image can't be synthesized (no gradient, not finite)
-    └── RunError             a run's settings or folder can't be used
-
-    MFVWarning               a problem that does not stop the run
-
-Every error is a ValueError too, so that callers need not import these classes.
-"""
+"""Errors and warnings of captum-mfv. `MFVError`, a ValueError, is the base of all errors."""
 
 __all__ = [
     "FacetError",

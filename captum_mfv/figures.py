@@ -236,7 +236,8 @@ def plot_history(
     if legend and len(shown) > 1 and axes is None:
         lines, figure = places[0].get_lines(), places[0].figure
         columns = int(width / 0.85)
-        figure.legend(lines, loc="outside lower center", ncols=columns, frameon=False, fontsize="x-small")
+        below: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+        figure.legend(handles=lines, fontsize="x-small", **below)
     elif legend and len(shown) > 1:
         places[-1].legend(fontsize="x-small")
     return places

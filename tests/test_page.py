@@ -21,8 +21,7 @@ from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
 from captum_mfv.report.charts import plane, sparkline, strip
 from captum_mfv.report.compare import matched
-from captum_mfv.report.pictures import data_url, small_url
-from captum_mfv.report.templates import environment
+from captum_mfv.report.templates import data_url, environment, small_url
 from captum_mfv.runs.folder import RunFolder
 from captum_mfv.runs.writer import RunWriter
 
@@ -348,10 +347,10 @@ def test_charts_take_what_there_is():
     assert sparkline(np.array([np.nan, 0.0, 1.0])) == "0.0,30.0 240.0,0.0"
     embedding = np.array([[0.0, 0.0], [1.0, 1.0], [np.nan, np.nan], [2.0, 0.0]])
     drawn = plane(embedding, np.array([0, 0, -1, 1]), ["a", "b", "c", "d"], np.ones(4))
-    assert [(point.name, point.facet) for point in drawn.points] == [("a", 0), ("b", 0), ("d", 1)]
-    assert [place.facet for place in drawn.places] == [0, 1]
-    assert all(0 < point.x < drawn.width and 0 < point.y < drawn.height for point in drawn.points)
-    assert len(plane(np.zeros((1, 1)), np.zeros(1, int), ["a"], np.ones(1)).points) == 1
+    assert [(point.name, point.facet) for point in drawn["points"]] == [("a", 0), ("b", 0), ("d", 1)]
+    assert [place.facet for place in drawn["places"]] == [0, 1]
+    assert all(0 < point.x < drawn["width"] and 0 < point.y < drawn["height"] for point in drawn["points"])
+    assert len(plane(np.zeros((1, 1)), np.zeros(1, int), ["a"], np.ones(1))["points"]) == 1
 
 
 def test_seventy_facets_are_told_apart_by_colour_and_shape_alone_on_card_film_and_map():

@@ -65,9 +65,8 @@ def png(image: Tensor, side: int | None = None) -> bytes | None:
     """Return a PNG file of an image, (C, H, W) in [0, 1], with sides up to ``side``; None if C isn't 1 or 3."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         return None
-    small = to_pil(image)
+    small, buffer = to_pil(image), BytesIO()
     if side is not None:
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
     small.save(buffer, "PNG")
     return buffer.getvalue()

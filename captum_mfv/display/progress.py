@@ -23,18 +23,12 @@ def on_terminal() -> bool:
 
 
 class Progress(tqdm):  # type: ignore[misc]
-    """A tqdm bar on a terminal or in a notebook; elsewhere a line a minute, and none for shorter work.
-
-    Args:
-        *args: what tqdm takes.
-        **options: what tqdm takes, such as ``desc``, ``total``, ``unit`` and ``disable``.
-    """
+    """A tqdm bar on a terminal or in a notebook; elsewhere a line a minute, and none for shorter work."""
 
     disable: bool
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._lines = not on_terminal()
-        self._shown = monotonic()
+        self._lines, self._shown = not on_terminal(), monotonic()
         if self._lines:
             options.setdefault("bar_format", "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {elapsed} elapsed")
         super().__init__(*args, **options)
@@ -53,7 +47,7 @@ class Progress(tqdm):  # type: ignore[misc]
             super().clear(nolock)
 
     def close(self) -> None:
-        """End the bar and leave it on the terminal as it is, if there is one."""
+        """End the bar and leave it on the terminal, if there is one."""
         if not self._lines:
             super().close()
         elif not self.disable:
@@ -63,12 +57,7 @@ class Progress(tqdm):  # type: ignore[misc]
 
 @contextmanager
 def waiting(title: str, progress: bool) -> Iterator[None]:
-    """Show the elapsed time of work of unknown length, on a line that is removed at the end.
-
-    Args:
-        title: what the work is.
-        progress: whether to show it.
-    """
+    """Show the elapsed time of work of unknown length, on a line that is removed at the end, if progress is shown."""
     with Progress(desc=title, bar_format="{desc}: {elapsed}", leave=False, disable=not progress) as line:
         ended = Event()
         clock = Thread(target=_tick, args=(line, ended), daemon=True)

@@ -6,7 +6,7 @@ __all__ = ["visible"]
 
 
 def visible(value: object) -> str:
-    """Return text in which symbols replace control characters, and ``?`` replaces what isn't valid Unicode.
+    """Return text in which symbols replace control characters, and ``?`` replaces characters outside of Unicode.
 
     >>> visible("a\\x1b[31mb")
     'a␛[31mb'

@@ -1,7 +1,6 @@
 """Self-contained pages of one run, or of several runs compared."""
 
 from captum_mfv.report.compare import compare
-from captum_mfv.report.page import build
-from captum_mfv.report.parts import Parts, read_parts
+from captum_mfv.report.page import Parts, build, read_parts
 
 __all__ = ["Parts", "build", "compare", "read_parts"]

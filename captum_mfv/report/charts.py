@@ -3,54 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SPARK", "Plane", "Point", "Strip", "plane", "sparkline", "strip"]
+__all__ = ["SPARK", "Strip", "plane", "sparkline", "strip"]
+
+SPARK = {"width": 240, "height": 30}
+"""Size of the view box of `sparkline`."""
 
 _BINS = 60
 _WIDTH, _HEIGHT, _MARGIN = 720.0, 620.0, 26.0  # size and margin of the map
 
 
-@dataclass(frozen=True)
-class Box:
-    """Width and height of a chart."""
-
-    width: int
-    height: int
-
-
-SPARK = Box(240, 30)
-
-
 def sparkline(values: NDArray[Any]) -> str:
     """Return points of a polyline over the steps, at most one per unit of width; NaNs are omitted."""
     values = values[np.isfinite(values)]
-    values = values[np.linspace(0, len(values) - 1, min(len(values), SPARK.width)).astype(int)]
+    width, height = SPARK.values()
+    values = values[np.linspace(0, len(values) - 1, min(len(values), width)).astype(int)]
     low, high = float(values.min()), float(values.max())
-    x = np.linspace(0, SPARK.width, len(values))
-    y = SPARK.height - (values - low) / max(high - low, 1e-12) * SPARK.height
+    x = np.linspace(0, width, len(values))
+    y = height - (values - low) / max(high - low, 1e-12) * height
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Histograms of activations over one range, the same on all cards.
-
-    Args:
-        low: lower end of the range.
-        high: upper end: the largest activation, but at most twice the range of real images.
-        top: count of the fullest bin.
-        bars: SVG path of the histogram of all real images.
-    """
+    """Histograms of activations over one range, the same on all cards; ``top`` is the count of the fullest bin."""
 
     low: float
     high: float
     top: int
-    bars: str
+    bars: str = ""
     width: int = 300
     height: int = 34
 
@@ -71,13 +57,16 @@ class Strip:
 
 
 def strip(real: NDArray[Any], made: Sequence[float]) -> Strip:
-    """Return the histogram of real images' activations, with a range that includes synthesized images."""
+    """Return the histogram of real images' activations.
+
+    The range includes synthesized images, but is at most twice the range of real images.
+    """
     low, highest = float(real.min()), float(real.max())
     span = max(highest - low, 1e-6 * max(1.0, abs(low), abs(highest)))
     low, high = min(low, *made, low + span), max(highest, min(max(made), highest + span), low + span)
     counts, _ = np.histogram(real.astype(np.float64), _BINS, (low, high))
-    empty = Strip(low, high, int(counts.max()), "")
-    return Strip(low, high, empty.top, empty.path(real))
+    empty = Strip(low, high, int(counts.max()))
+    return replace(empty, bars=empty.path(real))
 
 
 @dataclass(frozen=True)
@@ -92,19 +81,10 @@ class Point:
     activation: float = 0.0
 
 
-@dataclass(frozen=True)
-class Plane:
-    """The map of images, and the position of each facet's number."""
-
-    width: int
-    height: int
-    radius: float
-    points: list[Point]
-    places: list[Point]
-
-
-def plane(embedding: NDArray[Any], labels: NDArray[np.int64], names: Sequence[str], activations: NDArray[Any]) -> Plane:
-    """Return the embedding's first two axes at one scale; points are smaller the more there are."""
+def plane(
+    embedding: NDArray[Any], labels: NDArray[np.int64], names: Sequence[str], activations: NDArray[Any]
+) -> dict[str, Any]:
+    """Return the map of images: width, height, points, their radius, and the places of the facets' numbers."""
     seen = np.flatnonzero(np.isfinite(embedding[:, 0]))
     flat = embedding[seen, :2] if embedding.shape[1] > 1 else np.repeat(embedding[seen], 2, axis=1)
     spread = np.maximum(np.ptp(flat, axis=0), 1e-9)
@@ -117,7 +97,10 @@ def plane(embedding: NDArray[Any], labels: NDArray[np.int64], names: Sequence[st
         for (x, y), row in zip(places.tolist(), seen.tolist(), strict=True)
     ]
     middles = [np.median(places[labels[seen] == k], axis=0).round(1).tolist() for k in range(int(labels.max()) + 1)]
-    radius = float(np.clip(110 / np.sqrt(len(seen)), 2.5, 9))
-    return Plane(
-        int(_WIDTH), round(height), round(radius, 1), points, [Point(x, y, k) for k, (x, y) in enumerate(middles)]
-    )
+    return {
+        "width": int(_WIDTH),
+        "height": round(height),
+        "radius": round(float(np.clip(110 / np.sqrt(len(seen)), 2.5, 9)), 1),
+        "points": points,
+        "places": [Point(x, y, k) for k, (x, y) in enumerate(middles)],
+    }

@@ -14,10 +14,19 @@ from scipy.optimize import linear_sum_assignment
 
 from captum_mfv.errors import RunError
 from captum_mfv.images import to_pil
-from captum_mfv.report import words
-from captum_mfv.report.parts import Parts, read_parts
-from captum_mfv.report.pictures import pixel_class, small_url
-from captum_mfv.report.templates import fill, format_interval, p_value, save, short_name
+from captum_mfv.report.page import Parts, read_parts
+from captum_mfv.report.templates import (
+    CONTROLS,
+    REAL,
+    SCORES,
+    fill,
+    format_interval,
+    p_value,
+    pixel_class,
+    save,
+    short_name,
+    small_url,
+)
 from captum_mfv.runs.folder import RunFolder
 
 __all__ = ["compare"]
@@ -46,14 +55,6 @@ class Cell:
     activation: float
     stability: float | None
     overlap: float | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A facet of the first run, or None, and the matched facet of each run."""
-
-    reference: int | None
-    cells: list[Cell | None]
 
 
 def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
@@ -118,31 +119,26 @@ def _aligned(columns: Sequence[Mapping[str, str]]) -> Table:
     return {name: [column.get(name, "\u2013") for column in columns] for name in names}
 
 
-def _rows(folders: Sequence[RunFolder], parts: Sequence[Parts]) -> list[Row]:
+def _rows(folders: Sequence[RunFolder], parts: Sequence[Parts]) -> list[dict[str, Any]]:
     """Return a row for each facet of the first run, then one for each unmatched facet of the other runs."""
-    members = [[_keys(row) for row in part.rows] for part in parts]
-    overlaps = [_overlap(members[0], other) for other in members]
+    members = [[_paths_and_crops(row) for row in part.rows] for part in parts]
+    overlaps = [np.array([[len(a & b) / len(a | b) for b in other] for a in members[0]]) for other in members]
     pairs = [matched(overlap) for overlap in overlaps]
     each = zip(folders, parts, pairs, overlaps, strict=True)
     cells = [_cells(*its, first=n == 0) for n, its in enumerate(each)]
     rows = [
-        Row(k, [own.get(pair.get(k, -1)) for own, pair in zip(cells, pairs, strict=True)])
+        {"reference": k, "cells": [own.get(pair.get(k, -1)) for own, pair in zip(cells, pairs, strict=True)]}
         for k in range(len(members[0]))
     ]
     for n, (own, pair) in enumerate(zip(cells, pairs, strict=True)):
         left = [own[k] for k in own if k not in pair.values()]
-        rows += [Row(None, [cell if i == n else None for i in range(len(folders))]) for cell in left]
+        rows += [{"reference": None, "cells": [cell if i == n else None for i in range(len(folders))]} for cell in left]
     return rows
 
 
-def _keys(row: Mapping[str, Any]) -> set[tuple[str, tuple[int, ...]]]:
-    """Return the images of a facet as paths and crops, which are comparable between runs."""
+def _paths_and_crops(row: Mapping[str, Any]) -> set[tuple[str, tuple[int, ...]]]:
+    """Return the images of a facet in a form that is comparable between runs."""
     return {(member["path"], tuple(member.get("crop") or ())) for member in row["members"]}
-
-
-def _overlap(ours: Sequence[set[Any]], theirs: Sequence[set[Any]]) -> NDArray[np.float64]:
-    """Return the Jaccard index of the images of every two facets, (n_ours, n_theirs)."""
-    return np.array([[len(a & b) / len(a | b) for b in theirs] for a in ours])
 
 
 def matched(overlap: NDArray[np.float64]) -> dict[int, int]:
@@ -195,12 +191,12 @@ def _judged(judge: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the scores of an evaluation, each followed by those of its controls."""
     if judge is None:
         return {}
-    others = {words.CONTROLS.get(name, name): scores for name, scores in judge["controls"].items()}
+    others = {CONTROLS.get(name, name): scores for name, scores in judge["controls"].items()}
     found: dict[str, Any] = {}
-    for key, (title, _) in words.FIGURES.items():
+    for key, (title, _) in SCORES.items():
         found[title] = judge["scores"][key]
         found |= {f"{title}: {name}": scores[key] for name, scores in others.items()}
-        found[f"{title}: all real images"] = judge.get(words.REAL.get(key, ""))
+        found[f"{title}: all real images"] = judge.get(REAL.get(key, ""))
     found |= {title: judge.get(key) for key, title in _ALONE.items()}
     texts = {title: format_interval(figure) for title, figure in found.items() if figure is not None}
     return {"independent network": short_name(str(judge["name"])), "chance": _short(judge["chance"]), **texts}

@@ -10,24 +10,57 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from captum_mfv.attr import explained
-from captum_mfv.errors import ImageError, MFVWarning
+from captum_mfv.errors import ImageError, MFVWarning, RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, strip
-from captum_mfv.report.parts import Parts, read_parts
-from captum_mfv.report.pictures import THUMBNAIL, data_url, pixel_class, small_url
-from captum_mfv.report.templates import fill, save
+from captum_mfv.report.templates import THUMBNAIL, data_url, fill, pixel_class, save, small_url
 from captum_mfv.runs.folder import NEAREST, RunFolder
-from captum_mfv.runs.member_images import MemberImages
 from captum_mfv.storage.untrusted import is_folder
 
-__all__ = ["build"]
+__all__ = ["Parts", "build", "read_parts"]
 
 _SHOWN = 600  # real images with a thumbnail: limits the size of the file
 _LARGE = 2048  # pixels; larger starts and overlays are scaled down
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A run's facets, the rows of ``facets.json`` and its metrics."""
+
+    facets: FacetSet
+    rows: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Any]
+
+
+def read_parts(folder: RunFolder) -> Parts:
+    """Read a run's parts, and check them against each other: anyone may have written the folder.
+
+    Raises:
+        FacetError: if the facets can't be read.
+        RunError: if the settings are incomplete, another part can't be read, or the parts are of different facets.
+    """
+    _ = folder.input_spec  # raises if settings are incomplete
+    facets, rows, metrics = folder.read_facets(), folder.read_members(), folder.read_metrics()
+    sizes = [len(facet) for facet in facets]
+    for name, found in {
+        "facets.json": [row["size"] for row in rows],
+        "facets.json's members": [len(row["members"]) for row in rows],
+    }.items():
+        if found != sizes:
+            raise RunError(f"{folder.path}: {name} isn't of the facets in tensors.safetensors")
+    judged = (metrics.get("judge") or {}).get("confusion")
+    fits = [row["index"] for row in rows] == list(range(len(sizes))) and len(metrics["facets"]) == len(sizes)
+    fits = fits and all(("off_facet" in score) == ("real_off_facet" in score) for score in metrics["facets"])
+    if not fits or (judged is not None and [len(row) for row in judged] != [len(sizes)] * len(sizes)):
+        raise RunError(f"{folder.path}: metrics.json isn't of the facets in tensors.safetensors")
+    history = folder.read_histories().get("activation", np.empty(0))
+    whole = history.ndim == 2 and history.dtype.kind == "f" and len(history) == len(sizes)
+    if not whole or not np.isfinite(history[:, :1]).all() or not history.size:
+        raise RunError(f"{folder.path}: tensors.safetensors holds no activation of each step")
+    return Parts(facets, rows, metrics)
 
 
 @dataclass(frozen=True)
@@ -38,25 +71,12 @@ class Member:
     name: str
     activation: float
     thumbnail: str | None
-    overlay: str | None = None
+    overlay: str | None
 
 
 @dataclass(frozen=True)
 class Card:
-    """A facet's card.
-
-    Args:
-        index: index of the facet.
-        row: the facet's entry in facets.json.
-        share: the facet's share of all facets' images.
-        score: the facet's entry in metrics.json.
-        judged: the facet whose center is nearest to the image in the independent network's codes; None: not evaluated.
-        image: the image in full size; ``small``, ``start`` and ``overlay`` are scaled for the page.
-        bars: SVG path of the histogram of the activations of the facet's real images.
-        ascent: (n_steps,) the unit's activation at each step.
-        members: the real images nearest to the facet's center, with attributions.
-        others: further real images of the facet, up to the page's limit.
-    """
+    """A facet's card; ``judged`` is the nearest facet in the independent network's codes, None without evaluation."""
 
     index: int
     row: Mapping[str, Any]
@@ -71,15 +91,6 @@ class Card:
     ascent: NDArray[Any]
     members: list[Member]
     others: list[Member]
-
-
-@dataclass(frozen=True)
-class Plain:
-    """The image of the whole unit."""
-
-    image: str
-    small: str
-    scores: Mapping[str, Any] | None
 
 
 def build(folder: RunFolder) -> Path:
@@ -97,9 +108,8 @@ def build(folder: RunFolder) -> Path:
     """
     parts = read_parts(folder)
     facets, rows, metrics = parts.facets, parts.rows, parts.metrics
-    scores = metrics["facets"]
     real = facets.activations[np.isfinite(facets.activations)]
-    activations = strip(real, [score["activation"] for score in scores])
+    activations = strip(real, [score["activation"] for score in metrics["facets"]])
     cards = _cards(folder, parts, activations)
     html = fill(
         "page.html",
@@ -143,7 +153,7 @@ def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[Card]:
             overlay=_overlay(folder, k, None, _LARGE),
             bars=activations.path(facets[k].activations),
             ascent=ascents[k],
-            members=[_with_overlay(folder, k, n, member) for n, member in enumerate(members[:NEAREST])],
+            members=members[:NEAREST],
             others=members[NEAREST:],
         )
         for k, (row, members) in enumerate(zip(rows, _members(folder, facets, rows), strict=True))
@@ -155,22 +165,19 @@ def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, An
     pictures, n_shown = folder.member_images(), max(NEAREST, _SHOWN // len(rows))
     if pictures.refused is not None and is_folder(pictures.root):
         warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=4)
+
+    def member(k: int, n: int, index: int, row: Mapping[str, Any]) -> Member:
+        try:
+            thumbnail = small_url(pictures.picture(row))
+        except ImageError:
+            thumbnail = None
+        overlay = _overlay(folder, k, n, THUMBNAIL) if n < NEAREST else None
+        return Member(int(index), row["path"], row["activation"], thumbnail, overlay)
+
     return [
-        [_member(pictures, *pair) for pair in zip(facet.members[:n_shown], row["members"], strict=False)]
-        for facet, row in zip(facets, rows, strict=True)
+        [member(k, n, *pair) for n, pair in enumerate(zip(facet.members[:n_shown], row["members"], strict=False))]
+        for k, (facet, row) in enumerate(zip(facets, rows, strict=True))
     ]
-
-
-def _member(pictures: MemberImages, index: int, row: Mapping[str, Any]) -> Member:
-    try:
-        thumbnail = small_url(pictures.picture(row))
-    except ImageError:
-        thumbnail = None
-    return Member(int(index), row["path"], row["activation"], thumbnail)
-
-
-def _with_overlay(folder: RunFolder, index: int, n: int, member: Member) -> Member:
-    return Member(**{**vars(member), "overlay": _overlay(folder, index, n, THUMBNAIL)})
 
 
 def _overlay(folder: RunFolder, index: int, member: int | None, side: int) -> str | None:
@@ -178,11 +185,12 @@ def _overlay(folder: RunFolder, index: int, member: int | None, side: int) -> st
     return None if found is None else small_url(to_pil(found), side)
 
 
-def _plain(folder: RunFolder, metrics: Mapping[str, Any]) -> Plain | None:
-    image: Tensor | None = folder.read_baseline()
+def _plain(folder: RunFolder, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the image of the whole unit and its scores, or None."""
+    image = folder.read_baseline()
     if image is None:
         return None
-    return Plain(data_url(to_pil(image)), small_url(to_pil(image)), metrics.get("plain"))
+    return {"image": data_url(to_pil(image)), "small": small_url(to_pil(image)), "scores": metrics.get("plain")}
 
 
 def _names(facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,26 +1,70 @@
-"""Templates of self-contained HTML pages that make no network requests and run only their own script."""
+"""Templates, images and formats of self-contained HTML pages, which make no network requests."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
 
 from captum_mfv._version import __version__
 from captum_mfv.display.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
 from captum_mfv.display.text import visible
 from captum_mfv.errors import RunError
-from captum_mfv.report import words
 from captum_mfv.report.charts import sparkline
 from captum_mfv.storage.files import write_whole
 
-__all__ = ["environment", "fill", "format_interval", "p_value", "save", "short_name"]
+__all__ = [
+    "CONTROLS",
+    "REAL",
+    "SCORES",
+    "THUMBNAIL",
+    "data_url",
+    "environment",
+    "fill",
+    "format_interval",
+    "p_value",
+    "pixel_class",
+    "save",
+    "short_name",
+    "small_url",
+]
 
+SCORES: Mapping[str, tuple[str, str]] = {
+    "retention": (
+        "Nearest to their own facet",
+        "synthesized images whose nearest center of real images is their own facet's",
+    ),
+    "centered": ("Nearest, after centering", "the same, after the mean code of all images is subtracted"),
+    "predicts": ("Classify real images", "real images whose nearest synthesized image is their own facet's"),
+    "top1": ("Top-1 of the class", "images that the independent network classifies as the unit's class"),
+    "probability": ("Probability of the class", "mean probability of the unit's class"),
+    "distance": ("Distance to real images", "relative to the distance of real images from each other, which is 1"),
+    "precision": ("Precision", "images in the neighborhood of a real image, its 3 nearest real images"),
+    "covered": ("Covered real images", "real images with a synthesized image in their neighborhood"),
+    "diversity": ("Diversity", "how much the images differ from each other: 1 \u2212 cosine"),
+}
+"""Title and meaning of each of `metrics.EvaluationScores`."""
+
+CONTROLS: Mapping[str, str] = {"real image": "one real image per facet", "start": "start images"}
+"""Controls that every evaluation has; rendered controls have their own names."""
+
+REAL: Mapping[str, str] = {"predicts": "real_predicts", "top1": "real_top1", "probability": "real_probability"}
+"""Scores of all real images, by the score of synthesized images that they are compared with."""
+
+THUMBNAIL = 112
+"""Side of thumbnails, in pixels."""
+
+_TINY = 64  # pixels; smaller images are upscaled without interpolation
+_MOST = 400_000  # bytes of a PNG; larger images are compressed with loss
 _FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for attributes, which can't contain <bdi>
 
 
@@ -29,10 +73,8 @@ def fill(template: str, **values: Any) -> bytes:
     templates = environment()
     style = Markup(templates.get_template("page.css").render(colors=COLORS, noise=NOISE))
     script = Markup(templates.get_template("page.js").render())
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    sources = f"img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
+    policy = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
     page = templates.get_template(template)
     html = page.render(style=style, script=script, policy=policy, version=__version__, **values)
     return html.encode("utf-8", "replace")
@@ -53,9 +95,14 @@ def save(path: Path, html: bytes) -> Path:
 def environment() -> Environment:
     """Return the environment of the templates, with their filters."""
     made = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
-    made.globals.update(words=words, shapes={marker: _outline(shape) for marker, shape in SHAPES.items()})
+    made.globals.update(
+        SCORES=SCORES,
+        CONTROLS=CONTROLS,
+        REAL=REAL,
+        shapes={marker: _outline(shape) for marker, shape in SHAPES.items()},
+    )
     made.filters.update(
-        above=_above,
+        above=lambda share: f"above {'all real images' if share == 1 else f'{share:.0%} of the real images'}",
         hue=lambda index: f"hue-{index % len(COLORS)}" if index >= 0 else "hue-none",
         ink_on=_ink_on,
         interval=format_interval,
@@ -71,11 +118,6 @@ def environment() -> Environment:
         visible=visible,
     )
     return made
-
-
-def _above(percentile: float) -> str:
-    """Return a percentile among real images in words."""
-    return "above all real images" if percentile == 1 else f"above {percentile:.0%} of the real images"
 
 
 def _digest(text: str) -> str:
@@ -111,3 +153,31 @@ def _ink_on(color: str) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#fff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#111"
+
+
+def data_url(image: Image.Image) -> str:
+    """Return the data URL of an image, compressed with loss if the image is large."""
+    png = _encoded(image, "PNG")
+    return _url(png, "png") if len(png) <= _MOST else _url(_encoded(image, "WEBP", quality=92), "webp")
+
+
+def small_url(image: Image.Image, side: int = THUMBNAIL) -> str:
+    """Return the data URL of an image downscaled to a side, compressed with loss."""
+    if image.width > side:
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
+    return _url(_encoded(image.convert("RGB"), "WEBP", quality=85), "webp")
+
+
+def pixel_class(image: Tensor) -> str:
+    """Return the CSS class of an image, (C, H, W), by its size."""
+    return "pixels" if image.shape[-1] <= _TINY else ""
+
+
+def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _url(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
