@@ -2,8 +2,7 @@
 
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution, NeuronFacetAttribution
 from captum_mfv.attr.codes import AttributionCode, pure_code
-from captum_mfv.attr.maps import facet_maps
-from captum_mfv.attr.methods import check_method
+from captum_mfv.attr.maps import check_method, facet_maps
 from captum_mfv.attr.model import FacetModel, explained, unit_forward
 
 __all__ = [

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import captum.attr
 import torch
 from captum.attr import Attribution, IntegratedGradients, LayerAttribution, NeuronAttribution, NeuronConductance
 from torch import Tensor, nn
 
-from captum_mfv.attr.methods import Method, make, name_of, shares_passes
 from captum_mfv.attr.model import Contrast, FacetModel, Scores, facet_targets
 from captum_mfv.attr.sharing import integrate, repeat_rows, shared
 from captum_mfv.errors import FacetError
 from captum_mfv.images import InputSpec, check_range
 
-__all__ = ["FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
+__all__ = ["REFUSED", "FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
 
 Layer: TypeAlias = nn.Module | list[nn.Module]
+Method: TypeAlias = Callable[..., Attribution]
+
+# These call the forward function from outside and treat every row alike, so that facets can share its passes.
+_SHARING = (
+    captum.attr.Saliency,
+    captum.attr.InputXGradient,
+    captum.attr.IntegratedGradients,
+    captum.attr.FeatureAblation,
+    captum.attr.ShapleyValueSampling,
+)
+_NOT_SHARING = (captum.attr.FeaturePermutation,)  # an ablation that mixes rows
+
+_TEXT = "it explains text, not images"
+REFUSED = {
+    "LayerActivation": "activations have no target: they are the same for every facet",
+    "LayerFeaturePermutation": "Captum 0.9 fails on every model with a target",
+    "DataLoaderAttribution": "its argument is a method, not a forward function; give it a FacetAttribution",
+    **dict.fromkeys(("LLMAttribution", "LLMGradientAttribution", "RemoteLLMAttribution"), _TEXT),
+}
+"""Methods that can't explain facets, and why."""
+
+_RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
 
 _INTEGRATED = {"baselines", "n_steps", "internal_batch_size"}  # arguments of IntegratedGradients that `integrate` takes
 
@@ -40,7 +63,7 @@ class _Wrapper(Attribution):  # type: ignore[misc]
         if contrast or kind == "a neuron":
             explained = Contrast(forward_func, model) if contrast else Scores(forward_func)
         places = () if kind == "inputs" else (explained.scores if layer is None and kind == "a neuron" else layer,)
-        self.attribution_method = make(kind, method, (explained, *places), options, model)
+        self.attribution_method = _make(kind, method, (explained, *places), options, model)
         self.n_facets, self._input_spec = model.n_facets, model.input_spec
         return explained
 
@@ -96,7 +119,7 @@ class FacetAttribution(_Wrapper):
     def __init__(self, method: Method, forward_func: nn.Module, *, contrast: bool = False, **options: Any) -> None:
         explained = self._wrap("inputs", method, forward_func, None, contrast, options)
         Attribution.__init__(self, explained)
-        self._shared = method(shared(explained, self.n_facets), **options) if shares_passes(method) else None
+        self._shared = method(shared(explained, self.n_facets), **options) if _shares_passes(method) else None
 
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
         """Compute attributions to the inputs.
@@ -208,9 +231,9 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
         explained = self._wrap("a neuron", method, forward_func, layer, contrast, options)
         self._through = isinstance(self.attribution_method, NeuronConductance)
         if self._through and layer is None:
-            raise FacetError(f"{name_of(method)} needs the layer of the neuron; give layer=")
+            raise FacetError(f"{_name(method)} needs the layer of the neuron; give layer=")
         if layer is not None and not self._through:
-            raise FacetError(f"the neurons of {name_of(method)} are the facets; leave layer out")
+            raise FacetError(f"the neurons of {_name(method)} are the facets; leave layer out")
         NeuronAttribution.__init__(self, explained, self.attribution_method.layer)
 
     def attribute(
@@ -233,6 +256,56 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
         if neuron_selector is None:
             raise FacetError("conductance needs a neuron_selector, the neuron of the layer")
         return self._each(inputs, target, lambda k: explain(inputs, neuron_selector, target=k, **options))
+
+
+def _shares_passes(method: Method) -> bool:
+    """Whether all facets can share the forward passes of a method."""
+    return inspect.isclass(method) and issubclass(method, _SHARING) and not issubclass(method, _NOT_SHARING)
+
+
+def _make(
+    kind: str, method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel
+) -> Attribution:
+    """Construct an attribution to inputs, a layer or a neuron (the kind) for a facet model.
+
+    The first arguments are a forward function and, for layers and neurons, a layer; the options are the others.
+
+    Raises:
+        TypeError: if ``method`` doesn't return an attribution of this kind.
+        FacetError: if the attribution can't explain facets, or not this output; the message gives the reason.
+    """
+    if not callable(method):
+        raise TypeError(f"method must be a class of captum.attr, or a function that makes one, not {method!r}")
+    if inspect.isclass(method):
+        _refuse(method, model)
+    made = method(*arguments, **options)
+    if not isinstance(made, Attribution):
+        raise TypeError(f"{_name(method)} made a {type(made).__name__}, not an attribution of captum.attr")
+    inner = made
+    while hasattr(inner, "attribution_method"):
+        inner = inner.attribution_method
+    _refuse(type(inner), model)
+    found = "a layer" if isinstance(made, LayerAttribution) else "inputs"
+    found = "a neuron" if isinstance(made, NeuronAttribution) else found
+    if found != kind:
+        other = {"inputs": "FacetAttribution", "a layer": "LayerFacetAttribution", "a neuron": "NeuronFacetAttribution"}
+        raise TypeError(f"{_name(method)} attributes to {found}, not to {kind}; use {other[found]}")
+    return made
+
+
+def _refuse(method: type, model: FacetModel) -> None:
+    name = method.__name__
+    if name in REFUSED:
+        raise FacetError(f"{name} can't explain facets: {REFUSED[name]}")
+    if model.output == "gated" and model.n_facets > 1 and any(rules in name for rules in _RULES):
+        raise FacetError(
+            f"{name} can't explain output='gated': it has no rule for a softmax or a product; explain 'logits'"
+        )
+
+
+def _name(method: Method) -> str:
+    """Return the name of a class or function, or of the class of another callable."""
+    return getattr(method, "__name__", type(method).__name__)
 
 
 def _first(inputs: Any) -> Tensor:

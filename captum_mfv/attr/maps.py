@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import captum.attr
 import numpy as np
 import torch
-from captum.attr import Attribution, LayerAttribution
+from captum.attr import Attribution, LayerAttribution, NeuronAttribution
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import guard
 from captum_mfv.activations.layers import LayerCall, spatial_layers, trace
-from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
-from captum_mfv.attr.methods import check_method
+from captum_mfv.attr.attribution import REFUSED, FacetAttribution, LayerFacetAttribution
 from captum_mfv.attr.model import FacetModel, facet_targets
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
@@ -25,10 +25,14 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, stack
 from captum_mfv.units import channels_second
 
-__all__ = ["facet_maps"]
+__all__ = ["check_method", "facet_maps"]
 
 _BATCH = 16  # images explained together, at most
 _PATCHES = 8  # patches along each side of the image, for methods that replace parts of it
+_NO_MAP = {"FeaturePermutation": "its values depend on which images share a batch", **REFUSED}
+_NEEDS = {"ShapleyValues": {"feature_mask"}}  # beside parameters without a default: n features take n! orders
+_GIVEN = {"self", "forward_func", "model", "inputs", "sliding_window_shapes"}  # `facet_maps` passes these itself
+_SUCH_AS = "choose one such as IntegratedGradients"
 
 
 def facet_maps(
@@ -153,3 +157,44 @@ def _summed(attributions: Any, facets: FacetSet, explainer: Attribution) -> Tens
         raise FacetError("facet_maps needs attributions of shape (N, C, H, W), and nothing beside them")
     last = facets.code.channels if isinstance(explainer, LayerFacetAttribution) else None
     return channels_second(attributions.float(), last or "first").sum(1).cpu()
+
+
+def check_method(name: str | None, options: Collection[str] = ()) -> None:
+    """Raise an error if `facet_maps` can't use a method; nothing is run.
+
+    Args:
+        name: name of a class of `captum.attr`; None is the default method.
+        options: names of the arguments that the caller gives to the method's ``attribute``.
+
+    Raises:
+        FacetError: if `captum.attr` has no attribution of that name to inputs or to a layer, the method can't
+            explain facets, it lacks an argument, or it has no argument of a given name.
+    """
+    if name is None:
+        return
+    method = getattr(captum.attr, name, None)
+    if not (isinstance(method, type) and issubclass(method, Attribution) and "attribute" in dir(method)):
+        raise FacetError(f"captum.attr has no attribution {name!r}; {_SUCH_AS}")
+    if issubclass(method, NeuronAttribution):
+        raise FacetError(f"{name} attributes to a neuron of a layer, not to inputs or to a layer; {_SUCH_AS}")
+    if reason := _NO_MAP.get(name):
+        raise FacetError(f"{name} can't explain facets: {reason}; {_SUCH_AS}")
+    if more := _required(method) - ({"layer"} if issubclass(method, LayerAttribution) else set()):
+        raise FacetError(
+            f"{name} must be constructed with {', '.join(sorted(more))}, which facet_maps can't pass; construct a "
+            f"FacetAttribution with it, or {_SUCH_AS}"
+        )
+    attribute = getattr(method, "attribute")  # noqa: B009
+    if missing := (_required(attribute) | _NEEDS.get(name, set())) - set(options):
+        raise FacetError(f"{name} needs {', '.join(sorted(missing))}: pass it to attr.facet_maps, or {_SUCH_AS}")
+    parameters = inspect.signature(attribute).parameters.values()
+    unknown = set(options) - {parameter.name for parameter in parameters}
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise FacetError(f"{name} has no argument {', '.join(sorted(unknown))}")
+
+
+def _required(function: Callable[..., Any]) -> set[str]:
+    """Names of the parameters without a default that the caller has to give."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.default is p.empty and p.kind in kinds} - _GIVEN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,8 @@ from scipy.optimize import linear_sum_assignment
 
 from captum_mfv.errors import RunError
 from captum_mfv.images import to_pil
+from captum_mfv.report import templates
 from captum_mfv.report.page import Parts, read_parts
-from captum_mfv.report.templates import (
-    CONTROLS,
-    REAL,
-    SCORES,
-    fill,
-    format_interval,
-    p_value,
-    pixel_class,
-    save,
-    short_name,
-    small_url,
-)
 from captum_mfv.runs.folder import RunFolder
 
 __all__ = ["compare"]
@@ -44,28 +32,12 @@ Table = dict[str, list[str]]
 """Title of each row of a table, and its cell for each run."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A facet of a run; ``overlap`` is its overlap with the matched facet of the first run."""
-
-    index: int
-    image: str
-    pixels: str
-    size: int
-    activation: float
-    stability: float | None
-    overlap: float | None
-
-
 def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
     """Write one page that compares finished runs.
 
     Args:
         folders: at least two runs.
-        path: the HTML file to write; its folder is created if missing.
-
-    Returns:
-        The path.
+        path: the HTML file to write, which is returned; its folder is created if missing.
 
     Raises:
         RunError: if there are fewer than two runs, one isn't finished, or its files can't be read.
@@ -77,7 +49,7 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
             raise RunError(f"{folder.path} isn't finished; resume it with the command that started it")
     parts = [read_parts(folder) for folder in folders]
     differing, same = _settings(folders)
-    html = fill(
+    html = templates.fill(
         "compare.html",
         runs=_titles(folders),
         units=list(dict.fromkeys(folder.settings["unit"] for folder in folders)),
@@ -87,7 +59,7 @@ def compare(folders: Sequence[RunFolder], path: str | os.PathLike[str]) -> Path:
         figures=_aligned([_figures(*pair) for pair in zip(folders, parts, strict=True)]),
         judged=_aligned([_judged(part.metrics.get("judge")) for part in parts]),
     )
-    return save(Path(path), html)
+    return templates.save(Path(path), html)
 
 
 def _titles(folders: Sequence[RunFolder]) -> list[str]:
@@ -149,19 +121,20 @@ def matched(overlap: NDArray[np.float64]) -> dict[int, int]:
 
 def _cells(
     folder: RunFolder, parts: Parts, pair: Mapping[int, int], overlap: NDArray[np.float64], *, first: bool
-) -> dict[int, Cell]:
+) -> dict[int, dict[str, Any]]:
+    """Return the facets of a run, with the overlap of each with the matched facet of the first run."""
     images, scores = folder.read_images(parts.facets), parts.metrics["facets"]
-    beside = {} if first else {b: float(overlap[a, b]) for a, b in pair.items()}
+    shared = {} if first else {b: float(overlap[a, b]) for a, b in pair.items()}
     return {
-        k: Cell(
-            index=k,
-            image=small_url(to_pil(images[k]), _SIDE),
-            pixels=pixel_class(images[k]),
-            size=row["size"],
-            activation=scores[k]["activation"],
-            stability=row["stability"],
-            overlap=beside.get(k),
-        )
+        k: {
+            "index": k,
+            "image": templates.small_url(to_pil(images[k]), _SIDE),
+            "pixels": templates.pixel_class(images[k]),
+            "size": row["size"],
+            "activation": scores[k]["activation"],
+            "stability": row["stability"],
+            "overlap": shared.get(k),
+        }
         for k, row in enumerate(parts.rows)
     }
 
@@ -177,7 +150,7 @@ def _figures(folder: RunFolder, parts: Parts) -> dict[str, str]:
         "by chance": metrics["chance"],
         "real images nearest to their own facet's center": metrics.get("agreement"),
         "multifacetedness": unit["score"],
-        "p-value of one facet": p_value(unit["p_value"]),
+        "p-value of one facet": templates.p_value(unit["p_value"]),
         "share of activation in stable facets": unit["coverage"],
         "mean stability": float(np.mean(stable)) if stable else None,
         "mean share of real images that activate the unit less": np.mean([s["percentile"] for s in metrics["facets"]]),
@@ -191,15 +164,15 @@ def _judged(judge: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the scores of an evaluation, each followed by those of its controls."""
     if judge is None:
         return {}
-    others = {CONTROLS.get(name, name): scores for name, scores in judge["controls"].items()}
+    others = {templates.CONTROLS.get(name, name): scores for name, scores in judge["controls"].items()}
     found: dict[str, Any] = {}
-    for key, (title, _) in SCORES.items():
+    for key, (title, _) in templates.SCORES.items():
         found[title] = judge["scores"][key]
         found |= {f"{title}: {name}": scores[key] for name, scores in others.items()}
-        found[f"{title}: all real images"] = judge.get(REAL.get(key, ""))
+        found[f"{title}: all real images"] = judge.get(templates.REAL.get(key, ""))
     found |= {title: judge.get(key) for key, title in _ALONE.items()}
-    texts = {title: format_interval(figure) for title, figure in found.items() if figure is not None}
-    return {"independent network": short_name(str(judge["name"])), "chance": _short(judge["chance"]), **texts}
+    texts = {title: templates.format_interval(figure) for title, figure in found.items() if figure is not None}
+    return {"independent network": templates.short_name(str(judge["name"])), "chance": _short(judge["chance"]), **texts}
 
 
 def _short(value: str | float) -> str:

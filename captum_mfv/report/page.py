@@ -1,4 +1,4 @@
-"""The page of a run: collect its data from the run's folder and fill the templates."""
+"""The page of a run, from the files of the run's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captum_mfv.attr import explained
 from captum_mfv.errors import ImageError, MFVWarning, RunError
@@ -63,36 +62,6 @@ def read_parts(folder: RunFolder) -> Parts:
     return Parts(facets, rows, metrics)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A real image on a facet's card; ``row`` is its index in the dataset."""
-
-    row: int
-    name: str
-    activation: float
-    thumbnail: str | None
-    overlay: str | None
-
-
-@dataclass(frozen=True)
-class Card:
-    """A facet's card; ``judged`` is the nearest facet in the independent network's codes, None without evaluation."""
-
-    index: int
-    row: Mapping[str, Any]
-    share: float
-    score: Mapping[str, Any]
-    judged: int | None
-    image: str
-    small: str
-    start: str
-    overlay: str | None
-    bars: str
-    ascent: NDArray[Any]
-    members: list[Member]
-    others: list[Member]
-
-
 def build(folder: RunFolder) -> Path:
     """Write ``report.html`` of a run's folder and return its path.
 
@@ -124,7 +93,7 @@ def build(folder: RunFolder) -> Path:
         cropped=any("crop" in member for row in rows for member in row["members"][:1]),
         cards=cards,
         explained=explained(facets),
-        largest=max(card.share for card in cards),
+        largest=max(card["share"] for card in cards),
         plain=_plain(folder, metrics),
         plane=plane(facets.embedding, facets.labels, _names(facets, rows), facets.activations),
         strip=activations,
@@ -134,45 +103,47 @@ def build(folder: RunFolder) -> Path:
     return save(folder.path / "report.html", html)
 
 
-def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[Card]:
+def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[dict[str, Any]]:
+    """Return each facet's card; judged is the nearest facet in the independent network's codes, if evaluated."""
     facets, rows, metrics = parts.facets, parts.rows, parts.metrics
     images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
     ascents = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
     judged = (metrics.get("judge") or {}).get("confusion")
     return [
-        Card(
-            index=k,
-            row=row,
-            share=row["size"] / total,
-            score=metrics["facets"][k],
-            judged=None if judged is None else int(np.argmax(judged[k])),
-            image=data_url(to_pil(images[k])),
-            small=small_url(to_pil(images[k]), 2 * THUMBNAIL),
-            start=small_url(to_pil(starts[k]), _LARGE),
-            overlay=_overlay(folder, k, None, _LARGE),
-            bars=activations.path(facets[k].activations),
-            ascent=ascents[k],
-            members=members[:NEAREST],
-            others=members[NEAREST:],
-        )
+        {
+            "index": k,
+            "row": row,
+            "share": row["size"] / total,
+            "score": metrics["facets"][k],
+            "judged": None if judged is None else int(np.argmax(judged[k])),
+            "image": data_url(to_pil(images[k])),
+            "small": small_url(to_pil(images[k]), 2 * THUMBNAIL),
+            "start": small_url(to_pil(starts[k]), _LARGE),
+            "overlay": _overlay(folder, k, None, _LARGE),
+            "bars": activations.path(facets[k].activations),
+            "ascent": ascents[k],
+            "members": members[:NEAREST],
+            "others": members[NEAREST:],
+        }
         for k, (row, members) in enumerate(zip(rows, _members(folder, facets, rows), strict=True))
     ]
 
 
-def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[Member]]:
+def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the real images of each facet, nearest to the center first, up to the page's limit."""
     pictures, n_shown = folder.member_images(), max(NEAREST, _SHOWN // len(rows))
     if pictures.refused is not None and is_folder(pictures.root):
         warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=4)
 
-    def member(k: int, n: int, index: int, row: Mapping[str, Any]) -> Member:
+    def member(k: int, n: int, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
         try:
             thumbnail = small_url(pictures.picture(row))
         except ImageError:
             thumbnail = None
         overlay = _overlay(folder, k, n, THUMBNAIL) if n < NEAREST else None
-        return Member(int(index), row["path"], row["activation"], thumbnail, overlay)
+        shown = {"thumbnail": thumbnail, "overlay": overlay}
+        return {"row": int(index), "name": row["path"], "activation": row["activation"], **shown}
 
     return [
         [member(k, n, *pair) for n, pair in enumerate(zip(facet.members[:n_shown], row["members"], strict=False))]
