@@ -71,12 +71,11 @@ def random_concepts(
         n_concepts: number of concepts, at least 3 for `tcav_table`.
         n_images: number of examples of each, drawn without replacement.
         seed: seed of the draw, an integer of 0 or more.
-        input_spec: preprocessing from images in [0, 1] to the model's input.
+        input_spec: as for `facet_concepts`.
 
     Raises:
-        TypeError: if ``seed`` isn't an integer.
-        FacetError: if ``n_concepts`` or ``n_images`` is below 1, ``seed`` below 0, or the dataset has fewer than
-            n_images images.
+        TypeError: if a number isn't an integer.
+        FacetError: if a number is too low, or the dataset has fewer than n_images images.
         ImageError: if an example isn't in [0, 1].
     """
     for name, value, lowest in (("n_concepts", n_concepts, 1), ("n_images", n_images, 1), ("seed", seed, 0)):
@@ -124,15 +123,10 @@ class CentroidClassifier(Classifier):  # type: ignore[misc]
     def train_and_eval(
         self, dataloader: Iterable[Any], test_split_ratio: float = 0.33, **kwargs: Any
     ) -> dict[str, Any]:
-        """Compute the vectors, and the accuracy of a nearest-mean classifier on held-out examples.
-
-        Args:
-            dataloader: batches of activations, (N, D), and of concepts' ids, (N,).
-            test_split_ratio: fraction of each concept's examples that is held out for ``accs``.
-            **kwargs: ignored; Captum passes arguments of other classifiers.
+        """Compute the vectors from batches of activations, (N, D), and of concepts' ids, (N,).
 
         Returns:
-            ``accs``: fraction of the held-out examples that are nearest to their own concept's mean.
+            ``accs``: the accuracy of a nearest-mean classifier on held-out examples, whose share is test_split_ratio.
         """
         rows, labels = zip(*((to_float(x.detach().cpu()), y.cpu()) for x, y in dataloader), strict=True)
         x, y = torch.cat(rows), torch.cat(labels)

@@ -58,8 +58,7 @@ def plot_facets(
         axes: one for each picture, the pictures of a facet in succession; None: a new figure.
         titles: one for each rendering; by default the facet's number.
         starts: show the start images too.
-        images: the dataset in which the facets were found, to show the members nearest to each facet's center.
-        n_nearest: number of these members.
+        images: the dataset in which the facets were found, to show the n_nearest members of each facet.
         transparency: draw the image with its transparency, which fades out pixels that don't affect the facet.
         columns: number of facets in each row of a new figure.
         width: width of a new figure in inches.
@@ -76,8 +75,8 @@ def plot_facets(
     _check_count(len(shown), "renderings", names, "titles")
     strips = [_strip(one, starts, images, n_nearest, transparency) for one in shown]
     n_pictures = len(strips[0])
-    made = _grid(len(shown), n_pictures, columns, width) if axes is None else axes
-    places = _flat(made, len(shown) * n_pictures, "pictures").reshape(len(shown), n_pictures)
+    places = _grid(len(shown), n_pictures, columns, width) if axes is None else axes
+    places = _flat(places, len(shown) * n_pictures, "pictures").reshape(len(shown), n_pictures)
     for one, strip, column, name in zip(shown, strips, places, names, strict=True):
         for picture, axis in zip(strip, column, strict=True):
             _show(axis, picture)
@@ -106,15 +105,12 @@ def plot_attributions(
     Args:
         images: (N, C, H, W) in [0, 1].
         attributions: (N, C, H, W), or of another size, such as a layer's, (N, 1, h, w) or (N, h, w).
-        axes: one for each image; None: one row in a new figure.
+        axes: one for each image, which are returned, (N,); None: one row in a new figure.
         sign: ``positive``, ``negative``, ``absolute_value`` or ``all``.
         titles: one for each image.
         method: Captum's name of the kind of plot, such as ``blended_heat_map``, ``heat_map`` or ``masked_image``.
         alpha: opacity of the map, in [0, 1].
         outlier_perc: percentage of the total attribution that is clipped.
-
-    Returns:
-        The axes, (N,).
 
     Raises:
         FacetError: if there are not as many attributions, axes or titles as images.
@@ -161,14 +157,11 @@ def plot_embedding(
 
     Args:
         facets: the facets; the first two axes of their embedding are drawn.
-        axis: the axis; None: a new square figure.
+        axis: the axis, which is returned; None: a new square figure.
         titles: one for each facet; by default its number.
         legend: list the facets and their numbers of images beside the plot.
         size: size of a point in square typographic points.
         width: width of a new figure in inches, without the legend.
-
-    Returns:
-        The axis.
 
     Raises:
         TypeError: if ``facets`` isn't a `FacetSet`.
@@ -210,20 +203,17 @@ def plot_history(
 ) -> NDArray[Any]:
     """Plot the unit's activation and the objective's terms over the steps: a panel per term, a line per facet.
 
+    The other arguments and errors are those of `plot_facets`.
+
     Args:
-        renderings: renderings, as for `plot_facets`.
-        axes: one for each term; None: a new figure.
+        axes: one for each term, which are returned; None: a new figure.
         terms: names in a rendering's ``history``; by default the activation, then the terms of the objective.
         window: number of steps of a running mean, since transforms change each step's values; by default a twentieth
             of all steps; 1 for the values themselves.
         legend: name the facets, if there are several: under a new figure, otherwise in the last panel.
-        width: width of a new figure in inches.
-
-    Returns:
-        The axes, (n_terms,).
 
     Raises:
-        TypeError, FacetError: as `plot_facets`, or if there is no such term.
+        FacetError: if there is no such term.
     """
     shown = _listed(renderings)
     found = list(dict.fromkeys(["activation", *(term for one in shown for term in one.history)]))
@@ -234,10 +224,8 @@ def plot_history(
     for axis, term in zip(places, chosen, strict=True):
         _draw_term(axis, term, shown, window)
     if legend and len(shown) > 1 and axes is None:
-        lines, figure = places[0].get_lines(), places[0].figure
-        columns = int(width / 0.85)
-        below: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-        figure.legend(handles=lines, fontsize="x-small", **below)
+        below: dict[str, Any] = {"loc": "outside lower center", "ncols": int(width / 0.85), "frameon": False}
+        places[0].figure.legend(handles=places[0].get_lines(), fontsize="x-small", **below)
     elif legend and len(shown) > 1:
         places[-1].legend(fontsize="x-small")
     return places

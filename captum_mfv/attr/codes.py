@@ -43,10 +43,8 @@ class AttributionCode:
     ) -> None:
         if not isinstance(attribution, LayerAttribution):
             raise TypeError(f"attribution must be a captum.attr.LayerAttribution, not {type(attribution).__name__}")
-        self.attribution = attribution
-        self.positive = positive
+        self.attribution, self.positive, self.arguments = attribution, positive, arguments
         self.input_spec = input_spec or InputSpec()
-        self.arguments = arguments
 
     def __call__(self, images: Tensor) -> Tensor:
         """Compute the codes, (N, D), detached, on the CPU, in float32 or the model's wider precision.
