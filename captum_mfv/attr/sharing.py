@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -123,29 +122,19 @@ def _behind(forward_func: nn.Module, stem: nn.Module, line: Tensor, shares: Tens
     steps, n = line.shape[:2]
     rows = line.flatten(0, 1)  # convolutions are faster with channels last
     rows = rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
-    with _cut(stem) as cut:
+    cut: list[Tensor] = []  # the stem's outputs, at which the graph starts
+
+    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        cut.append(output.detach().requires_grad_())
+        return cut[-1].clone()  # a ReLU in place may follow
+
+    with stem.register_forward_hook(hook):
         outputs = forward_func(rows.requires_grad_())
     if len(cut) != 1 or torch.autograd.grad(outputs.sum(), rows, retain_graph=True, allow_unused=True)[0] is not None:
         return None
     by = shares.to(outputs).repeat_interleave(n)
     columns = [torch.autograd.grad(column, cut, by, retain_graph=True)[0] for column in outputs.unbind(1)]
     return torch.stack([column.to(outputs.dtype).reshape(steps, n, *column.shape[1:]).sum(0) for column in columns])
-
-
-@contextmanager
-def _cut(stem: nn.Module) -> Iterator[list[Tensor]]:
-    """Start the graph at a layer's outputs, which are appended to the list."""
-    leaves: list[Tensor] = []
-
-    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # a ReLU in place may follow
-
-    handle = stem.register_forward_hook(hook)
-    try:
-        yield leaves
-    finally:
-        handle.remove()
 
 
 @torch.enable_grad()
