@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import captum.attr
 import torch
 from captum.attr import Attribution, IntegratedGradients, LayerAttribution, NeuronAttribution, NeuronConductance
+from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_mfv.attr.model import Contrast, FacetModel, Scores, facet_targets
@@ -121,6 +122,7 @@ class FacetAttribution(_Wrapper):
         Attribution.__init__(self, explained)
         self._shared = method(shared(explained, self.n_facets), **options) if _shares_passes(method) else None
 
+    @log_usage()  # type: ignore[untyped-decorator]  # NoiseTunnel unwraps it
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
         """Compute attributions to the inputs.
 
@@ -195,6 +197,7 @@ class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
     def layer(self, layer: Layer) -> None:
         self.attribution_method.layer = layer
 
+    @log_usage()  # type: ignore[untyped-decorator]  # NoiseTunnel unwraps it
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
         """Compute attributions to the layer.
 
@@ -236,6 +239,7 @@ class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
             raise FacetError(f"the neurons of {_name(method)} are the facets; leave layer out")
         NeuronAttribution.__init__(self, explained, self.attribution_method.layer)
 
+    @log_usage()  # type: ignore[untyped-decorator]  # NoiseTunnel unwraps it
     def attribute(
         self, inputs: Tensor | tuple[Tensor, ...], neuron_selector: Any = None, target: Any = None, **options: Any
     ) -> Any:

@@ -48,13 +48,8 @@ class FacetModel(nn.Module):
             layer_name(model, layer)
         weight = first_floating_point(model)
         weight = torch.zeros(0) if weight is None else weight
-        self.model, self.unit, self.code, self.output, self.input_spec = (
-            model,
-            facets.unit,
-            facets.code,
-            output,
-            input_spec,
-        )
+        self.model, self.output, self.input_spec = model, output, input_spec
+        self.unit, self.code = facets.unit, facets.code
         self.head = facets.head().to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     @property
