@@ -31,8 +31,7 @@ def names() -> list[str]:
     """Return the names of torchvision's image classifiers."""
     import torchvision.models  # here, since it takes a second to import
 
-    found: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return found
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def load(

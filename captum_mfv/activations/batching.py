@@ -130,9 +130,5 @@ class Scan:
 
     def identity(self, **parts: Any) -> dict[str, Any]:
         """Return all that stored rows depend on, except for rounding: batch size and device don't count."""
-        return {
-            **parts,
-            "input_spec": self.spec,
-            "images": dataset_fingerprint(self.images, self.key),
-            "weights": weights_fingerprint(self.model),
-        }
+        images, weights = dataset_fingerprint(self.images, self.key), weights_fingerprint(self.model)
+        return {**parts, "input_spec": self.spec, "images": images, "weights": weights}

@@ -106,14 +106,10 @@ def _place(calls: list[LayerCall], layer: str) -> int:
     call = calls[names.index(layer)]
     if call.runs > 1:
         raise UnitError(
-            f"layer {layer} runs {call.runs} times in a forward pass, so its output is ambiguous; "
-            f"name the layer around it, or one that runs once"
+            f"layer {layer} runs {call.runs} times in a pass; name a layer around it that runs once"
         )
     if call.batch is None:
-        raise UnitError(
-            f"layer {layer} returns a tensor of shape {call.shape} that has no batch axis, so it has no units; "
-            f"name a layer around it"
-        )
+        raise UnitError(f"layer {layer} returns a tensor of shape {call.shape}, which has no batch axis; name another")
     return names.index(layer)
 
 

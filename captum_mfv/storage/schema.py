@@ -141,9 +141,8 @@ def _explain(error: ValidationError, kind: Any, value: Any, where: str) -> str:
 
 
 def _kind(detail: ErrorDetails) -> str:
-    phrase = _KINDS.get(detail["type"])
     own = detail["msg"].removeprefix("Input should be ")
-    return own if phrase is None else phrase.format(**detail.get("ctx", {}))
+    return _KINDS.get(detail["type"], "{own}").format(own=own, **detail.get("ctx", {}))
 
 
 def _path(value: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
