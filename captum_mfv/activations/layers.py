@@ -105,9 +105,7 @@ def _place(calls: list[LayerCall], layer: str) -> int:
         raise UnitError(f"layer {layer} doesn't run in the model's forward pass, or doesn't return a tensor")
     call = calls[names.index(layer)]
     if call.runs > 1:
-        raise UnitError(
-            f"layer {layer} runs {call.runs} times in a pass; name a layer around it that runs once"
-        )
+        raise UnitError(f"layer {layer} runs {call.runs} times in a pass; name a layer around it that runs once")
     if call.batch is None:
         raise UnitError(f"layer {layer} returns a tensor of shape {call.shape}, which has no batch axis; name another")
     return names.index(layer)
