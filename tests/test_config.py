@@ -13,8 +13,7 @@ from click.testing import CliRunner
 from captum_mfv.cli import app
 from captum_mfv.errors import RunError
 from captum_mfv.optvis.recipes import RECIPES
-from captum_mfv.runs import config
-from captum_mfv.runs.settings import RunSettings, declared_options
+from captum_mfv.runs.settings import RunSettings, config_model, declared_options, read_toml, to_toml
 
 VALUES = {
     "numbers and names": {"top_k": 200, "facets": "auto", "unit": "fc:3", "model": "resnet50", "recipe": "facet"},
@@ -31,21 +30,21 @@ def test_what_is_written_is_read_again_from_the_same_place(case, folder, tmp_pat
     place = tmp_path / folder.strip("/")
     place.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    text = config.dumps(VALUES[case], place)
+    text = to_toml(VALUES[case], place)
     path = place / "run.toml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    found = config.read(os.path.relpath(path))
+    found = read_toml(os.path.relpath(path))
     assert found == VALUES[case]
 
 
 def test_paths_are_relative_to_the_file_and_names_may_have_hyphens(tmp_path):
     (tmp_path / "run.toml").write_text('images = "../peppers"\ntop-k = 3\nout = "~x"\n')
-    found = config.read(tmp_path / "run.toml")
+    found = read_toml(tmp_path / "run.toml")
     assert found == {"images": str(tmp_path.parent / "peppers"), "top_k": 3, "out": str(tmp_path / "~x")}
 
 
 def test_every_recipe_is_a_name_and_no_path():
-    assert config.dumps({"recipe": "facet"}, "/out") == 'recipe = "facet"\n'
+    assert to_toml({"recipe": "facet"}, "/out") == 'recipe = "facet"\n'
     assert not [name for name in RECIPES if name.endswith(".json")]
 
 
@@ -80,7 +79,7 @@ def test_invalid_settings_raise_an_error_that_names_the_setting(changes, message
 def test_every_declared_option_is_one_of_the_command_and_of_the_schema():
     options = {parameter.name: parameter for parameter in app.commands["run"].params}
     assert options.keys() - declared_options().keys() == {"config"}
-    properties = config.config_model().model_json_schema()["properties"]
+    properties = config_model().model_json_schema()["properties"]
     for name, declared in declared_options().items():
         assert options[name].help == declared.help == properties[declared.hyphenated]["description"]
         assert options[name].required == declared.required

@@ -35,8 +35,8 @@ from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, Recipe, read_recipe
 from captum_mfv.optvis.render import render_facets
-from captum_mfv.runs import config
-from captum_mfv.runs.top_images import TOP_IMAGES, dump_top_images, read_top_images
+from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
+from captum_mfv.runs.settings import read_toml
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.files import tensor_file
 
@@ -218,7 +218,7 @@ def test_a_file_that_is_nested_without_end_or_no_file_is_refused(tmp_path):
         with pytest.raises(RecipeError, match=f"{name}.json can't be read as a recipe"):
             read_recipe(tmp_path / f"{name}.json")
         with pytest.raises(RunError, match=f"{name}.toml can't be read as TOML"):
-            config.read(tmp_path / f"{name}.toml")
+            read_toml(tmp_path / f"{name}.toml")
 
 
 # Run folders that somebody else made

@@ -9,7 +9,7 @@ from captum_mfv import FacetSet, RunFolder
 from captum_mfv.attr import FacetModel
 from captum_mfv.errors import FacetError, RunError
 from captum_mfv.optvis.render import render_facets
-from captum_mfv.runs.manifest import FORMAT
+from captum_mfv.runs.records import FORMAT
 from captum_mfv.runs.writer import RunWriter
 
 SETTINGS = {"model": "small", "images": "nowhere", "seed": 0}

@@ -8,11 +8,9 @@ import sys
 import click
 
 from captum_mfv._version import __version__
+from captum_mfv.cli.commands import compare, demo, evaluate, report, run
 from captum_mfv.cli.console import plain_warnings
-from captum_mfv.cli.evaluation import evaluate
 from captum_mfv.cli.lists import list_
-from captum_mfv.cli.pages import compare, report
-from captum_mfv.cli.runs import demo, run
 from captum_mfv.display.text import visible
 from captum_mfv.errors import MFVError
 
@@ -53,11 +51,11 @@ for _command in (run, demo, list_, report, compare, evaluate):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command and exit; what can't be used gets one line on standard error."""
+    """Run the command and exit; invalid input is explained in one line on standard error."""
     try:
         with plain_warnings():
             status = app.main(args, prog_name="captum-mfv", standalone_mode=False)
-    except BrokenPipeError:  # whoever reads has enough, as `| head` has
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (click.ClickException, MFVError, OSError) as error:
@@ -65,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
         click.echo(f"captum-mfv: error: {visible(' '.join(text.split()))}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        if "_CAPTUM_MFV_COMPLETE" not in os.environ:  # a shell that asked for completion has a line to keep clean
+        if "_CAPTUM_MFV_COMPLETE" not in os.environ:  # a completing shell shows no message
             click.echo("captum-mfv: interrupted; rerun the same command to resume", err=True)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)

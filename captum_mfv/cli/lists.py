@@ -14,7 +14,7 @@ __all__ = ["list_"]
 
 @click.group(name="list")
 def list_() -> None:
-    """What there is to choose from."""
+    """List the choices for options: recipes, models, layers, controls, and JSON Schemas."""
 
 
 @list_.command()
@@ -45,8 +45,8 @@ def schema(name: str) -> None:
     captum-mfv list schema recipe > recipe.schema.json
     """
     from captum_mfv.optvis.recipes import Recipe
-    from captum_mfv.runs.config import config_model
     from captum_mfv.runs.records import FacetRow, Manifest, Metrics
+    from captum_mfv.runs.settings import config_model
     from captum_mfv.storage.schema import json_schema
 
     kinds = {
@@ -70,7 +70,7 @@ def controls() -> None:
 
 @list_.command()
 def models() -> None:
-    """The names that --model knows: torchvision's image classifiers."""
+    """The names that --model accepts: torchvision's image classifiers."""
     click.echo("\n".join(model_names()))
 
 
@@ -111,7 +111,7 @@ def layers(model: str, unit: str | None) -> None:
 
 
 def _layer(call: Any, code: str) -> tuple[str, str, str]:
-    """Output shape, number of units and what else is to know of a layer's run."""
+    """Return the output shape, the number of units and notes of a layer's call."""
     from captum_mfv.units import is_channels_last
 
     notes = {

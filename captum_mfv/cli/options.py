@@ -12,9 +12,7 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     from captum_mfv.runs.settings import Declared
 
-__all__ = ["FOLDER", "SEED", "RunCommand", "completed", "loudness", "model_names", "recipe_names"]
-
-FOLDER, SEED = click.Path(file_okay=False), click.IntRange(0, 2**32 - 1)
+__all__ = ["RunCommand", "completed", "model_names", "recipe_names"]
 
 Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 
@@ -45,7 +43,7 @@ def recipe_names() -> list[str]:
 
 
 class _Value(click.ParamType):  # type: ignore[type-arg]
-    """A value that the declaration of its option validates."""
+    """A value that is validated by the option's declaration."""
 
     name = "value"
 
@@ -53,7 +51,7 @@ class _Value(click.ParamType):  # type: ignore[type-arg]
         self.declared = declared
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from captum_mfv.runs.config import validate_option
+        from captum_mfv.runs.settings import validate_option
 
         try:
             return validate_option(self.declared.name, value)
@@ -93,7 +91,7 @@ def _option(declared: Declared) -> _Option:
         heading=shown.heading,
         help=declared.help,
         required=declared.required,
-        default=None if declared.required else declared.default,
+        default=declared.default,
         show_default=shown.default or True,
         **more,
     )
@@ -102,9 +100,9 @@ def _option(declared: Declared) -> _Option:
 def _read_config(context: click.Context, option: click.Parameter, value: str | None) -> None:
     """Take defaults from a file; options on the command line come first."""
     if value is not None:
-        from captum_mfv.runs.config import read
+        from captum_mfv.runs.settings import read_toml
 
-        context.default_map = read(value)
+        context.default_map = read_toml(value)
 
 
 class RunCommand(click.Command):
@@ -145,13 +143,3 @@ class RunCommand(click.Command):
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
-
-
-def loudness(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options ``--quiet`` and ``--verbose``."""
-    for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Print also what took how long, and all warnings."),
-        click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors."),
-    ):
-        command = option(command)
-    return command

@@ -1,6 +1,6 @@
 """The work on one unit: `run` and `evaluate`, from Python and for the command.
 
-``inputs`` loads and checks the input that settings name, ``stages`` is the table of stages, and ``steps`` their work.
+``inputs`` loads and checks the input that settings name, ``runner`` has the table of stages, and ``steps`` their work.
 """
 
 from captum_mfv.jobs.evaluation import evaluate

@@ -19,7 +19,7 @@ from captum_mfv.metrics.controls import get_control
 from captum_mfv.models import autocast_dtype
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.runs.folder import RunFolder
-from captum_mfv.runs.member_images import MemberImages
+from captum_mfv.runs.images import MemberImages
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.identity import fingerprint, weights_fingerprint
 
@@ -46,27 +46,28 @@ def evaluate(
         judge: the independent network.
         judge_name: the network's name on the page.
         controls: names of `metrics.CONTROLS` to render with the run's recipe and evaluate too; each takes as long as
-            the run's images did, and is kept in the run's folder. Rendering them needs the model.
+            the run's images did, and is kept in the run's folder. Rendering needs the model.
         held_out: other images that activate the unit; needs the model.
-        model: the run's model, which renders controls and assigns facets to held-out images; the model that the
-            run's manifest names is never loaded.
+        model: the run's model; the model that the run's manifest names is never loaded.
         seed: seed of bootstrap samples and shuffles.
         progress: show progress bars.
 
-    Returns:
-        The figures.
-
     Raises:
-        RunError: if the run isn't finished, controls or held-out images lack the model, the model's weights aren't
-            the run's, or images are held out of a run on crops.
-        FacetError: if there is no control of a name, or a control needs halves and a facet has one image.
-        ImageError: if the run's images are missing, or others have taken their place.
+        RunError: if the run isn't finished, the model is missing or has other weights, or images are held out of a
+            run on crops.
+        FacetError: if a control doesn't exist, or needs halves and a facet has one image.
+        ImageError: if the run's images are missing or were replaced.
     """
     check_evaluation(folder, controls)
     parts, members = report.read_parts(folder), folder.member_images()
     if members.refused is not None:
         raise ImageError(members.refused)
-    run = _Run(RunWriter(folder.path, folder.manifest), parts.facets, members, _checked(model, folder), progress)
+    if model is not None and weights_fingerprint(model) != folder.settings.get("weights_hash"):
+        raise RunError(
+            f"the model isn't that of {folder.path}: its weights or layers differ; give the model and weights that "
+            f"the run was made with"
+        )
+    run = _Run(RunWriter(folder.path, folder.manifest), parts.facets, members, model, progress)
     facets, control_seed = run.member_facets(), folder.settings["seed"]
     compared = {name: get_control(name).facets(facets, control_seed)[1] for name in controls}  # raises before rendering
     assigned = None if held_out is None else run.assign_facets(held_out)
@@ -99,20 +100,6 @@ def check_evaluation(folder: RunFolder, controls: Sequence[str]) -> None:
         raise RunError(f"{folder.path} isn't finished; rerun the command that started it to resume it")
     for name in controls:
         get_control(name)
-
-
-def _checked(model: nn.Module | None, folder: RunFolder) -> nn.Module | None:
-    """Return the model.
-
-    Raises:
-        RunError: if its weights aren't those of the run's model.
-    """
-    if model is not None and weights_fingerprint(model) != folder.settings.get("weights_hash"):
-        raise RunError(
-            f"the model isn't that of {folder.path}: its weights or layers differ; give the model and weights that "
-            f"the run was made with"
-        )
-    return model
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The input of a run, loaded and checked: what is cheap first, the model last."""
+"""The input of a run, loaded and checked: cheap checks first, the model last."""
 
 from __future__ import annotations
 
@@ -31,19 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Everything that a run's settings name, loaded and checked.
-
-    Args:
-        job: the settings.
-        model: the model, in evaluation mode and on its device.
-        spec: preprocessing of the model's input.
-        unit: the unit, its layer by name.
-        code: the code, its layer by name.
-        images: the image folder.
-        recipe: the recipe.
-        dtype: precision under autocast; None: the model's own.
-        groups: known group of each image by its path in the folder, or None.
-    """
+    """Everything that a run's settings name, loaded and checked; the model is in evaluation mode on its device."""
 
     job: RunSettings
     model: nn.Module
@@ -52,11 +40,11 @@ class Inputs:
     code: Code
     images: ImageFolder
     recipe: Recipe
-    dtype: torch.dtype | None
-    groups: Mapping[str, int] | None
+    dtype: torch.dtype | None  # under autocast; None: the model's own
+    groups: Mapping[str, int] | None  # known group of each image by its path in the folder
 
     def settings(self, out: str) -> dict[str, Any]:
-        """Return everything that the result depends on, and the command that repeats the run."""
+        """Return all settings and fingerprints that the result depends on, and the command that repeats the run."""
         return {
             **asdict(self.job),
             "recipe_data": asdict(self.recipe),
@@ -70,22 +58,27 @@ class Inputs:
 
 
 def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
-    """Load and check what the settings of a run name.
+    """Load the input that a run's settings name; check everything else before loading the model.
 
     Raises:
-        MFVError: if something can't be used, naming what and why; everything else is checked before the model is
-            loaded.
+        MFVError: if something can't be used, naming what and why.
     """
     check_method(job.attribution)
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
-    unit, code = _unit(job), Code.parse(job.code)
+    reduce = job.reduce or ("mean" if job.top_k is None else "max")
+    unit, code = replace(Unit.parse(job.unit), reduce=reduce, channels=job.channels), Code.parse(job.code)
     dtype, device = models.autocast_dtype(job.dtype), find_device(job.device)
     images = ImageFolder(job.images)
     if job.facets != "auto" and job.facets > len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
     groups = None if job.labels is None else _read_groups(job.labels, images)
-    model, spec = _load_model(job, device, progress)
+    _log.info("loading %s", job.model)
+    with waiting(f"loading {job.model}", progress):
+        model, spec = models.load(job.model, job.weights, progress=progress)
+    n_params = sum(param.numel() for param in model.parameters())
+    _log.debug("%s: %s, %d parameters, on %s", job.model, spec, n_params, device)
+    model, spec = model.to(device), spec if job.input_size is None else replace(spec, size=job.input_size)
     unit, code = resolve(model, unit, code, spec)
     _log.debug("unit %s, read by %s; code: %s of %s", unit, unit.reduce, code.reduce, code.layer)
     return Inputs(job, model, spec, unit, code, ImageFolder(job.images, spec), recipe, dtype, groups)
@@ -106,12 +99,6 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def _unit(job: RunSettings) -> Unit:
-    unit = Unit.parse(job.unit)
-    reduce = job.reduce or ("max" if job.top_k is not None else "mean")
-    return replace(unit, reduce=reduce, channels=job.channels)
-
-
 def _read_groups(path: str, images: ImageFolder) -> dict[str, int]:
     """Read the known groups of images.
 
@@ -128,11 +115,3 @@ def _read_groups(path: str, images: ImageFolder) -> dict[str, int]:
             f"{images.name(0)!r}"
         )
     return groups
-
-
-def _load_model(job: RunSettings, device: torch.device, progress: bool) -> tuple[nn.Module, InputSpec]:
-    _log.info("loading %s", job.model)
-    with waiting(f"loading {job.model}", progress):
-        model, spec = models.load(job.model, job.weights, progress=progress)
-    _log.debug("%s: %s, %d parameters, on %s", job.model, spec, sum(p.numel() for p in model.parameters()), device)
-    return model.to(device), spec if job.input_size is None else replace(spec, size=job.input_size)

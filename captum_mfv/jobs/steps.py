@@ -1,4 +1,4 @@
-"""The work of each stage of a run: what it reads from the run's folder, computes, and writes there."""
+"""The work of each stage of a run: read from the run's folder, compute, write to the folder."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from captum_mfv.jobs.inputs import Inputs
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.render import Rendering, render_facets
-from captum_mfv.runs import config
+from captum_mfv.runs.files import BASELINE, to_png
 from captum_mfv.runs.folder import NEAREST
-from captum_mfv.runs.top_images import TOP_IMAGES, dump_top_images, read_top_images
+from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
+from captum_mfv.runs.settings import to_toml
 from captum_mfv.runs.writer import RunWriter
 
 __all__ = [
@@ -48,19 +49,10 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-Facts = Mapping[str, Any]
-"""Entries that a stage adds to the manifest."""
-
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A run in progress: its folder and its input, and what earlier stages wrote, read when first needed.
-
-    Args:
-        folder: the run's folder.
-        inputs: the run's input.
-        progress: whether to show progress.
-    """
+    """A run in progress: its folder and its input, and the results of earlier stages, read when first needed."""
 
     folder: RunWriter
     inputs: Inputs
@@ -68,7 +60,7 @@ class Work:
 
     @cached_property
     def images(self) -> ImageFolder | TopImages:
-        """The images in which facets are found: the image folder, or what the unit's top images show."""
+        """The images in which facets are found: the image folder, or the unit's top images."""
         inputs = self.inputs
         if inputs.job.top_k is None:
             return inputs.images
@@ -90,15 +82,15 @@ class Work:
         images, folder = self.images, self.inputs.images
         if isinstance(images, ImageFolder):
             return [{"path": folder.name(i)} for i in range(len(folder))]
-        rows = [{"path": folder.name(int(i))} for i in images.indices]
-        if not images.cropped:
-            return rows
-        size = self.spec.size
-        boxes = [(left, top, left + size, top + size) for top, left in images.corners.tolist()]
-        return [{**row, "crop": box} for row, box in zip(rows, boxes, strict=True)]
+        rows: list[dict[str, Any]] = [{"path": folder.name(int(i))} for i in images.indices]
+        if images.cropped:
+            size = self.spec.size
+            for row, (top, left) in zip(rows, images.corners.tolist(), strict=True):
+                row["crop"] = (left, top, left + size, top + size)
+        return rows
 
 
-def search_top_images(work: Work) -> Facts:
+def search_top_images(work: Work) -> None:
     """Find the images that activate the unit most."""
     inputs = work.inputs
     top_k = inputs.job.top_k or len(inputs.images)
@@ -113,10 +105,9 @@ def search_top_images(work: Work) -> Facts:
         progress=work.progress,
     )
     work.folder.write(TOP_IMAGES, dump_top_images(top))
-    return {}
 
 
-def search_facets(work: Work) -> Facts:
+def search_facets(work: Work) -> None:
     """Find the unit's facets."""
     inputs = work.inputs
     _log.info("finding the facets of %s in %d images", inputs.unit, len(work.images))
@@ -132,19 +123,19 @@ def search_facets(work: Work) -> Facts:
         progress=work.progress,
     )
     work.folder.write_facets(facets, work.sources)
-    return {"unit": asdict(inputs.unit), "code": asdict(inputs.code), "seed": inputs.job.seed}
+    work.folder.manifest |= {"unit": asdict(inputs.unit), "code": asdict(inputs.code), "seed": inputs.job.seed}
 
 
-def render_images(work: Work) -> Facts:
+def render_images(work: Work) -> None:
     """Synthesize an image of each facet."""
     recipe = work.inputs.recipe
     _log.info("synthesizing %d images in %d steps", len(work.facets), recipe.n_steps)
     checkpoint = work.folder.unfinished("images.safetensors")
     work.folder.write_renderings(work.facets, _render(work, work.facets, checkpoint, recipe))
-    return {"recipe": recipe.name}
+    work.folder.manifest["recipe"] = recipe.name
 
 
-def render_baseline(work: Work) -> Facts:
+def render_baseline(work: Work) -> None:
     """Synthesize the whole unit's image without facets, to compare with; warn if no gradient reaches it."""
     _log.info("synthesizing the unit's image without facets")
     checkpoint = work.folder.unfinished("plain.safetensors")
@@ -153,8 +144,7 @@ def render_baseline(work: Work) -> Facts:
     except RenderError as error:
         warnings.warn(f"no image without facets: {error}", MFVWarning, stacklevel=2)
     else:
-        work.folder.write_baseline(rendering)
-    return {}
+        work.folder.write(BASELINE, to_png(rendering.image))
 
 
 def _render(
@@ -179,7 +169,7 @@ def _render(
     return renderings
 
 
-def attribute(work: Work) -> Facts:
+def attribute(work: Work) -> None:
     """Draw overlays that show where each facet's image and its nearest members show the facet."""
     _log.info("computing attributions")
     inputs, facets = work.inputs, work.facets
@@ -202,10 +192,9 @@ def attribute(work: Work) -> Facts:
     overlays = [overlay_png(*pair) for pair in pairs]
     for facet in facets:
         work.folder.write_overlays(facet.index, [overlays[i] for i, k in enumerate(targets) if k == facet.index])
-    return {}
 
 
-def measure(work: Work) -> Facts:
+def measure(work: Work) -> None:
     """Measure how well the images show their facets, and how many facets the unit has."""
     _log.info("measuring how well the images show their facets")
     inputs, facets = work.inputs, work.facets
@@ -225,7 +214,6 @@ def measure(work: Work) -> Facts:
         if inputs.groups is not None:
             metrics["adjusted_rand_index"] = _rand_index(facets, work.sources, inputs.groups)
         work.folder.write_metrics("run", metrics)
-    return {}
 
 
 def _score_baseline(work: Work, image: Tensor) -> dict[str, Any]:
@@ -249,7 +237,7 @@ def _rand_index(facets: FacetSet, sources: Sequence[Mapping[str, Any]], groups: 
     return float(adjusted_rand_score([groups[names[i]] for i in rows], facets.labels[rows]))
 
 
-def build_report(work: Work) -> Facts:
+def build_report(work: Work) -> None:
     """Write the page, and ``run.toml``, with which the run can be repeated; a recipe of the user's is copied."""
     folder, job = work.folder, work.inputs.job
     with waiting("page", work.progress):
@@ -258,7 +246,6 @@ def build_report(work: Work) -> Facts:
             folder.write("recipe.json", work.inputs.recipe.to_json().encode())
             given["recipe"] = os.path.relpath(folder.path / "recipe.json")
         head = f"# captum-mfv {__version__}, repeated by: captum-mfv run --config run.toml --out FOLDER\n"
-        text = head + config.dumps(given, folder.path)
+        text = head + to_toml(given, folder.path)
         folder.write("run.toml", text.encode("utf-8", "surrogateescape"))
         report.build(folder)
-    return {}

@@ -52,7 +52,6 @@ def read_parts(folder: RunFolder) -> Parts:
             raise RunError(f"{folder.path}: {name} isn't of the facets in tensors.safetensors")
     judged = (metrics.get("judge") or {}).get("confusion")
     fits = [row["index"] for row in rows] == list(range(len(sizes))) and len(metrics["facets"]) == len(sizes)
-    fits = fits and all(("off_facet" in score) == ("real_off_facet" in score) for score in metrics["facets"])
     if not fits or (judged is not None and [len(row) for row in judged] != [len(sizes)] * len(sizes)):
         raise RunError(f"{folder.path}: metrics.json isn't of the facets in tensors.safetensors")
     history = folder.read_histories().get("activation", np.empty(0))

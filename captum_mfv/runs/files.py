@@ -1,25 +1,31 @@
-"""Names and formats of the files in a run's folder, and checked reads of them."""
+"""Names and formats of the files in a run's folder, and checked reads of them.
+
+The output of a stage is a relative path, with ``*`` in the file's name; a folder, whose name has no dot; or a section
+of ``metrics.json``: ``metrics.json#run`` is what `jobs.run` measures, ``metrics.json#judge`` what `jobs.evaluate` adds.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captum_mfv.errors import RunError
 from captum_mfv.images import from_pil, open_image, to_pil
 from captum_mfv.storage.schema import validate
-from captum_mfv.storage.untrusted import inside, read_json
+from captum_mfv.storage.untrusted import inside, read_json, within
 
 __all__ = [
     "BASELINE",
     "control_path",
+    "find_outputs",
     "image_path",
     "overlay_path",
     "own",
@@ -45,16 +51,11 @@ def overlay_path(index: int, member: int | None = None) -> str:
 
 def control_path(name: str, file: str = "") -> str:
     """Return the relative path of a control's folder, or of one of its files."""
-    return "/".join(filter(None, ["controls", "-".join(re.findall("[a-z]+", name)), file]))
+    return f"controls/{'-'.join(re.findall('[a-z]+', name))}/{file}"
 
 
 def own(folder: Path, name: str, place: Callable[[Path, str], Path] = inside) -> Path:
-    """Return the path of something in a run's folder.
-
-    Args:
-        folder: the run's folder.
-        name: relative path.
-        place: `inside` for regular files, `within` for anything.
+    """Return the path of something in a run's folder; ``place`` is `inside` for files, `within` for folders too.
 
     Raises:
         RunError: if a link leads out of the folder, or ``name`` isn't what ``place`` allows.
@@ -66,17 +67,16 @@ def own(folder: Path, name: str, place: Callable[[Path, str], Path] = inside) ->
 
 
 def read_record(folder: Path, name: str, kind: Any) -> Any:
-    """Read a JSON file of the folder and validate it against a type.
+    """Read a JSON file of the folder, validated against a type; keys that the type lacks are left out.
 
     Raises:
         RunError: if the file can't be read or doesn't fit.
     """
     try:
-        value = read_json(inside(folder, name))
-        validate(kind, value)
+        valid = validate(kind, read_json(inside(folder, name)))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder}: {name} can't be read: {error}") from error
-    return value
+    return TypeAdapter(kind).dump_python(valid, exclude_unset=True)
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, NDArray[Any]]:
@@ -116,3 +116,22 @@ def to_png(image: Tensor) -> bytes:
     buffer = BytesIO()
     to_pil(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def find_outputs(folder: Path, outputs: Iterable[str]) -> list[Path]:
+    """Return the existing files and folders of some outputs; sections of a file are checked and left out.
+
+    Raises:
+        RunError: if a link leads out of the folder. An output folder that is a link is returned itself.
+    """
+    found: list[Path] = []
+    for output in outputs:
+        name, _, section = output.partition("#")
+        parent, _, pattern = name.rpartition("/")
+        place = own(folder, parent or ".", within)
+        if "." not in pattern:
+            found.append(place / pattern)
+            continue
+        paths = [own(folder, path.relative_to(folder).as_posix()) for path in sorted(place.glob(pattern))]
+        found += [] if section else paths
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from captum_mfv.runs.files import (
     read_record,
     read_tensors,
 )
-from captum_mfv.runs.manifest import read_manifest
-from captum_mfv.runs.member_images import MemberImages, why_not_read
-from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics
+from captum_mfv.runs.images import MemberImages, why_not_read
+from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics, read_manifest
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, read_json
 
@@ -37,6 +37,7 @@ NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
 
 
+@dataclass(eq=False)
 class RunFolder:
     """The files of one run; each appears whole or not at all.
 
@@ -45,15 +46,10 @@ class RunFolder:
     ``facet_NN_member_M.png`` (the M-th nearest), ``controls/NAME/facet_NN.png`` where controls were rendered,
     ``tensors.safetensors``, ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Hidden
     files are for the run itself: its lock, and the state from which interrupted stages resume.
-
-    Args:
-        path: the folder.
-        manifest: the parsed ``manifest.json``.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self.manifest = manifest
+    path: Path
+    manifest: dict[str, Any]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -155,12 +151,7 @@ class RunFolder:
         return self._read_if_present(overlay_path(index, member))
 
     def has_control(self, name: str, key: str) -> bool:
-        """Return whether the folder holds a control (`metrics.CONTROLS`) that was rendered from the same input.
-
-        Args:
-            name: the control's name.
-            key: the fingerprint of everything that the control's images depend on.
-        """
+        """Return whether the folder holds a control (`metrics.CONTROLS`) whose images depend on the same input."""
         try:
             return bool(read_json(inside(self.path, control_path(name, "key.json"))) == key)
         except (OSError, ValueError):

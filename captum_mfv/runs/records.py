@@ -1,14 +1,39 @@
-"""What a run's JSON files hold; anyone may have written them, and newer versions may add keys."""
+"""The JSON files of a run, declared and validated; anyone may have written them, and newer versions may add keys."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from captum_mfv.storage.schema import FROM_NUMPY, Integer, Number, Record, Seed, Side
+from captum_mfv._version import __version__
+from captum_mfv.errors import RunError
+from captum_mfv.metrics import Evaluation, ImageScores, Multifacetedness
+from captum_mfv.storage.schema import FROM_NUMPY, Integer, Number, Record, Seed, Side, validate
+from captum_mfv.storage.untrusted import inside, read_json
 
-__all__ = ["FacetRow", "FinishedSettings", "Manifest", "Member", "Metrics", "Spec"]
+__all__ = [
+    "FORMAT",
+    "FacetRow",
+    "FinishedSettings",
+    "Manifest",
+    "Metrics",
+    "Spec",
+    "check_place",
+    "check_same",
+    "new_manifest",
+    "read_manifest",
+]
+
+FORMAT = 1
+"""Version of the folder's layout, in its manifest."""
+
+_PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
 
 _absent: Any = Field(default_factory=lambda: None)  # a key that may be missing, but isn't null where it is present
 
@@ -60,9 +85,7 @@ class Manifest(Record):
     keys: dict[str, str] = _absent
 
 
-class Member(Record):
-    """A real image of a facet: its path in the image folder, and its crop where the run worked on crops."""
-
+class _Member(Record):
     path: str
     activation: Number
     distance: Number
@@ -76,7 +99,7 @@ class FacetRow(Record):
     size: Integer
     activation: Number
     stability: Number | None
-    members: list[Member]
+    members: list[_Member]
     stability_interval: tuple[Number, Number] | None = None
 
 
@@ -86,64 +109,88 @@ class _Baseline(Record):
     nearest_facet: Integer
 
 
-class _Score(_Baseline):
-    off_facet: Number = _absent
-    real_off_facet: Number | None = None
-
-
-class _Multifacetedness(Record):
-    score: Number
-    p_value: Number
-    coverage: Number | None
-
-
-class _Estimate(Record):
-    value: Number
-    low: Number
-    high: Number
-    n: Integer
-
-
-class _NullDistribution(_Estimate):
-    p_value: Number
-
-
-class _Scores(Record):
-    retention: _Estimate
-    centered: _Estimate
-    predicts: _Estimate
-    top1: _Estimate | None
-    probability: _Estimate | None
-    distance: _Estimate | None
-    precision: _Estimate | None
-    covered: _Estimate | None
-    diversity: _Estimate | None
-
-
-class _Evaluation(Record):
+@dataclass(frozen=True)
+class _NamedEvaluation(Evaluation):
     name: str
-    chance: Number
-    scores: _Scores
-    controls: dict[str, _Scores]
-    confusion: list[list[Number]]
-    shuffled: _NullDistribution
-    held_out: _Estimate | None
-    over_seeds: _Estimate | None
-    real_predicts: _Estimate
-    real_top1: _Estimate | None
-    real_probability: _Estimate | None
-    separation: _Estimate | None
 
 
 class Metrics(Record):
-    """``metrics.json``; ``judge`` holds the figures of an independent network."""
+    """``metrics.json``; ``judge`` holds the evaluation by an independent network."""
 
-    facets: list[_Score]
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    facets: list[ImageScores]
     retention: Number
     chance: Number
     p_value: Number | None
-    multifacetedness: _Multifacetedness
+    multifacetedness: Multifacetedness
     plain: _Baseline = _absent
     agreement: Number = _absent
     adjusted_rand_index: Number = _absent
-    judge: _Evaluation | None = None
+    judge: _NamedEvaluation | None = None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a run's folder.
+
+    Raises:
+        RunError: if the folder holds no run, or one of another format.
+    """
+    try:
+        manifest: dict[str, Any] = read_json(inside(path, "manifest.json"))
+        found = manifest["format"]
+        if found == FORMAT:
+            validate(Manifest, manifest, "the manifest")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} holds no run that can be read: {error}") from error
+    if found != FORMAT:
+        raise RunError(f"{path} has format {_short(found)}, and this version reads format {FORMAT}")
+    return manifest
+
+
+def new_manifest(settings: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the manifest of a run that has done no stage yet."""
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "settings": settings,
+        "keys": keys,
+        "versions": {"captum-mfv": __version__, "python": platform.python_version(), **installed},
+        "stages": [],
+        "timings": {},
+    }
+
+
+def check_place(path: Path) -> bool:
+    """Return whether a folder holds a run already.
+
+    Raises:
+        RunError: if the path is a file, or the folder holds anything but a run that can be read and hidden files.
+    """
+    if (path / "manifest.json").exists():
+        read_manifest(path)
+        return True
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; choose another folder for the run")
+    if path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir()):
+        raise RunError(f"{path} isn't empty and holds no run; choose another folder for the run")
+    return False
+
+
+def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings than it was started with, ``command`` apart.
+
+    Raises:
+        RunError: naming the first three settings that differ.
+    """
+    other = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "command"]
+    if other:
+        changes = ", ".join(f"{n} {_short(old.get(n))} there, {_short(new.get(n))} here" for n in other[:3])
+        what_would_do = "choose another folder, or --update to redo what that changes"
+        raise RunError(f"{path} holds another run ({changes}); {what_would_do}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BeforeValidator, model_validator
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from captum_mfv.errors import RunError
-from captum_mfv.storage.schema import Flag, Positive, Seed, Side, Steps, declare
+from captum_mfv.storage.schema import Flag, Positive, Seed, Side, Steps, declare, validate
+from captum_mfv.storage.untrusted import read_text
 
-__all__ = ["CommandOptions", "Declared", "Option", "RunSettings", "declared_options"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Declared", "RunSettings", "config_model", "declared_options", "read_toml", "to_toml", "validate_option"]
 
 
 @dataclass(frozen=True)
 class Option:
-    """How the command shows a setting.
+    """How the command shows a setting: heading, placeholder, description of a default, one-letter name.
 
-    Args:
-        heading: heading in the command's help.
-        metavar: placeholder of the value.
-        default: description of a default that isn't a value.
-        names: the file that a value names: a ``file`` or ``folder``, a ``recipe`` (a name, or the path of its
-            ``.json``), or a ``model`` (a name, or ``file.py:function``).
-        letter: the option's one-letter name.
+    ``names`` is the kind of thing that a value names: a ``recipe`` is a name, or the path of a ``.json`` file; a
+    ``model`` is a name, or ``file.py:function``.
     """
 
     heading: str
@@ -146,21 +151,12 @@ class CommandOptions:
 
 @dataclass(frozen=True)
 class Declared:
-    """A declared option of ``captum-mfv run``.
-
-    Args:
-        name: its name in Python.
-        hint: its type, with bounds.
-        help: its description.
-        default: its default; of a required option, pydantic's mark for none.
-        required: whether it has no default.
-        option: how the command shows it.
-    """
+    """A declared option of ``captum-mfv run``: its name in Python, its type with bounds, and its display."""
 
     name: str
     hint: Any
     help: str
-    default: Any
+    default: Any  # None if required
     required: bool
     option: Option
 
@@ -178,6 +174,78 @@ def declared_options() -> Mapping[str, Declared]:
         fields: Mapping[str, Any] = vars(cls)["__pydantic_fields__"]
         for name, hint in get_type_hints(cls, include_extras=True).items():
             (option,) = (extra for extra in hint.__metadata__ if isinstance(extra, Option))
-            info = fields[name]
-            found[name] = Declared(name, hint, info.description, info.default, info.is_required(), option)
+            info, required = fields[name], fields[name].is_required()
+            default = None if required else info.default
+            found[name] = Declared(name, hint, info.description, default, required, option)
     return found
+
+
+@cache
+def config_model() -> type[pydantic.BaseModel]:
+    """Return the model of a TOML file of options, none of which is required."""
+    fields: dict[str, Any] = {
+        name: (one.hint, Field(alias=one.hyphenated, description=one.help, **_default(one)))
+        for name, one in declared_options().items()
+    }
+    return pydantic.create_model("Options of captum-mfv run", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _default(declared: Declared) -> dict[str, Any]:
+    return {"default_factory": lambda: None} if declared.required else {"default": declared.default}
+
+
+def validate_option(name: str, value: Any) -> Any:
+    """Return an option's value in its declared type; text may be an integer.
+
+    Raises:
+        ValueError: if the value is invalid.
+    """
+    try:
+        return getattr(validate(config_model(), {declared_options()[name].hyphenated: value}), name)
+    except ValueError:
+        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+            return validate_option(name, int(value))
+        raise
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options in a TOML file, by their names in Python.
+
+    Relative paths are relative to the file's folder. Names may be written as on the command line or as in
+    Python: ``top-k`` or ``top_k``. A file may name a model as ``file.py:function``, and a run *runs* it: use
+    only files that you trust, or have read.
+
+    Raises:
+        RunError: if the file isn't TOML, has an unknown option, or an invalid value.
+    """
+    try:
+        table = tomllib.loads(read_text(Path(path)))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{os.fspath(path)} can't be read as TOML: {error}") from error
+    try:
+        valid = validate(config_model(), {key.replace("_", "-"): value for key, value in table.items()})
+    except ValueError as error:
+        raise RunError(f"{os.fspath(path)}: {error}") from error
+    folder, found = os.path.dirname(path), valid.model_dump(exclude_unset=True)  # noqa: PTH120
+    return {name: _moved(name, value, lambda part: os.path.join(folder, part)) for name, value in found.items()}  # noqa: PTH118
+
+
+def to_toml(options: Mapping[str, str | int | float], folder: str | os.PathLike[str]) -> str:
+    """Return TOML, one option per line; relative paths become relative to the folder that the file is written to."""
+    text = ""
+    for name, value in options.items():
+        moved = _moved(name, value, lambda part: os.path.relpath(part, folder))
+        text += f"{name.replace('_', '-')} = {json.dumps(moved, ensure_ascii=False)}\n"
+    return text.replace("\x7f", "\\u007f")  # the only character that JSON allows in text and TOML doesn't
+
+
+def _moved(name: str, value: Any, move: Callable[[str], str]) -> Any:
+    """Return a value of an option, after moving the relative path that it is or begins with."""
+    kind, path, rest = declared_options()[name].option.names, value, ""
+    if kind == "model":
+        path, colon, function = value.rpartition(":")
+        rest = colon + function
+    suffix = {"recipe": ".json", "model": ".py"}.get(kind or "", "")
+    if kind is None or not path.endswith(suffix) or os.path.isabs(path):  # noqa: PTH117
+        return value
+    return os.path.normpath(move(path)) + rest

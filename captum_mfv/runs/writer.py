@@ -18,12 +18,18 @@ from typing_extensions import Self
 
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.runs.files import BASELINE, control_path, image_path, overlay_path, own, to_png
+from captum_mfv.runs.files import (
+    control_path,
+    find_outputs,
+    image_path,
+    overlay_path,
+    own,
+    to_png,
+)
 from captum_mfv.runs.folder import RunFolder
-from captum_mfv.runs.manifest import check_place, check_same, new_manifest
-from captum_mfv.runs.outputs import find_outputs, read_sections
+from captum_mfv.runs.records import check_place, check_same, new_manifest
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
-from captum_mfv.storage.untrusted import within
+from captum_mfv.storage.untrusted import inside, read_json, within
 
 __all__ = ["RunWriter"]
 
@@ -33,17 +39,7 @@ _UNFINISHED = ".unfinished"
 
 
 class RunWriter(RunFolder):
-    """A `RunFolder` that is written to, stage by stage.
-
-    Args:
-        path: the folder.
-        manifest: the parsed ``manifest.json``.
-        stages: names of the run's stages in order.
-    """
-
-    def __init__(self, path: Path, manifest: dict[str, Any], stages: Sequence[str] = ()) -> None:
-        super().__init__(path, manifest)
-        self._stages = stages
+    """A `RunFolder` that is written to, stage by stage."""
 
     @classmethod
     def open(
@@ -61,10 +57,9 @@ class RunWriter(RunFolder):
             path: the folder; new, empty, or of the same run.
             settings: everything that the result depends on, JSON values by name.
             keys: the fingerprint of each stage's input, in the stages' order.
-            outputs: the files of each stage: relative paths, with ``*`` in file names; of ``metrics.json``,
-                which two stages write, ``metrics.json#section``; see `runs.outputs`.
-            update: resume a run with other settings too: stages whose key changed are redone, and their files
-                removed first.
+            outputs: the files of each stage, as `runs.files` describes them.
+            update: resume a run with other settings too: redo the stages whose key changed, after removing their
+                files.
 
         Raises:
             RunError: if the folder holds anything else; nothing of it is changed.
@@ -72,9 +67,8 @@ class RunWriter(RunFolder):
         path, settings = Path(path), json.loads(json.dumps(settings))
         if not check_place(path):
             sweep(path)
-            return cls(path, new_manifest(settings, dict(keys)), list(keys))
+            return cls(path, new_manifest(settings, dict(keys)))
         folder = cls.read(path)
-        folder._stages = list(keys)
         if update:
             folder._update(settings, keys, outputs)
         check_same(path, folder.settings, settings)
@@ -89,17 +83,15 @@ class RunWriter(RunFolder):
         return stage in self.manifest["stages"]
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Time a stage and, if it succeeds, record it in the manifest, with the entries added to what is yielded."""
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and, if it succeeds, record it in the manifest, and write the manifest."""
         began = perf_counter()
-        facts: dict[str, Any] = {}
-        yield facts
+        yield
         done = [*self.manifest["stages"], name]
-        self.manifest["stages"] = [stage for stage in self._stages if stage in done] or done
         seconds = perf_counter() - began
-        self.manifest["timings"][name] = round(seconds, 3)
         _log.debug("%s took %.1f s", name, seconds)
-        self.manifest.update(facts)
+        self.manifest["stages"] = [stage for stage in self.manifest.get("keys", done) if stage in done]
+        self.manifest["timings"][name] = round(seconds, 3)
         self._write_manifest()
 
     def unfinished(self, name: str) -> Path:
@@ -130,10 +122,8 @@ class RunWriter(RunFolder):
     def write_facets(self, facets: FacetSet, sources: Sequence[Mapping[str, Any]]) -> None:
         """Write ``facets.json`` and the facet set's tensors.
 
-        Args:
-            facets: the facets.
-            sources: of each image, its ``path``, relative to the image folder, and, if it is a crop, as
-                ``crop`` its left, top, right and bottom in the preprocessed image.
+        ``sources`` has the ``path`` of each image, relative to the image folder, and the ``crop`` of each crop: left,
+        top, right and bottom in the preprocessed image.
         """
         self._write_tensors(facets, {})
         rows = [
@@ -144,10 +134,8 @@ class RunWriter(RunFolder):
                 "stability": facet.stability,
                 "stability_interval": facet.stability_interval,
                 "members": [
-                    {**sources[member], "activation": float(activation), "distance": float(distance)}
-                    for member, activation, distance in zip(
-                        facet.members, facet.activations, facet.distances, strict=True
-                    )
+                    {**sources[row], "activation": float(facet.activations[i]), "distance": float(facet.distances[i])}
+                    for i, row in enumerate(facet.members)
                 ],
             }
             for facet in facets
@@ -164,10 +152,6 @@ class RunWriter(RunFolder):
         transparency = np.stack([(r.transparency * 255).round().byte().numpy() for r in renderings])
         self._write_tensors(facets, {**histories, "transparency": transparency})
 
-    def write_baseline(self, rendering: Rendering) -> None:
-        """Write the image of the whole unit, synthesized without facets."""
-        self.write(BASELINE, to_png(rendering.image))
-
     def write_overlays(self, index: int, overlays: Sequence[bytes]) -> None:
         """Write the overlays of a facet as PNG files: of its image, then of its nearest members."""
         for member, overlay in zip([None, *range(len(overlays) - 1)], overlays, strict=True):
@@ -181,14 +165,14 @@ class RunWriter(RunFolder):
         self.write_json(control_path(name, "key.json"), key)
 
     def write_metrics(self, section: str, values: Mapping[str, Any]) -> None:
-        """Write a section of ``metrics.json``; the other one is kept.
-
-        Args:
-            section: ``run``, what the run measured, or ``judge``, the evaluation by an independent network.
-            values: its entries.
-        """
-        sections = {**read_sections(self.path), section: values}
-        merged = {**sections["run"], **sections["judge"]}
+        """Write a section of ``metrics.json``, ``run`` or ``judge`` (an independent network); keep the other one."""
+        try:
+            found = read_json(inside(self.path, "metrics.json"))
+        except (OSError, ValueError):
+            found = None
+        old = found.items() if isinstance(found, dict) else ()
+        kept = {name: value for name, value in old if (name == "judge") != (section == "judge")}
+        merged = {**kept, **values} if section == "judge" else {**values, **kept}
         if merged:
             self.write_json("metrics.json", merged)
         else:
