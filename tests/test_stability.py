@@ -5,7 +5,7 @@ import pytest
 
 from captum_mfv import FacetFinder
 from captum_mfv.datasets import planted_codes
-from captum_mfv.facets.stability import STABLE, stability
+from captum_mfv.facets.finder import STABLE, stability
 
 
 def stable(codes, labels):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -30,6 +30,7 @@ LARGEST_CODE = 1e15
 """Largest magnitude of codes and activations; keeps sums of squares finite in float32."""
 
 _ARRAYS = ("labels", "embedding", "codes", "activations")
+_FIGURES = ("p_value", "stability", "stability_interval")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,26 +121,14 @@ class FacetSet(Sequence[Facet]):
         members = np.flatnonzero(self.labels == index)
         distances = np.linalg.norm(self.codes[members] - centers[index], axis=1)
         order = np.argsort(distances, kind="stable")
-        return Facet(
-            index,
-            members[order],
-            distances[order],
-            self.activations[members[order]],
-            centers[index],
-            centers,
-            origin,
-            peak,
-            self.unit,
-            self.code,
-            None if self.stability is None else self.stability[index],
-            None if self.stability_interval is None else self.stability_interval[index],
-        )
+        members, distances = members[order], distances[order]
+        stability = None if self.stability is None else self.stability[index]
+        interval = None if self.stability_interval is None else self.stability_interval[index]
+        vectors = distances, self.activations[members], centers[index], centers, origin
+        return Facet(index, members, *vectors, peak, self.unit, self.code, stability, interval)
 
     def __len__(self) -> int:
         return len(self.facets)
-
-    def __iter__(self) -> Iterator[Facet]:
-        return iter(self.facets)
 
     @overload
     def __getitem__(self, index: int) -> Facet: ...
@@ -194,10 +183,7 @@ class FacetSet(Sequence[Facet]):
         return float((nearest(self.codes[kept], self.centers) == self.labels[kept]).mean())
 
     def head(self) -> FacetHead:
-        """Return the facets as a frozen classifier from codes to facet logits.
-
-        The variance of the classifier is tr(S²) / tr(S), with S the covariance of the codes within facets.
-        """
+        """Return the facets as a classifier; its variance is tr(S²) / tr(S), S the covariance within facets."""
         kept = self.labels >= 0
         residuals = self.codes[kept] - self.centers[self.labels[kept]].astype(np.float64)
         wide = residuals.shape[1] > residuals.shape[0]
@@ -208,8 +194,11 @@ class FacetSet(Sequence[Facet]):
 
     def header(self) -> dict[str, str]:
         """Return unit, code, p-value and stability as JSON texts by name."""
-        values: dict[str, Any] = {"unit": asdict(self.unit), "code": asdict(self.code), "p_value": self.p_value}
-        values |= {"stability": self.stability, "stability_interval": self.stability_interval}
+        values = {
+            "unit": asdict(self.unit),
+            "code": asdict(self.code),
+            **{name: getattr(self, name) for name in _FIGURES},
+        }
         return {name: json.dumps(value) for name, value in values.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -234,14 +223,9 @@ class FacetSet(Sequence[Facet]):
                 texts = {name: parse_json(text) for name, text in (file.metadata() or {}).items()}
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
             header = validate(_Header, texts, "header")
-            return cls(
-                Unit(**header.unit),
-                Code(**header.code),
-                **_validated(arrays),
-                p_value=header.p_value,
-                stability=header.stability,
-                stability_interval=header.stability_interval,
-            )
+            unit, code = Unit(**header.unit), Code(**header.code)
+            figures: dict[str, Any] = {name: getattr(header, name) for name in _FIGURES}
+            return cls(unit, code, **_validated(arrays), **figures)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
 
@@ -260,17 +244,13 @@ class FacetHead(nn.Module):
     """Linear classifier from codes, (N, D), to facet logits, (N, n_facets); frozen.
 
     The largest logit is that of the nearest center. The softmax is the posterior of equally likely spherical
-    Gaussians around the centers. The mean of the centers is subtracted from codes before the linear layer: folded into
-    the bias, it would cost float32 the precision of codes far from zero. Logits therefore compare each center with the
-    mean of all centers; those of a single facet are 0.
+    Gaussians around the centers. ``origin``, the mean of the centers, is subtracted from codes before the layer
+    ``linear``: folded into the bias, it would cost float32 the precision of codes far from zero. Logits of a single
+    facet are therefore 0.
 
     Args:
         centers: (n_facets, D) facet centers.
         variance: variance of the Gaussians along each direction.
-
-    Attributes:
-        origin: (D,) mean of the centers.
-        linear: layer from codes minus the origin to logits.
     """
 
     origin: Tensor

@@ -1,4 +1,4 @@
-"""Find facets: a scikit-learn estimator that clusters codes, and its use on the images of a unit."""
+"""Find facets: a scikit-learn estimator that clusters codes, its use on a unit, and the stability of clusters."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet, nearest
 from captum_mfv.facets.separation import separate
-from captum_mfv.facets.stability import stability
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.storage.schema import check_seed
 from captum_mfv.units import Code, Unit
 
-__all__ = ["FacetFinder", "cluster", "find_facets"]
+__all__ = ["STABLE", "FacetFinder", "cluster", "find_facets", "stability"]
+
+Floats = NDArray[np.float64]
+
+STABLE = 0.6
+"""Smallest stability of a stable facet; below, a facet is "doubtful" (Hennig 2007)."""
 
 _FEW = 1000
 
@@ -58,9 +62,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         embedding_: (n_samples, d) embedding in which the clusters were found.
         centers_: ``(n_facets_, n_features)`` mean code of each facet.
         n_facets_: number of facets found.
-        stability_: ``(n_facets_,)`` mean recovery of each facet in bootstrap samples of the reduced codes, in [0, 1]
-            (`captum_mfv.facets.stability`); below .6 a facet is doubtful. NaN without samples.
-        stability_interval_: ``(n_facets_, 2)`` 2.5th and 97.5th percentile of that recovery.
+        stability_, stability_interval_: `stability` of the facets in the reduced codes; below .6 a facet is doubtful.
         p_value_: p-value of a single cluster; only with ``n_facets="auto"``.
 
     Example:
@@ -153,21 +155,65 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(reduced))
 
     def _cluster(self, reduced: NDArray[Any], seed: int) -> NDArray[Any]:
-        if self.n_facets != "auto":
-            return np.asarray(self._clusterer(self.n_facets, seed).fit_predict(self.embedding_))
-        labels, self.p_value_ = separate(reduced.astype(np.float64), seed)
-        if self.clusterer is None:
-            return labels
-        return np.asarray(self._clusterer(int(labels.max()) + 1, seed).fit_predict(self.embedding_))
-
-    def _clusterer(self, n_facets: int, seed: int) -> Any:
-        if self.clusterer is None:
-            return KMeans(n_facets, n_init=10, random_state=seed)
-        clusterer = clone(self.clusterer)
+        k = self.n_facets
+        if k == "auto":
+            labels, self.p_value_ = separate(reduced.astype(np.float64), seed)
+            if self.clusterer is None:
+                return labels
+            k = int(labels.max()) + 1
+        clusterer = KMeans(n_init=10) if self.clusterer is None else clone(self.clusterer)
         taken = clusterer.get_params(deep=False)
-        k = None if taken.get("distance_threshold") is not None else n_facets  # mutually exclusive in scikit-learn
-        given = {"n_clusters": k, "n_components": k, "random_state": seed}
-        return clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
+        count = None if taken.get("distance_threshold") is not None else k  # mutually exclusive in scikit-learn
+        given = {"n_clusters": count, "n_components": count, "random_state": seed}
+        clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
+        return np.asarray(clusterer.fit_predict(self.embedding_))
+
+
+def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, seed: int = 0) -> tuple[Floats, Floats]:
+    """Return the mean recovery of each cluster in bootstrap samples of the codes, in [0, 1], and its 95 % interval.
+
+    k-means clusters each sample into the same number of clusters; the recovery of a cluster is its largest Jaccard
+    index with one of them, 1 if the cluster is found again unchanged. The codes are resampled rather than their
+    embedding, so that islands that only t-SNE separates are not stable.
+
+    Args:
+        codes: (n, d) codes.
+        labels: (n,) cluster index of each code; noise, -1, is left out.
+        n_samples: number of bootstrap samples; with 0, all results are NaN.
+        seed: seed of samples and k-means.
+
+    Returns:
+        (n_clusters,) and (n_clusters, 2); 0, and 0 to 1, for a cluster that is in no sample.
+
+    Source: Hennig 2007, "Cluster-wise assessment of cluster stability", Computational Statistics & Data
+    Analysis 52.
+    """
+    k = int(labels.max()) + 1
+    if not n_samples:
+        return np.full(k, np.nan), np.full((k, 2), np.nan)
+    means, intervals = np.zeros(k), np.tile([0.0, 1.0], (k, 1))
+    for cluster, column in enumerate(_recoveries(codes[labels >= 0], labels[labels >= 0], n_samples, seed).T):
+        found = column[np.isfinite(column)]
+        if len(found):
+            means[cluster], intervals[cluster] = found.mean(), np.percentile(found, [2.5, 97.5])
+    return means, intervals
+
+
+def _recoveries(codes: NDArray[Any], labels: NDArray[Any], n_samples: int, seed: int) -> Floats:
+    """Return recoveries, (n_samples, n_clusters); NaN where a sample has no code of a cluster."""
+    k, rng = int(labels.max()) + 1, np.random.default_rng(seed)
+    found = np.full((n_samples, k), np.nan)
+    for sample in found:
+        drawn = rng.integers(len(codes), size=len(codes))
+        distinct = np.unique(drawn)
+        n_clusters = min(k, len(np.unique(codes[distinct], axis=0)))
+        again = KMeans(n_clusters, n_init=2, random_state=int(rng.integers(2**31))).fit(codes[drawn])
+        table = np.zeros((k, n_clusters))
+        np.add.at(table, (labels[distinct], again.predict(codes[distinct])), 1)
+        union = table.sum(1, keepdims=True) + table.sum(0) - table
+        present = table.any(1)
+        sample[present] = (table / np.maximum(union, 1)).max(1)[present]
+    return found
 
 
 def _by_size(labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -197,9 +243,9 @@ def find_facets(
     """Find the facets of a unit: clusters of the codes of the images that activate the unit.
 
     Args:
-        model: any PyTorch vision model; left as it was.
+        model: any PyTorch vision model; its state is not changed.
         unit: the unit, or ``"layer:index"``.
-        images: the images that activate it: for a class unit, images of the class; for a hidden unit, its
+        images: the images that activate the unit: for a class unit, images of the class; for a hidden unit, its
             `top_images` (with their ``input_spec``).
         n_facets: number of facets; or ``"auto"``, the number of separated clusters, which may be one.
         code: the code that describes an image, as in `collect`. Or a function from images in [0, 1] to codes, (N, D),
@@ -210,11 +256,9 @@ def find_facets(
         seed: seed of the default finder, an integer from 0 to 2**32 - 1.
 
     Raises:
-        UnitError: if the unit or the code isn't in the model, or is ambiguous.
-        ImageError: if no image can be read.
-        RunError: if the store holds something else, or ``key`` is needed.
         FacetError: if there are fewer distinct codes than facets, or codes aren't finite.
         ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+        TypeError, UnitError, ImageError, RunError: those of `collect`.
 
     Warns:
         MFVWarning: if the unit is 0 on all images.

@@ -50,8 +50,7 @@ def separate(codes: Array, seed: int) -> tuple[NDArray[np.int64], float]:
         seed: seed of k-means and of the null distribution's draws.
 
     Returns:
-        (n,) cluster index of each code, and the p-value of a single cluster, from the confirmation of all cells; 1 if
-        no two cells are separated.
+        (n,) cluster index of each code, and the p-value of a single cluster; 1 if no two cells are separated.
     """
     rng = np.random.default_rng(seed)
     codes = codes - codes.mean(0)
@@ -200,13 +199,8 @@ def excess(codes: Array, seed: int) -> tuple[float, float]:
     in both sets clipped to their median, so that heavy tails do not count as clusters. The p-value allows an excess
     of .05, because real codes are not elliptical, and is corrected for the choice of the number of clusters.
 
-    Args:
-        codes: (n, d) finite codes.
-        seed: seed of k-means and of the null distribution's draws.
-
-    Returns:
-        The excess as a share of the null's scatter within clusters, in [0, 1]: 0 for one cluster of any shape, close
-        to 1 for clusters far apart. And the p-value of an excess of at most .05.
+    Returns the excess as a share of the null's scatter within clusters, in [0, 1]: 0 for one cluster of any shape,
+    close to 1 for clusters far apart; and the p-value. Arguments are those of `separate`.
     """
     rng = np.random.default_rng(seed)
     codes = _sample(codes, _WHOLE_CODES, rng)
@@ -215,9 +209,12 @@ def excess(codes: Array, seed: int) -> tuple[float, float]:
     numbers = [k for k in _EXCESS_CLUSTERS if 3 * k <= len(codes) and k <= n_distinct]
     if not numbers or not len(spread):
         return 0.0, 1.0
-    found = _log_scatters(codes, numbers, rng)
-    radii = np.linalg.norm(codes / spread, axis=1)
-    null = np.stack([_log_scatters(_elliptical(radii, spread, rng), numbers, rng) for _ in range(_EXCESS_DRAWS)])
+
+    def log_scatters(codes: Array) -> Array:
+        return np.array([_log_scatter(codes, k, 2, rng) for k in numbers])
+
+    found, radii = log_scatters(codes), np.linalg.norm(codes / spread, axis=1)
+    null = np.stack([log_scatters(_elliptical(radii, spread, rng)) for _ in range(_EXCESS_DRAWS)])
     deviation = null.std(0, ddof=1) + 1e-12
     largest = ((null.mean(0) - null) / deviation).max(1)
     beyond = ((null.mean(0) - found + np.log(1 - _ALLOWED)) / deviation).max()
@@ -225,16 +222,11 @@ def excess(codes: Array, seed: int) -> tuple[float, float]:
     return float(max(0.0, 1 - np.exp((found - null.mean(0)).min()))), float(p_value)
 
 
-def _log_scatters(codes: Array, numbers: list[int], rng: np.random.Generator) -> Array:
-    return np.array([_log_scatter(codes, k, 2, rng) for k in numbers])
-
-
 def _elliptical(radii: Array, spread: Array, rng: np.random.Generator) -> Array:
     """Draw codes in random directions at the given Mahalanobis distances, in random order."""
     draws: Array = rng.normal(size=(len(radii), len(spread)))
     draws *= (rng.permutation(radii) / np.linalg.norm(draws, axis=1))[:, None] * spread
-    draws -= draws.mean(0)
-    return draws
+    return np.asarray(draws - draws.mean(0))
 
 
 def _clipped(codes: Array) -> Array:
@@ -243,8 +235,7 @@ def _clipped(codes: Array) -> Array:
     if not len(spread):
         return axes
     distance = np.linalg.norm(axes / spread, axis=1, keepdims=True)
-    shrunk: Array = axes * np.minimum(1, np.median(distance) / np.maximum(distance, 1e-30))
-    return shrunk
+    return np.asarray(axes * np.minimum(1, np.median(distance) / np.maximum(distance, 1e-30)))
 
 
 def _lower_tail(found: float, null: list[float]) -> float:
@@ -257,14 +248,12 @@ def _principal(codes: Array) -> tuple[Array, Array]:
     codes = codes - codes.mean(0)
     left, sizes, _ = np.linalg.svd(codes, full_matrices=False)
     kept = sizes > 1e-6 * sizes.max(initial=1e-30)
-    axes: Array = (left * sizes)[:, kept]
-    return axes, sizes[kept] / np.sqrt(len(codes))
+    return (left * sizes)[:, kept], sizes[kept] / np.sqrt(len(codes))
 
 
 def _gaussian(n_codes: int, spread: Array, rng: np.random.Generator) -> Array:
     draws: Array = rng.normal(size=(n_codes, len(spread))) * spread
-    draws -= draws.mean(0)
-    return draws
+    return np.asarray(draws - draws.mean(0))
 
 
 def _sample(codes: Array, n_codes: int, rng: np.random.Generator) -> Array:

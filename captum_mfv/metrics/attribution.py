@@ -30,8 +30,7 @@ class Curve:
     Args:
         shares: (n_steps + 1,) share of the pixels that were changed, from 0 to 1.
         scores: (N, n_steps + 1) score of the target.
-        image: (N,) score of the whole image.
-        baseline: (N,) score of the baseline alone.
+        image, baseline: (N,) score of the whole image, and of the baseline alone.
     """
 
     shares: Floats
@@ -43,13 +42,12 @@ class Curve:
     def area(self) -> Floats:
         """Area under the curve, (N,), with the image's score scaled to 1 and the baseline's to 0.
 
-        A small area is better for deletion, a large area for insertion; a random order gives about .5 for a score
-        that is a sum over pixels. NaN where the image's score is not above the baseline's.
+        A random order gives about .5 for a score that is a sum over pixels. NaN where the image's score is not above
+        the baseline's.
         """
         gain = np.where(self.image > self.baseline, self.image - self.baseline, np.nan)
         scaled = (self.scores - self.baseline[:, None]) / gain[:, None]
-        area: Floats = ((scaled[:, 1:] + scaled[:, :-1]) / 2 * np.diff(self.shares)).sum(1)
-        return area
+        return np.asarray(((scaled[:, 1:] + scaled[:, :-1]) / 2 * np.diff(self.shares)).sum(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +149,7 @@ def faithfulness(
         explain: an `attr.FacetAttribution`, or any of Captum's attributions to inputs.
         inputs: (N, C, H, W) inputs of the method.
         target: index of the facet, or one index for each input.
-        baselines: value of a removed pixel in the curves.
-        curve_steps: number of steps of the curves.
+        baselines, curve_steps: of the curves, as in `deletion_curve`.
         noise: standard deviation of infidelity's noise, in units of the input; the radius of sensitivity's noise is a
             fifth of it.
         n_samples: number of noise samples.
@@ -166,22 +163,18 @@ def faithfulness(
     """
     generator = torch.Generator(inputs.device).manual_seed(check_seed(seed))
 
-    def attribute(x: Any, target: Any = None) -> Any:
-        if isinstance(x, tuple):  # Captum passes sensitivity's inputs as a tuple
-            return (attribute(x[0], target),)
-        return explain.attribute(x.detach().requires_grad_(), target=target, **options).detach()
+    def attribute(x: tuple[Tensor], target: Any = None) -> tuple[Tensor]:
+        return (explain.attribute(x[0].detach().requires_grad_(), target=target, **options).detach(),)
 
     @infidelity_perturb_func_decorator(bool(explain.multiplies_by_inputs))  # type: ignore[untyped-decorator]
     def gaussian(x: Tensor) -> Tensor:
         return x - noise * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-    def uniform(x: Any, radius: float) -> tuple[Tensor, ...]:
-        return tuple(
-            part + radius * (2 * torch.rand(part.shape, generator=generator, device=part.device, dtype=part.dtype) - 1)
-            for part in (x if isinstance(x, tuple) else (x,))
-        )
+    def uniform(x: tuple[Tensor], radius: float) -> tuple[Tensor]:
+        draws = torch.rand(x[0].shape, generator=generator, device=x[0].device, dtype=x[0].dtype)
+        return (x[0] + radius * (2 * draws - 1),)
 
-    forward, attributions = explain.forward_func, attribute(inputs, target)
+    forward, (attributions,) = explain.forward_func, attribute((inputs,), target)
     samples: dict[str, Any] = {"target": target, "n_perturb_samples": n_samples}
     wrong = infidelity(forward, gaussian, inputs, attributions, normalize=True, **samples)
     moved = sensitivity_max(attribute, inputs, uniform, perturb_radius=noise / 5, **samples)

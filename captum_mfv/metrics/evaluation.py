@@ -41,12 +41,12 @@ _SHUFFLES = 199  # the smallest p-value is 1 / 200
 
 @dataclass(frozen=True, eq=False)
 class JudgeOutput:
-    """Output of a judge for a set of images.
+    """Output of a judge for a set of images; without a unit, a judge returns only codes.
 
     Args:
         codes: (n, D) codes; NaN for unreadable images.
-        probabilities: (n,) probability of the judge's class, in [0, 1]; None if the judge has no unit.
-        top1: (n,) whether that class is the most likely one; None if the judge has no unit.
+        probabilities: (n,) probability of the judge's class, in [0, 1].
+        top1: (n,) whether that class is the most likely one.
     """
 
     codes: Codes
@@ -140,10 +140,7 @@ class EvaluationScores:
         predicts: share of real images whose most similar facet image is their own facet's.
         top1: share of images whose most likely class is the judge's unit; None if the judge has no unit.
         probability: mean probability of that class; None if the judge has no unit.
-        distance: mean distance to the nearest real image; 1: as near as real images are to each other. None if real
-            images have no distance to each other (`scores.Naturalness`).
-        precision: share of images in the neighborhood of a real image; None with three or fewer real images.
-        covered: share of real images with one of the images in their neighborhood; None where precision is.
+        distance, precision, covered: means of `Naturalness`.
         diversity: mean of 1 - cosine of images to each other; None for one facet.
     """
 
@@ -165,12 +162,11 @@ def judge_scores(made: JudgeOutput, real: LabeledOutput, *, seed: int = 0) -> Ev
         FacetError: if a facet has no readable real image, or there isn't one image for each facet.
     """
     kept, codes = real.kept(), made.codes
-    real_codes, labels = kept.images.codes, kept.labels
-    near = naturalness(codes, real_codes)
+    compared, near = (codes, kept.images.codes, kept.labels), naturalness(codes, kept.images.codes)
     return EvaluationScores(
-        retention=estimate(retained(codes, real_codes, labels), seed=seed),
-        centered=estimate(retained(codes, real_codes, labels, centered=True), seed=seed),
-        predicts=estimate(predicts(codes, real_codes, labels), seed=seed),
+        retention=estimate(retained(*compared), seed=seed),
+        centered=estimate(retained(*compared, centered=True), seed=seed),
+        predicts=estimate(predicts(*compared), seed=seed),
         top1=_estimate(made.top1, seed),
         probability=_estimate(made.probabilities, seed),
         distance=_estimate(near.distance, seed),
@@ -195,8 +191,7 @@ class Evaluation:
         over_seeds: share of images whose most similar image of another seed is their own facet's, with an interval
             over facets; None without another seed.
         real_predicts: share of real images predicted right by the mean of their facet's other images: the ceiling.
-        real_top1: share of the real images whose most likely class is the judge's unit.
-        real_probability: mean probability of that class on the real images.
+        real_top1, real_probability: top1 and probability of the real images.
         separation: distance of real images across facets divided by that within facets; 1: no facets. None for one
             facet, or if images of the same facet have the same code.
     """

@@ -76,10 +76,8 @@ def predicts(made: Floats, real: Floats, labels: Labels) -> NDArray[np.bool_]:
 def real_predicts(real: Floats, labels: Labels) -> NDArray[np.bool_]:
     """Return `predicts` with the mean code of each facet's other real images as its image: the ceiling."""
     kept = labels >= 0
-    codes, own = _centered(real[kept]), labels[kept]
-    sums = np.stack([codes[own == k].sum(0) for k in range(own.max() + 1)])
-    counts = np.bincount(own)
-    right = []
+    codes, own, right = _centered(real[kept]), labels[kept], []
+    sums, counts = _sums(codes, own)
     for code, k in zip(codes, own, strict=True):
         means, n = sums.copy(), counts.copy()
         means[k], n[k] = means[k] - code, n[k] - 1
@@ -90,15 +88,14 @@ def real_predicts(real: Floats, labels: Labels) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class Naturalness:
-    """How near images are to real images, one value per image.
-
-    The neighborhood of a real image is the ball around it that reaches its third nearest other real image.
+    """How near images are to real images.
 
     Args:
         distance: (m,) Euclidean distance of each image to the nearest real image, divided by the mean distance of
             real images to their nearest other real image; 1: as near as real images are to each other. None if there
             is one real image, or all real images have the same code as another.
-        precision: (m,) whether each image is in the neighborhood of a real image; None with three or fewer real images.
+        precision: (m,) whether each image is in the neighborhood of a real image, the ball that reaches its third
+            nearest other real image; None with three or fewer real images.
         covered: (n,) whether each real image has one of the images in its neighborhood; None where precision is.
     """
 
@@ -166,12 +163,9 @@ def same_over_seeds(made: Floats) -> NDArray[np.bool_]:
 def off_facet(made: Floats, real: Floats, labels: Labels) -> Doubles:
     """Return the share of the unit's activation on each image that its facet's real images do not explain.
 
-    The unit's activation is divided among channels; what a channel has in excess of its mean share on the facet's
-    real images is off the facet. 0: the same channels in the same proportions; 1: only other channels. Compare with
-    `real_off_facet`.
-
-    Codes are contributions of each channel to the unit (`attr.pure_code`). Returns (n_facets,) in [0, 1]. Errors are
-    those of `confusion`.
+    Codes are contributions of each channel to the unit (`attr.pure_code`). The excess of a channel over its mean share
+    on the facet's real images is off the facet. (n_facets,) in [0, 1]; 0: the same channels in the same proportions;
+    1: only other channels. Compare with `real_off_facet`. Errors are those of `confusion`.
     """
     return _excess(_shares(made), _centers(_shares(real), labels, len(made)))
 
@@ -179,10 +173,8 @@ def off_facet(made: Floats, real: Floats, labels: Labels) -> Doubles:
 def real_off_facet(real: Floats, labels: Labels) -> Doubles:
     """Return `off_facet` of each real image by its facet's other images, (n with others in their facet,)."""
     shares, own = _shares(real[labels >= 0]), labels[labels >= 0]
-    counts = np.bincount(own)
-    sums = np.stack([shares[own == k].sum(0) for k in range(len(counts))])
-    several = counts[own] > 1
-    shares, own = shares[several], own[several]
+    sums, counts = _sums(shares, own)
+    shares, own = shares[counts[own] > 1], own[counts[own] > 1]
     return _excess(shares, (sums[own] - shares) / (counts[own] - 1)[:, None])
 
 
@@ -194,6 +186,12 @@ def _centers(codes: Floats, labels: Labels, n_facets: int) -> Doubles:
     if not counts.all():
         raise FacetError(f"facet {counts.argmin()} has no real image to compare with; every facet must have one")
     return np.stack([_mean(codes[labels == k]) for k in range(n_facets)])
+
+
+def _sums(codes: Doubles, own: Labels) -> tuple[Doubles, Labels]:
+    """Return the sum of each facet's codes, (n_facets, D), and the number of each facet's images."""
+    counts = np.bincount(own)
+    return np.stack([codes[own == k].sum(0) for k in range(len(counts))]), counts
 
 
 def _shares(contributions: Floats) -> Doubles:

@@ -16,8 +16,8 @@ from captum_mfv.activations.codes import collect
 from captum_mfv.attr import pure_code
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet, nearest
+from captum_mfv.facets.finder import STABLE
 from captum_mfv.facets.separation import excess
-from captum_mfv.facets.stability import STABLE
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.metrics.scores import off_facet, real_off_facet
 from captum_mfv.storage.schema import check_seed
@@ -33,8 +33,8 @@ class Multifacetedness:
 
     Args:
         score: share of the codes' scatter that clusters explain in excess of codes of one cluster with the same
-            covariance, in [0, 1]; 0 for one facet, also an elongated or heavy-tailed one. It does not depend on the
-            requested number of facets, so that units can be ranked by it.
+            covariance, in [0, 1]; 0 for one facet, also an elongated or heavy-tailed one. The score does not depend
+            on the requested number of facets, so that units can be ranked.
         p_value: p-value of one facet, whose score may be up to .05.
         coverage: share of the unit's activation, summed over its images, that is in stable facets, in [0, 1]: facets
             whose mean recovery in bootstrap samples is at least .6. Negative activations count as 0; if no activation
