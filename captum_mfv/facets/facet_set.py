@@ -194,11 +194,8 @@ class FacetSet(Sequence[Facet]):
 
     def header(self) -> dict[str, str]:
         """Return unit, code, p-value and stability as JSON texts by name."""
-        values = {
-            "unit": asdict(self.unit),
-            "code": asdict(self.code),
-            **{name: getattr(self, name) for name in _FIGURES},
-        }
+        values = {"unit": asdict(self.unit), "code": asdict(self.code)}
+        values |= {name: getattr(self, name) for name in _FIGURES}
         return {name: json.dumps(value) for name, value in values.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -224,7 +221,7 @@ class FacetSet(Sequence[Facet]):
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
             header = validate(_Header, texts, "header")
             unit, code = Unit(**header.unit), Code(**header.code)
-            figures: dict[str, Any] = {name: getattr(header, name) for name in _FIGURES}
+            figures = {name: getattr(header, name) for name in _FIGURES}
             return cls(unit, code, **_validated(arrays), **figures)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
@@ -290,7 +287,7 @@ def _file_of(path: Path) -> Path:
     return path
 
 
-def _validated(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _validated(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Return the arrays as int64 and float32; raise ValueError if shapes, types or values are wrong."""
     axes = {name: array.ndim for name, array in arrays.items()}
     if axes != {"labels": 1, "embedding": 2, "codes": 2, "activations": 1} or not all(a.size for a in arrays.values()):

@@ -163,18 +163,20 @@ def faithfulness(
     """
     generator = torch.Generator(inputs.device).manual_seed(check_seed(seed))
 
-    def attribute(x: tuple[Tensor], target: Any = None) -> tuple[Tensor]:
-        return (explain.attribute(x[0].detach().requires_grad_(), target=target, **options).detach(),)
+    def attribute(x: Any, target: Any = None) -> Any:
+        if isinstance(x, tuple):  # Captum passes a tensor or a tuple of it
+            return (attribute(x[0], target),)
+        return explain.attribute(x.detach().requires_grad_(), target=target, **options).detach()
 
     @infidelity_perturb_func_decorator(bool(explain.multiplies_by_inputs))  # type: ignore[untyped-decorator]
     def gaussian(x: Tensor) -> Tensor:
         return x - noise * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-    def uniform(x: tuple[Tensor], radius: float) -> tuple[Tensor]:
-        draws = torch.rand(x[0].shape, generator=generator, device=x[0].device, dtype=x[0].dtype)
-        return (x[0] + radius * (2 * draws - 1),)
+    def uniform(x: Any, radius: float) -> tuple[Tensor]:
+        (x,) = x if isinstance(x, tuple) else (x,)
+        return (x + radius * (2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1),)
 
-    forward, (attributions,) = explain.forward_func, attribute((inputs,), target)
+    forward, attributions = explain.forward_func, attribute(inputs, target)
     samples: dict[str, Any] = {"target": target, "n_perturb_samples": n_samples}
     wrong = infidelity(forward, gaussian, inputs, attributions, normalize=True, **samples)
     moved = sensitivity_max(attribute, inputs, uniform, perturb_radius=noise / 5, **samples)
