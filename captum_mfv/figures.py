@@ -55,16 +55,14 @@ def plot_facets(
 
     Args:
         renderings: what `render_facets` returned, or a run's `RunFolder.read_renderings`.
-        axes: one for each picture, the pictures of a facet in succession; None: a new figure.
+        axes: one for each picture, the pictures of a facet in succession; None: a new figure. The axes are returned,
+            (n_renderings,), or (n_renderings, n_pictures) with start images or members.
         titles: one for each rendering; by default the facet's number.
         starts: show the start images too.
         images: the dataset in which the facets were found, to show the n_nearest members of each facet.
         transparency: draw the image with its transparency, which fades out pixels that don't affect the facet.
         columns: number of facets in each row of a new figure.
         width: width of a new figure in inches.
-
-    Returns:
-        The axes, (n_renderings,), or (n_renderings, n_pictures) with start images or members.
 
     Raises:
         TypeError: if ``renderings`` holds anything else.

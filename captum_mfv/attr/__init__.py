@@ -1,8 +1,7 @@
 """Attributions of facets by any of Captum's methods, and codes from attributions."""
 
 from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution, NeuronFacetAttribution
-from captum_mfv.attr.codes import AttributionCode, pure_code
-from captum_mfv.attr.maps import check_method, facet_maps
+from captum_mfv.attr.maps import AttributionCode, check_method, facet_maps, pure_code
 from captum_mfv.attr.model import FacetModel, explained, unit_forward
 
 __all__ = [

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_mfv.display.palette import SHAPES, facet_color, facet_marker
 from captum_mfv.images import to_pil
 
-__all__ = ["picture", "png", "swatch", "table"]
+__all__ = ["data_url", "encoded", "picture", "png", "swatch", "table"]
 
 _SIDE = 224  # largest side of a picture in a table, in pixels
 _TINY = 64  # pixels; smaller images are upscaled without interpolation
@@ -56,17 +56,27 @@ def picture(image: Tensor, text: str) -> str:
     data = png(image, _SIDE)
     if data is None:
         return _Html(escape(text))
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     scaled = ";image-rendering:pixelated" if image.shape[-1] <= _TINY else ""
-    return _Html(f'<img alt="{escape(text)}" src="{source}" style="min-width:112px{scaled}">')
+    return _Html(f'<img alt="{escape(text)}" src="{data_url(data, "png")}" style="min-width:112px{scaled}">')
 
 
 def png(image: Tensor, side: int | None = None) -> bytes | None:
     """Return a PNG file of an image, (C, H, W) in [0, 1], with sides up to ``side``; None if C isn't 1 or 3."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         return None
-    small, buffer = to_pil(image), BytesIO()
+    small = to_pil(image)
     if side is not None:
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    small.save(buffer, "PNG")
+    return encoded(small, "PNG")
+
+
+def encoded(image: Image.Image, kind: str, **options: int) -> bytes:
+    """Return an image file of a kind that Pillow can write."""
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """Return an image file as a data URL."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_mfv._version import __version__
+from captum_mfv.display import notebook
 from captum_mfv.display.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
 from captum_mfv.display.text import visible
 from captum_mfv.errors import RunError
@@ -157,27 +157,19 @@ def _ink_on(color: str) -> str:
 
 def data_url(image: Image.Image) -> str:
     """Return the data URL of an image, compressed with loss if the image is large."""
-    png = _encoded(image, "PNG")
-    return _url(png, "png") if len(png) <= _MOST else _url(_encoded(image, "WEBP", quality=92), "webp")
+    content, kind = notebook.encoded(image, "PNG"), "png"
+    if len(content) > _MOST:
+        content, kind = notebook.encoded(image, "WEBP", quality=92), "webp"
+    return notebook.data_url(content, kind)
 
 
 def small_url(image: Image.Image, side: int = THUMBNAIL) -> str:
     """Return the data URL of an image downscaled to a side, compressed with loss."""
     if image.width > side:
         image = image.resize((side, side), Image.Resampling.LANCZOS)
-    return _url(_encoded(image.convert("RGB"), "WEBP", quality=85), "webp")
+    return notebook.data_url(notebook.encoded(image.convert("RGB"), "WEBP", quality=85), "webp")
 
 
 def pixel_class(image: Tensor) -> str:
     """Return the CSS class of an image, (C, H, W), by its size."""
     return "pixels" if image.shape[-1] <= _TINY else ""
-
-
-def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
