@@ -219,7 +219,7 @@ def tcav_table(
     if len(random) < 3:
         raise FacetError(f"random must hold at least 3 concepts, not {len(random)}")
     if len({concept.id for concept in [*concepts, *random]}) < len(concepts) + len(random):
-        raise FacetError("two concepts have the same id; give each concept an id of its own")
+        raise FacetError("two concepts have the same id; each concept needs a different id")
     classifier, used = classifier or CentroidClassifier(), [*concepts, *random]
     rows: list[ConceptScore] = []
     with guard(model), torch.random.fork_rng(devices=[]):  # Captum's own classifier draws from the global generator

@@ -58,7 +58,7 @@ def even_or_odd(seed: int = 0, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
 def ten_digits(seed: int = 1, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
     """Train a small network to classify the ten digits: an independent network for images from `even_or_odd`.
 
-    Its logits are the output of the layer ``logits``. The result is that of `even_or_odd`.
+    The layer ``logits`` returns the logits. Returns the model and its `InputSpec`, as `even_or_odd` does.
     """
     return _trained(10, seed, epochs)
 

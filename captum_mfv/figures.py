@@ -206,8 +206,7 @@ def plot_history(
     Args:
         axes: one for each term, which are returned; None: a new figure.
         terms: names in a rendering's ``history``; by default the activation, then the terms of the objective.
-        window: number of steps of a running mean, since transforms change each step's values; by default a twentieth
-            of all steps; 1 for the values themselves.
+        window: number of steps of a running mean, by default a twentieth of all; 1 for the values themselves.
         legend: name the facets, if there are several: under a new figure, otherwise in the last panel.
 
     Raises:
