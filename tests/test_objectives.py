@@ -10,7 +10,8 @@ from lucent.optvis.render import render_vis
 from captum_mfv.errors import FacetError, ImageError, RecipeError
 from captum_mfv.optvis import initializer, objectives, param, transform
 from captum_mfv.optvis.optimizers import TVAscent
-from captum_mfv.optvis.terms import distribution_term, make_term
+from captum_mfv.optvis.reference import distribution_term
+from captum_mfv.optvis.terms import make_term
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from captum_mfv.attr import pure_code
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.errors import FacetError, RecipeError
 from captum_mfv.optvis import terms
-from captum_mfv.optvis.reference import measure_probe, measure_reference
+from captum_mfv.optvis.reference import distribution_term, measure_probe, measure_reference, probe_term
 
 
 def members(facets, planted, n=1):
@@ -63,7 +63,7 @@ def test_a_facets_code_is_best_at_its_center_and_contrast_counts_the_nearest_oth
 
 def test_a_row_can_be_asked_for_twice_and_in_any_order(facets, planted):
     reference = measure_reference(small_cnn(), facets, planted[0], input_spec=SPEC)
-    for term in (terms.unit_term(facets), terms.code_term(facets, 0.5), terms.distribution_term(reference)):
+    for term in (terms.unit_term(facets), terms.code_term(facets, 0.5), distribution_term(reference)):
         images = members(facets, planted)
         whole = term(outputs_of(small_cnn(), term, images.clone()))
         again = term.rows([2, 0, 2])(outputs_of(small_cnn(), term, images[[2, 0, 2]].clone()))
@@ -80,7 +80,7 @@ def test_a_probe_sees_the_detector_that_tells_its_facet_from_others():
     assert probe.weights.shape == (4, 5)
     own = [int(labels[facet.members[0]]) for facet in facets]
     assert probe.weights.argmax(1).tolist() == own
-    term = terms.probe_term(facets, probe)
+    term = probe_term(facets, probe)
     pictures = images[torch.tensor([int(facet.members[0]) for facet in facets])]
     losses = torch.stack(
         [term.rows([k] * 4)(outputs_of(network, term, pictures.clone(), PLANTED_SPEC)) for k in range(4)]
@@ -129,7 +129,7 @@ def test_probability_is_of_one_unit_in_its_layer(facets):
 
 def test_an_image_of_the_other_precision_counts_the_same(facets, planted):
     reference = measure_reference(small_cnn(), facets, planted[0], input_spec=SPEC)
-    for term in (terms.unit_term(facets), terms.code_term(facets), terms.distribution_term(reference)):
+    for term in (terms.unit_term(facets), terms.code_term(facets), distribution_term(reference)):
         images = members(facets, planted)
         outputs = outputs_of(small_cnn(), term, images.clone())
         half = {name: value.bfloat16() for name, value in outputs.items()}

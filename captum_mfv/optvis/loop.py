@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -27,63 +27,25 @@ from captum_mfv.optvis.initializer import (
 )
 from captum_mfv.optvis.param import ParamF, as_alpha, fft_image_from, maco_image_from, pixel_image_from
 from captum_mfv.optvis.recipes import Phase, Recipe
-from captum_mfv.optvis.step import History, Passes, PhaseState
+from captum_mfv.optvis.step import History, Passes, PhaseState, prefixed
 from captum_mfv.optvis.terms import INPUT, Term, activation_term
 from captum_mfv.optvis.transform import center_crop
 from captum_mfv.storage.files import Checkpoint
 
-__all__ = ["Callback", "RenderLoop", "Rows", "Settings"]
+__all__ = ["Callback", "RenderLoop"]
 
 Callback: TypeAlias = Callable[[int, Tensor], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What is rendered: one image per row.
+@dataclass(eq=False)
+class RenderLoop:
+    """The optimization of a batch of images by a recipe; ``facets``, ``seeds`` and rows of ``terms``: one per image.
 
     Args:
-        facets: the facet of each image.
-        seeds: the seed of each image.
-        terms: objective terms by name, with one row per image.
         start: (B, C, H, W) in [0, 1], where the images start; None for the recipe's start.
-    """
-
-    facets: tuple[Facet, ...]
-    seeds: tuple[int, ...]
-    terms: Mapping[str, Term]
-    start: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """How the images are rendered, apart from the recipe.
-
-    Args:
-        spec: what turns images in [0, 1] into the model's input.
         size: side of the images in pixels.
         colors: (C, C) color decorrelation of the parameterization, or None for ImageNet's.
         dtype: precision of the network under autocast, or None for its own.
-        batches: cuts the batch to what memory holds.
-    """
-
-    spec: InputSpec
-    size: int
-    colors: Tensor | None
-    dtype: torch.dtype | None
-    batches: AdaptiveBatches
-
-
-@dataclass(eq=False)
-class RenderLoop:
-    """The optimization of a batch of images by a recipe.
-
-    Args:
-        model: the model.
-        images: the dataset in which the facets were found.
-        recipe: the recipe.
-        rows: facets, seeds, terms and starts of the images.
-        settings: size, input and precision.
-        bar: progress bar.
         callback: called after each step with its number, from 1, and the images before it.
         checkpoint: file in which the state is saved every few seconds, and from which it is resumed.
     """
@@ -91,17 +53,23 @@ class RenderLoop:
     model: nn.Module
     images: Images
     recipe: Recipe
-    rows: Rows
-    settings: Settings
+    facets: tuple[Facet, ...]
+    seeds: tuple[int, ...]
+    terms: Mapping[str, Term]
+    start: Tensor | None
+    spec: InputSpec
+    size: int
+    colors: Tensor | None
+    dtype: torch.dtype | None
+    batches: AdaptiveBatches
     bar: Progress
-    callback: Callback | None = None
+    callback: Callback | None
     checkpoint: Checkpoint | None = None
     interrupted: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        facets, seeds = self.rows.facets, self.rows.seeds
-        self.history = History(facets)
-        self._generators = [own_generator(seed, item) for item, seed in zip(facets, seeds, strict=True)]
+        self.history = History(self.facets)
+        self._generators = [own_generator(seed, item) for item, seed in zip(self.facets, self.seeds, strict=True)]
         self._transparencies: list[Tensor] = []
 
     def run(self) -> tuple[Tensor, Tensor]:
@@ -109,47 +77,48 @@ class RenderLoop:
         start = self._start()
         canvas = start.to(next(self.model.parameters(), start).device)
         saved = None if self.checkpoint is None else self.checkpoint.load()
-        with self._reading():
+        reading = nullcontext if self.checkpoint is None else self.checkpoint.reading
+        with reading():
             first = 0 if saved is None else self._restore(saved)
         with guard(self.model), torch.enable_grad():
             for number, phase in enumerate(self.recipe.phases[first:], first):
-                if not self.interrupted:
-                    canvas = _resized(canvas, int(self.settings.size * phase.scale))
-                    state = PhaseState.begin(phase, self._param_f(canvas), self.settings.size, self._generators)
-                    if saved is not None and number == first:
-                        with self._reading():
-                            self._restore_phase(state, number, saved)
-                    canvas = self._run_phase(state, number)
+                canvas = _resized(canvas, int(self.size * phase.scale))
+                state = PhaseState.begin(phase, self._param_f(canvas), self.size, self._generators)
+                if saved is not None and number == first:
+                    with reading():
+                        self._restore_phase(state, number, saved)
+                canvas = self._run_phase(state, number)
+                if self.interrupted:
+                    break
         return start, self._output(canvas)
 
     def transparency(self) -> Tensor:
         """Return (B, size, size) in [0, 1], over all phases."""
         if not self._transparencies:
-            return torch.zeros(len(self.rows.facets), self.settings.size, self.settings.size)
+            return torch.zeros(len(self.facets), self.size, self.size)
         return as_alpha(torch.stack(self._transparencies).sum(0))
 
     def _start(self) -> Tensor:
         """Return the images at the start, on the CPU."""
-        facets, images, recipe, size = self.rows.facets, self.images, self.recipe, self.settings.size
-        if self.rows.start is not None:
-            return resize(self.rows.start.detach().float().cpu(), size)
+        recipe, size = self.recipe, self.size
+        if self.start is not None:
+            return resize(self.start.detach().float().cpu(), size)
         if recipe.start == "noise":
-            return noise_images((self.settings.spec.channels, size, size), self._generators, *recipe.noise)
+            return noise_images((self.spec.channels, size, size), self._generators, *recipe.noise)
         if recipe.start == "spectrum":
-            return spectral_images(facets, images, self._generators, size=size)
+            return spectral_images(self.facets, self.images, self._generators, size=size)
         if recipe.start == "medoid":
-            return resize(medoid_images(facets, images), size)
-        return resize(mean_images(facets, images, recipe.n_images), size)
+            return resize(medoid_images(self.facets, self.images), size)
+        return resize(mean_images(self.facets, self.images, recipe.n_images), size)
 
     def _param_f(self, canvas: Tensor) -> ParamF:
         """Return the recipe's parameterization, started at the canvas."""
-        colors = self.settings.colors
         if self.recipe.param == "pixel":
             return pixel_image_from(canvas)
         if self.recipe.param == "fft":
-            return fft_image_from(canvas, colors=colors)
-        magnitudes = spectra(self.rows.facets, self.images, size=canvas.shape[-1], colors=colors)
-        return maco_image_from(canvas, magnitudes, colors=colors)
+            return fft_image_from(canvas, colors=self.colors)
+        magnitudes = spectra(self.facets, self.images, size=canvas.shape[-1], colors=self.colors)
+        return maco_image_from(canvas, magnitudes, colors=self.colors)
 
     def _run_phase(self, state: PhaseState, number: int) -> Tensor:
         """Return the canvas after a phase, or after the last step before Ctrl-C."""
@@ -166,12 +135,11 @@ class RenderLoop:
 
     def _run_steps(self, state: PhaseState, number: int) -> None:
         """Do the steps of a phase that are left."""
-        spec, dtype, batches = self.settings.spec, self.settings.dtype, self.settings.batches
         weights = state.phase.weights
-        terms, activation = {name: self.rows.terms[name] for name in weights}, activation_term(self.rows.facets)
-        layers = {layer for term in (activation, *terms.values()) for layer in term.layers} - {INPUT}
+        terms = {name: self.terms[name] for name in weights} | {"activation": activation_term(self.facets)}
+        layers = {layer for term in terms.values() for layer in term.layers} - {INPUT}
         with capture(self.model, sorted(layers)) as run:
-            passes = Passes(run, spec.feed(self.model), terms, activation, weights, dtype, batches)
+            passes = Passes(run, self.spec.feed(self.model), terms, weights, self.dtype, self.batches)
             while state.step < state.phase.steps:
                 images = state.advance(passes, self.history)
                 self.bar.update()
@@ -190,7 +158,7 @@ class RenderLoop:
             for step in self.history.steps[-phase.steps :]
         ]
         first, last = torch.stack(losses[:tenth]).mean(0), torch.stack(losses[-tenth:]).mean(0)
-        stuck = [self.rows.facets[i] for i in (last >= first).nonzero().flatten().tolist()]
+        stuck = [self.facets[i] for i in (last >= first).nonzero().flatten().tolist()]
         if stuck:
             units = {item.unit: [str(other.index) for other in stuck if other.unit == item.unit] for item in stuck}
             named = "; ".join(f"facet {', '.join(indices)} of {unit}" for unit, indices in units.items())
@@ -199,9 +167,9 @@ class RenderLoop:
 
     def _output(self, canvas: Tensor) -> Tensor:
         """Crop or resize the canvas to the output size, on the CPU."""
-        if canvas.shape[-1] < self.settings.size:
-            return resize(canvas, self.settings.size).cpu()
-        return center_crop(self.settings.size, 0.0)(canvas).cpu()
+        if canvas.shape[-1] < self.size:
+            return resize(canvas, self.size).cpu()
+        return center_crop(self.size, 0.0)(canvas).cpu()
 
     def _state(self, state: PhaseState, number: int) -> dict[str, Tensor]:
         """Return the state needed to resume, in the phase of a number."""
@@ -215,8 +183,7 @@ class RenderLoop:
         for generator, its in zip(self._generators, saved["generators"], strict=True):
             generator.set_state(its.clone())
         self._transparencies = [saved[name] for name in sorted(saved) if name.startswith("transparency.")]
-        head = "history."
-        self.history.restore({name.removeprefix(head): saved[name] for name in saved if name.startswith(head)})
+        self.history.restore(prefixed("history.", saved))
         self.bar.update(len(self.history))
         return int(saved["phase"])
 
@@ -225,9 +192,6 @@ class RenderLoop:
         n_steps = sum(phase.steps for phase in self.recipe.phases[:number]) + state.step
         if len(self.history) != n_steps:
             raise ValueError(f"it has the losses of {len(self.history)} steps, not of {n_steps}")
-
-    def _reading(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.checkpoint is None else self.checkpoint.reading()
 
 
 def _resized(canvas: Tensor, size: int) -> Tensor:

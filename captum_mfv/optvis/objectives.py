@@ -15,23 +15,17 @@ from torch import Tensor
 
 from captum_mfv.errors import FacetError, RecipeError
 from captum_mfv.facets.facet_set import Facet
+from captum_mfv.optvis import terms
 from captum_mfv.optvis.arguments import as_facets
-from captum_mfv.optvis.reference import measure_probe, measure_reference
-from captum_mfv.optvis.terms import (
-    INPUT,
+from captum_mfv.optvis.reference import (
     Probe,
     Reference,
-    Term,
-    boundary_term,
-    code_term,
     distribution_term,
-    grey_term,
-    make_term,
-    probability_term,
+    measure_probe,
+    measure_reference,
     probe_term,
-    total_variation_term,
-    unit_term,
 )
+from captum_mfv.optvis.terms import Term
 
 __all__ = [
     "FACET_WEIGHTS",
@@ -60,13 +54,13 @@ def unit(facet: Facet | Sequence[Facet], *, cap: float | None = None) -> Any:
         cap: the activation levels off about this many times the largest activation on any real image; None: never.
     """
     facets = as_facets(facet)
-    return _objective({"unit": (1.0, unit_term(facets, cap))}, facets)
+    return _objective(facets, {"unit": terms.unit_term(facets, cap)})
 
 
 def probability(facet: Facet | Sequence[Facet]) -> Any:
     """Maximize the logarithm of the unit's probability, a softmax over its layer's units."""
     facets = as_facets(facet)
-    return _objective({"probability": (1.0, probability_term(facets))}, facets)
+    return _objective(facets, {"probability": terms.probability_term(facets)})
 
 
 def code(facet: Facet | Sequence[Facet], *, contrast: float = 0.0) -> Any:
@@ -77,7 +71,7 @@ def code(facet: Facet | Sequence[Facet], *, contrast: float = 0.0) -> Any:
         contrast: weight of the largest cosine to the other facets' centers, which is subtracted.
     """
     facets = as_facets(facet)
-    return _objective({"code": (1.0, code_term(facets, contrast))}, facets)
+    return _objective(facets, {"code": terms.code_term(facets, contrast)})
 
 
 def distribution(facet: Facet | Sequence[Facet], reference: Reference) -> Any:
@@ -91,14 +85,14 @@ def distribution(facet: Facet | Sequence[Facet], reference: Reference) -> Any:
         FacetError: if the reference was measured on another number of facets.
     """
     facets = as_facets(facet)
-    return _objective({"distribution": (1.0, _matched(reference, facets))}, facets)
+    return _objective(facets, {"distribution": _matched(reference, facets)})
 
 
 def probe(facet: Facet | Sequence[Facet], probe: Probe) -> Any:
-    """Maximize what separates the facet's images from others, as far as it drives the unit (Goh et al. 2021).
+    """Maximize the part of the unit that a linear probe of a lower layer sees, wᵀ(g ⊙ ReLU(∇f)) (Goh et al. 2021).
 
-    This is the part of the unit that a linear probe of a lower layer sees, wᵀ(g ⊙ ReLU(∇f)), with the gradient
-    treated as a constant; add `unit` for faceted feature visualization.
+    The probe separates the facet's images from others; the gradient counts as a constant. Add `unit` for faceted
+    feature visualization.
 
     Args:
         facet: the facet or facets that the probe was measured on.
@@ -109,7 +103,7 @@ def probe(facet: Facet | Sequence[Facet], probe: Probe) -> Any:
     """
     facets = as_facets(facet)
     _check_measured("probe", len(probe.weights), facets)
-    return _objective({"probe": (1.0, probe_term(facets, probe))}, facets)
+    return _objective(facets, {"probe": probe_term(facets, probe)})
 
 
 def facet(
@@ -132,46 +126,51 @@ def facet(
     facets, chosen = as_facets(facet), dict(weights or FACET_WEIGHTS)
     if reference is None and weights is None:
         del chosen["distribution"]
-    matched = {} if reference is None else {"distribution": _matched(reference, facets)}
-    terms = {name: (weight, matched.get(name) or make_term(name, facets)) for name, weight in chosen.items()}
-    return _objective(terms, facets)
+    measured = {} if reference is None else {"distribution": _matched(reference, facets)}
+    every = {name: measured.get(name) or terms.make_term(name, facets) for name in chosen}
+    return _objective(facets, every, chosen)
 
 
 def total_variation() -> Any:
     """Minimize how often a line across the image changes from black to white, which smooths the image."""
-    return _objective({"total_variation": (1.0, total_variation_term())})
+    return _objective((), {"total_variation": terms.total_variation_term()})
 
 
 def boundary(width: float = 0.1) -> Any:
-    """Minimize the border's mean square difference from the image's mean color, to center what matters.
-
-    Args:
-        width: the border's width, as a share of height and width.
+    """Minimize the mean square difference of the border, a share of height and width, from the image's mean color.
 
     Raises:
         RecipeError: if width isn't above 0 and below a half.
     """
     if not 0 < width < 0.5:
         raise RecipeError(f"width must be above 0 and below .5, not {width}")
-    return _objective({"boundary": (1.0, boundary_term(width))})
+    return _objective((), {"boundary": terms.boundary_term(width)})
 
 
 def grey() -> Any:
-    """Minimize the mean square difference from mid-grey, which keeps colors from saturating."""
-    return _objective({"grey": (1.0, grey_term())})
+    """Minimize the mean square difference from mid-gray, which keeps colors from saturating."""
+    return _objective((), {"grey": terms.grey_term()})
 
 
-def _objective(terms: Mapping[str, tuple[float, Term]], facets: Sequence[Facet] = ()) -> Any:
+def _objective(facets: Sequence[Facet], losses: Mapping[str, Term], weights: Mapping[str, float] | None = None) -> Any:
+    """Return the sum of losses, weighted by 1 unless weights are given."""
     from lucent.optvis.objectives import Objective  # here, since it takes seconds to import
 
-    def loss(outputs_of: Callable[[str], Tensor]) -> Tensor:
-        outputs = _LucentOutputs(outputs_of, len(facets))
-        return torch.stack([weight * term(outputs).mean() for weight, term in terms.values()]).sum()
+    layers = {layer for term in losses.values() for layer in term.layers}
 
-    name = " + ".join(terms)
-    return Objective(
-        loss, f"{name} of {facets[0].unit}" if facets else name, f"facets {[item.index for item in facets]}"
-    )
+    def loss(outputs_of: Callable[[str], Tensor]) -> Tensor:
+        outputs = {layer: outputs_of(layer.replace(".", "_")) for layer in layers}  # Lucent's names of layers
+        for output in outputs.values():
+            if len(facets) > 1 and len(output) != len(facets):
+                raise FacetError(
+                    f"the objective has {len(facets)} facets, but the batch has {len(output)} images; "
+                    f"give as many facets as images, or one facet"
+                )
+        found = {name: term(outputs).mean() for name, term in losses.items()}
+        return torch.stack([weights[name] * one if weights else one for name, one in found.items()]).sum()
+
+    name = " + ".join(losses) + (f" of {facets[0].unit}" if facets else "")
+    return Objective(loss, name, f"facets {[item.index for item in facets]}")
 
 
 def _matched(reference: Reference, facets: Sequence[Facet]) -> Term:
@@ -184,21 +183,3 @@ def _matched(reference: Reference, facets: Sequence[Facet]) -> Term:
 def _check_measured(name: str, n_measured: int, facets: Sequence[Facet]) -> None:
     if n_measured != len(facets):
         raise FacetError(f"the {name} was measured on {n_measured} facets, but {len(facets)} were given")
-
-
-class _LucentOutputs(dict[str, Tensor]):
-    """Layer outputs by dotted name; Lucent joins the parts of a name with underscores."""
-
-    def __init__(self, outputs_of: Callable[[str], Tensor], n_facets: int) -> None:
-        super().__init__()
-        self._outputs_of = outputs_of
-        self._n_facets = n_facets
-
-    def __missing__(self, layer: str) -> Tensor:
-        output = self._outputs_of(layer if layer == INPUT else layer.replace(".", "_"))
-        if self._n_facets > 1 and len(output) != self._n_facets:
-            raise FacetError(
-                f"the objective has {self._n_facets} facets, but the batch has {len(output)} images; "
-                f"give as many facets as images, or one facet"
-            )
-        return output

@@ -14,6 +14,7 @@ __all__ = [
     "ParamF",
     "Transparency",
     "as_alpha",
+    "check_images",
     "color_matrix",
     "fft_image_from",
     "maco_image_from",
@@ -32,15 +33,8 @@ _SOFTNESS = 4.0  # Lucid's divisor, which keeps colors from saturating early
 
 
 def pixel_image_from(images: Tensor) -> ParamF:
-    """Return a parameterization by pixels, started at images.
-
-    Args:
-        images: (B, C, H, W) in [0, 1]; the parameters take their device and are float32.
-
-    Returns:
-        A ``param_f``: parameters and a function to (B, C, H, W), clipped to [0, 1].
-    """
-    _check(images)
+    """Return a parameterization by pixels, clipped to [0, 1], started at images (B, C, H, W) in [0, 1]."""
+    check_images(images)
 
     def param_f() -> tuple[list[Tensor], Callable[[], Tensor]]:
         pixels = images.detach().float().clone().requires_grad_()
@@ -56,15 +50,14 @@ def fft_image_from(images: Tensor, decay_power: float = 1.0, *, colors: Tensor |
     frequencies alike, scaled by 1/f. Images of other than three channels keep their colors.
 
     Args:
-        images: (B, C, H, W) in [0, 1], any height and width; the parameters take their device and are
-            float32.
+        images: (B, C, H, W) in [0, 1], any height and width; the parameters take their device and are float32.
         decay_power: exponent of the 1/f scale.
-        colors: (C, C) matrix from decorrelated to real colors, such as `color_matrix` measures on your
-            images; by default Lucent's, of ImageNet.
+        colors: (C, C) matrix from decorrelated to real colors, such as `color_matrix` measures on your images; by
+            default Lucent's, of ImageNet.
 
     Returns:
-        A ``param_f``: parameters and a function to (B, C, H, W) in [0, 1], which at the start gives
-        the images back to within 1e-3.
+        A ``param_f``: parameters and a function to (B, C, H, W) in [0, 1]; its first images differ from the given
+        ones by at most 1e-3.
 
     Example:
         >>> images = torch.rand(2, 3, 32, 32)
@@ -72,7 +65,7 @@ def fft_image_from(images: Tensor, decay_power: float = 1.0, *, colors: Tensor |
         >>> spectrum.shape, torch.allclose(image_f(), images, atol=1e-3)
         (torch.Size([2, 3, 32, 17, 2]), True)
     """
-    _check(images)
+    check_images(images)
     height, width = images.shape[-2:]
     scale = _frequency_scale(height, width, decay_power).to(images.device)
     mix = _mix(images, colors)
@@ -94,11 +87,8 @@ def maco_image_from(images: Tensor, magnitudes: Tensor, *, colors: Tensor | None
         images: (B, C, H, W) in [0, 1], whose phases the optimization starts from.
         magnitudes: (B, C, H, W // 2 + 1) or without B, output of `mean_magnitudes`.
         colors: as for `fft_image_from`, and as the magnitudes were measured.
-
-    Returns:
-        A ``param_f``: parameters and a function to (B, C, H, W) in [0, 1].
     """
-    _check(images)
+    check_images(images)
     height, width = images.shape[-2:]
     if tuple(magnitudes.shape[-3:]) != (images.shape[1], height, width // 2 + 1):
         raise ImageError(
@@ -115,31 +105,22 @@ def maco_image_from(images: Tensor, magnitudes: Tensor, *, colors: Tensor | None
 
 
 def mean_magnitudes(images: Tensor, *, colors: Tensor | None = None) -> Tensor:
-    """Return the mean magnitude of each frequency over images, for `maco_image_from`.
-
-    Args:
-        images: (N, C, H, W) in [0, 1].
-        colors: as for `fft_image_from`.
+    """Return each frequency's mean magnitude over images (N, C, H, W) in [0, 1], for `maco_image_from`.
 
     Returns:
-        (C, H, W // 2 + 1), of decorrelated colors before the sigmoid.
+        (C, H, W // 2 + 1), of decorrelated colors (``colors`` as for `fft_image_from`) before the sigmoid.
     """
-    _check(images)
+    check_images(images)
     return _spectrum(images, _mix(images, colors), _NATURAL_MARGIN).abs().mean(0)
 
 
 def color_matrix(images: Tensor) -> Tensor:
-    """Return the color decorrelation of images: the square root of their pixels' covariance.
+    """Return the color decorrelation of images (N, C, H, W) in [0, 1], for ``colors`` of `fft_image_from`.
 
-    Columns are scaled so that the longest is 1, as Lucid and Lucent do with ImageNet's.
-
-    Args:
-        images: (N, C, H, W) in [0, 1].
-
-    Returns:
-        (C, C), for ``colors`` of `fft_image_from`.
+    The decorrelation, (C, C), is the square root of the pixels' covariance, scaled so that the longest column has
+    length 1, as Lucid and Lucent do with ImageNet's.
     """
-    _check(images)
+    check_images(images)
     pixels = images.detach().double().transpose(0, 1).flatten(1)
     if pixels.shape[1] < 2:
         raise ImageError("colors are measured on more than one pixel")
@@ -156,9 +137,6 @@ class Transparency:
         param_f = Transparency(initializer.mean_image(facet, images))
         render_vis(model, objective, param_f)
         param_f.alpha
-
-    Args:
-        param_f: the parameterization to watch.
     """
 
     def __init__(self, param_f: ParamF) -> None:
@@ -184,11 +162,7 @@ class Transparency:
 
     @property
     def total(self) -> Tensor:
-        """(B, H, W) sum over steps and channels, in the scale of the loss.
-
-        Raises:
-            ImageError: if nothing was optimized yet.
-        """
+        """(B, H, W) sum over steps and channels, in the scale of the loss; ImageError before the first step."""
         if self._total is None:
             raise ImageError("there is no transparency before the first step")
         return self._total
@@ -209,13 +183,14 @@ def as_alpha(total: Tensor) -> Tensor:
     return torch.clamp(total / high[:, None, None], 0, 1)
 
 
-def _check(images: Tensor) -> None:
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Raise TypeError or ImageError, which names the argument, unless images are (B, C, H, W) in [0, 1]."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor, not {type(images).__name__}")
+        raise TypeError(f"{name} must be a tensor, not {type(images).__name__}")
     if images.ndim != 4:
-        raise ImageError(f"images must be (B, C, H, W), not {tuple(images.shape)}")
+        raise ImageError(f"{name} must be (B, C, H, W), not {tuple(images.shape)}")
     if not (images.min() >= -1e-4 and images.max() <= 1 + 1e-4):
-        raise ImageError(f"images must lie in [0, 1], not [{images.min():.3g}, {images.max():.3g}]")
+        raise ImageError(f"{name} must lie in [0, 1], not [{images.min():.3g}, {images.max():.3g}]")
 
 
 def _spectrum(images: Tensor, mix: Tensor, margin: float) -> Tensor:

@@ -1,8 +1,9 @@
-"""What a network computes on the images of facets, measured for the objectives that need it."""
+"""Objective terms that are measured on the facets' images: channels' distributions, and probes of a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,52 @@ from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, stack
 from captum_mfv.optvis.arguments import as_facets, check_same_layers
-from captum_mfv.optvis.maps import sorted_activations
-from captum_mfv.optvis.terms import Probe, Reference, Term, distribution_term, make_term, probe_term, probed
+from captum_mfv.optvis.terms import Tensors, Term, activation_term, make_term
 from captum_mfv.units import Code, channels_second
 
-__all__ = ["measure_probe", "measure_reference", "measure_terms"]
+__all__ = [
+    "Probe",
+    "Reference",
+    "distribution_term",
+    "measure_probe",
+    "measure_reference",
+    "measure_terms",
+    "probe_term",
+]
 
 _N_LAYERS = 4  # layers in which distributions are matched
+_MAX_SIDE = 14  # maps are averaged down to this side before they are sorted
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The distribution of each channel's activations on the images of facets (VITAL, arXiv 2503.22399).
+
+    Args:
+        values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
+        variances: layer → (n_facets,), mean variance of a channel on a facet's images.
+        weights: layer → (n_facets, C), how much each channel drives the unit on a facet's images: square
+            root of the mean positive gradient times activation, of mean 1.
+    """
+
+    values: Tensors
+    variances: Tensors
+    weights: Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Linear probes that separate the images of facets from others (Goh et al. 2021, "Multimodal neurons").
+
+    Args:
+        layer: the layer that the probes read.
+        weights: (n_facets, C) of the layer's channels.
+        scales: (n_facets,) mean magnitude of the probes' part in the unit on the facet's own images.
+    """
+
+    layer: str
+    weights: Tensor
+    scales: Tensor
 
 
 def measure_terms(
@@ -79,18 +119,16 @@ def measure_reference(
     facets = as_facets(facet)
     check_same_layers(facets)
     spec = input_spec or InputSpec()
-    names = [layer_name(model, layer) for layer in layers or default_layers(model, facets[0], spec)]
-    values: dict[str, list[Tensor]] = {name: [] for name in names}
-    variances: dict[str, list[Tensor]] = {name: [] for name in names}
-    weights: dict[str, list[Tensor]] = {name: [] for name in names}
+    names = [layer_name(model, layer) for layer in layers or _default_layers(model, facets[0], spec)]
+    parts: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for _ in range(3)]
+    values, variances, weights = parts
     for outputs, gradients in _responses(model, facets, images, names, n_images, spec, progress):
         for name, output, gradient in zip(names, outputs, gradients, strict=True):
-            found = sorted_activations(output)
+            found = _sorted_activations(output)
             values[name].append(found.mean(0))
             variances[name].append(found.var(dim=(0, 2), correction=0).mean().clamp_min(1e-12))
             weights[name].append(_drive(output, gradient))
-    parts = ({name: torch.stack(rows) for name, rows in part.items()} for part in (values, variances, weights))
-    return Reference(*parts)
+    return Reference(*({name: torch.stack(rows) for name, rows in part.items()} for part in parts))
 
 
 def measure_probe(
@@ -107,14 +145,9 @@ def measure_probe(
     """Fit probes of a layer's channels, averaged over positions: a facet's images against others of the dataset.
 
     Args:
-        model: the model; left as it was.
-        facet: a facet or several, of any units that read the same layers.
-        images: the dataset in which they were found.
         layer: the layer; by default the first of those that `measure_reference` takes.
-        n_images: how many of a facet's nearest images are used.
-        n_others: how many images of the dataset, evenly spread, they are separated from.
-        input_spec: what turns images in [0, 1] into the model's input.
-        progress: show progress bars.
+        n_others: how many images of the dataset, evenly spread, a facet's images are separated from.
+        model, facet, images, n_images, input_spec, progress: as for `measure_reference`.
 
     Raises:
         FacetError: if the dataset has no images but a facet's, or the facets read different layers.
@@ -122,7 +155,7 @@ def measure_probe(
     facets = as_facets(facet)
     check_same_layers(facets)
     spec = input_spec or InputSpec()
-    name = layer_name(model, layer or default_layers(model, facets[0], spec)[0])
+    name = layer_name(model, layer or _default_layers(model, facets[0], spec)[0])
     spread = np.unique(np.linspace(0, len(images) - 1, n_others).astype(int))
     sample = Subset(images, spread.tolist())  # type: ignore[arg-type,var-annotated]
     collected = collect(model, facets[0].unit, sample, code=Code(name), input_spec=spec, progress=progress)
@@ -133,13 +166,54 @@ def measure_probe(
         if not len(others):
             raise FacetError(f"facet {item.index} holds every image; a probe needs others to separate it from")
         weights = _separating(Code(name).read(output).cpu().numpy(), others)
-        part = probed(weights[None], output, gradient)
+        part = _probed(weights[None], output, gradient)
         rows.append(weights)
         scales.append(part.abs().mean().clamp_min(1e-12))
     return Probe(name, torch.stack(rows), torch.stack(scales))
 
 
-def default_layers(model: nn.Module, facet: Facet, spec: InputSpec) -> list[str]:
+def distribution_term(reference: Reference) -> Term:
+    """Return the mean square distance of sorted activations to the facet's, in variances; a mean over layers.
+
+    Channels are weighted by how much they drive the unit, so that content that the unit ignores isn't copied.
+    """
+    layers = tuple(reference.values)
+
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
+        losses = []
+        for layer in layers:
+            maps = _activation_maps(outputs[layer])
+            distances = (maps - _rearranged(constants[f"{layer} values"].to(maps), maps)).square()
+            channels = distances.mean(dim=tuple(range(2, maps.ndim))) * constants[f"{layer} weights"].to(maps)
+            losses.append(channels.mean(1) / constants[f"{layer} variances"].to(maps))
+        return torch.stack(losses).mean(0)
+
+    parts = {"values": reference.values, "variances": reference.variances, "weights": reference.weights}
+    return Term(layers, loss, {f"{layer} {name}": part[layer] for name, part in parts.items() for layer in layers})
+
+
+def probe_term(facets: Sequence[Facet], probe: Probe) -> Term:
+    """Return minus the part of the unit that separates the facet's images from others (faceted visualization)."""
+    read, layer = activation_term(facets), probe.layer
+
+    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
+        activation = read.loss(outputs, constants).sum()
+        (gradient,) = torch.autograd.grad(activation, outputs[layer], retain_graph=True)
+        part = _probed(constants["weights"], outputs[layer], gradient)
+        return -part / constants["scales"].to(part)
+
+    constants = {**read.constants, "weights": probe.weights, "scales": probe.scales}
+    return Term((layer, *read.layers), loss, constants)
+
+
+def _probed(weights: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
+    """Return (N,) parts of a unit that probes (N, C) see, wᵀ(output ⊙ ReLU(gradient)), summed over positions."""
+    driving = channels_second(output).float() * channels_second(gradient).detach().clamp_min(0)
+    positions = driving.flatten(2).sum(2) if driving.ndim > 2 else driving
+    return (weights.to(positions) * positions).sum(1)
+
+
+def _default_layers(model: nn.Module, facet: Facet, spec: InputSpec) -> list[str]:
     """Return three blocks spread evenly over the later two thirds of the network up to the code, and its layer."""
     calls = trace(model, spec.feed(model)(spec.gray()), until=(facet.unit.layer_name, facet.code.layer))
     spatial = spatial_layers(calls, facet.unit.layer_name)
@@ -192,3 +266,61 @@ def _drive(output: Tensor, gradient: Tensor) -> Tensor:
     driven = (maps * channels_second(gradient)).clamp_min(0)
     drive = driven.reshape(*maps.shape[:2], -1).sum(2).mean(0).sqrt()
     return drive / drive.mean() if drive.any() else torch.ones_like(drive)
+
+
+def _activation_maps(output: Tensor) -> Tensor:
+    """Return (N, C, P) or (N, C, H, W) float activations of each channel; large maps are averaged down."""
+    maps = channels_second(output).float()
+    if maps.ndim == 4 and (factor := -(-max(maps.shape[2:]) // _MAX_SIDE)) > 1:
+        maps = _AveragedDown.apply(maps, factor)
+    return maps if maps.ndim > 2 else maps[:, :, None]
+
+
+class _AveragedDown(torch.autograd.Function):
+    """Average pooling whose gradient keeps the maps' memory layout; PyTorch's own copies it twice on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, factor: int) -> Tensor:
+        ctx.factor, ctx.sides = factor, maps.shape[2:]
+        ctx.last = maps.is_contiguous(memory_format=torch.channels_last)
+        return torch.nn.functional.avg_pool2d(maps, factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        layout = torch.channels_last if ctx.last else torch.contiguous_format
+        each = (gradients[0] / ctx.factor**2).contiguous(memory_format=layout)
+        spread = torch.nn.functional.interpolate(each, scale_factor=ctx.factor, mode="nearest")
+        below, right = (side - have for side, have in zip(ctx.sides, spread.shape[2:], strict=True))
+        return torch.nn.functional.pad(spread, (0, right, 0, below)), None
+
+
+def _sorted_activations(output: Tensor) -> Tensor:
+    """Return (N, C, P) float activations of each channel in ascending order, without gradient."""
+    rows = _activation_maps(output).detach().flatten(2)
+    return rows.gather(2, _order(rows))
+
+
+def _rearranged(values: Tensor, maps: Tensor) -> Tensor:
+    """Put sorted values (N, C, P), resampled if P differs, into each map: the largest where the map is largest.
+
+    The square distance of sorted activations is the distance of the maps to the result, so no gradient has to go
+    through a sort.
+    """
+    rows = maps.detach().flatten(2)
+    n_positions = rows.shape[2]
+    if values.shape[2] != n_positions:
+        values = torch.nn.functional.interpolate(values, n_positions, mode="linear", align_corners=True)
+    return torch.empty_like(rows).scatter_(2, _order(rows), values.expand_as(rows)).view(maps.shape)
+
+
+def _order(rows: Tensor) -> Tensor:
+    """Return positions in ascending order of (N, C, P) values, to 15 bits of precision on a CPU."""
+    n_positions = rows.shape[2]
+    if rows.device.type != "cpu" or n_positions > 256:
+        return rows.argsort(dim=2)
+    # A CPU sorts numbers several times faster than numbers with their positions. Floats compare as their bits do,
+    # if the bits below the sign of negative ones are inverted; the position replaces the last eight bits.
+    bits = rows.contiguous().view(torch.int32)
+    keys = (bits ^ (bits >> 31).bitwise_and_(0x7FFFFFFF)).bitwise_and_(~255)
+    keys.bitwise_or_(torch.arange(n_positions, dtype=torch.int32))
+    return torch.from_numpy(np.sort(keys.numpy(), axis=2)).bitwise_and_(255).long()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -22,11 +22,10 @@ from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.optvis.arguments import Seeds, as_facets, as_integer, as_seeds, check_same_layers
-from captum_mfv.optvis.loop import Callback, RenderLoop, Rows, Settings
-from captum_mfv.optvis.param import color_matrix
+from captum_mfv.optvis.loop import Callback, RenderLoop
+from captum_mfv.optvis.param import check_images, color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.reference import measure_terms
-from captum_mfv.optvis.terms import Term
 from captum_mfv.storage.files import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, weights_fingerprint
 
@@ -42,12 +41,10 @@ class Rendering:
     """The image of a facet, and how it was made.
 
     Args:
-        facet: the facet.
         image: (C, H, W) float32 in [0, 1].
         start: (C, H, W) float32 in [0, 1], the image before the first step.
         history: (n_steps,) each objective term (a loss, unweighted) and, as ``activation``, the unit's
             activation, on the transformed image before each step.
-        seed: the seed.
         recipe: the recipe's name.
         transparency: (H, W) in [0, 1], how much each pixel matters to the loss: ``Σ |∂loss/∂image|`` over steps.
         complete: whether every step was done; False after Ctrl-C.
@@ -68,7 +65,6 @@ class Rendering:
         return torch.cat([self.image.expand(3, -1, -1), self.transparency[None]])
 
     def _repr_png_(self) -> bytes | None:
-        """Return the image, for notebooks."""
         return png(self.image)
 
     def _repr_html_(self) -> str:
@@ -146,15 +142,30 @@ def render_facets(
     plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(as_integer(steps, "steps"))
     dataset = None if checkpoint is None else dataset_fingerprint(images, key)
     starts = None if start is None else _starts(start, len(chosen))
-    n_images = len(chosen) * len(seeds)
     limit = None if max_batch is None else as_integer(max_batch, "max_batch", 1, RecipeError)
     side = spec.size if size is None else as_integer(size, "size", 1, ImageError)
-    terms = measure_terms(_terms(plan), model, chosen, images, spec, progress)
-    colors = _colors(images) if plan.colors == "images" else None
-    rows = _rows(chosen, seeds, terms, starts)
-    settings = Settings(spec, side, colors, dtype, AdaptiveBatches(limit or cpu_batch_size(model, spec, n_images)))
+    names = {name: None for phase in plan.phases for name in phase.weights}
+    terms = measure_terms(names, model, chosen, images, spec, progress)
+    for name, term in terms.items():
+        _log.debug("objective %s reads %s", name, ", ".join(term.layers))
+    order = list(range(len(chosen))) * len(seeds)  # every facet with the first seed, then with the next
     with Progress(total=plan.n_steps, desc=_title(len(chosen), len(seeds)), unit="step", disable=not progress) as bar:
-        loop = RenderLoop(model, images, plan, rows, settings, bar, callback)
+        loop = RenderLoop(
+            model,
+            images,
+            plan,
+            facets=tuple(chosen[row] for row in order),
+            seeds=tuple(one for one in seeds for _ in chosen),
+            terms={name: term.rows(order) for name, term in terms.items()},
+            start=None if starts is None else starts[order],
+            spec=spec,
+            size=side,
+            colors=_colors(images) if plan.colors == "images" else None,
+            dtype=dtype,
+            batches=AdaptiveBatches(limit or cpu_batch_size(model, spec, len(order))),
+            bar=bar,
+            callback=callback,
+        )
         if checkpoint is not None and dataset is not None:
             loop.checkpoint = Checkpoint(checkpoint, _parts(loop, dataset))
         made = _rendered(loop)
@@ -162,23 +173,6 @@ def render_facets(
         done = f"after {len(loop.history)} of {plan.n_steps} steps"
         warnings.warn(f"interrupted {done}; these are the images so far", MFVWarning, stacklevel=2)
     return made
-
-
-def _terms(recipe: Recipe) -> Iterable[str]:
-    return {name: None for phase in recipe.phases for name in phase.weights}
-
-
-def _rows(facets: Sequence[Facet], seeds: Sequence[int], terms: Mapping[str, Term], starts: Tensor | None) -> Rows:
-    """Return every facet with the first seed, then with the next."""
-    order = list(range(len(facets))) * len(seeds)
-    for name, term in terms.items():
-        _log.debug("objective %s reads %s", name, ", ".join(term.layers))
-    return Rows(
-        facets=tuple(facets[row] for row in order),
-        seeds=tuple(seed for seed in seeds for _ in facets),
-        terms={name: term.rows(order) for name, term in terms.items()},
-        start=None if starts is None else starts[order],
-    )
 
 
 def _rendered(loop: RenderLoop) -> list[Rendering]:
@@ -195,23 +189,22 @@ def _rendered(loop: RenderLoop) -> list[Rendering]:
             transparency=transparency[i],
             complete=not loop.interrupted,
         )
-        for i, (item, seed) in enumerate(zip(loop.rows.facets, loop.rows.seeds, strict=True))
+        for i, (item, seed) in enumerate(zip(loop.facets, loop.seeds, strict=True))
     ]
 
 
 def _parts(loop: RenderLoop, dataset: str) -> dict[str, Any]:
-    """Everything that the images depend on, but for rounding: device and ``max_batch`` don't count."""
-    rows, settings = loop.rows, loop.settings
+    """Return everything that the images depend on, but for rounding: device and ``max_batch`` don't count."""
     return {
         "weights": weights_fingerprint(loop.model),
         "recipe": loop.recipe,
-        "facets": [item.fingerprint for item in rows.facets],
-        "seeds": rows.seeds,
+        "facets": [item.fingerprint for item in loop.facets],
+        "seeds": loop.seeds,
         "images": dataset,
-        "start": None if rows.start is None else content_fingerprint(rows.start),
-        "input_spec": settings.spec,
-        "size": settings.size,
-        "dtype": str(settings.dtype),
+        "start": None if loop.start is None else content_fingerprint(loop.start),
+        "input_spec": loop.spec,
+        "size": loop.size,
+        "dtype": str(loop.dtype),
     }
 
 
@@ -222,8 +215,7 @@ def _starts(start: Tensor, n_facets: int) -> Tensor:
     every = start.expand(n_facets, *start.shape) if start.ndim == 3 else start
     if every.ndim != 4 or len(every) != n_facets:
         raise ImageError(f"start must be (C, H, W) or ({n_facets}, C, H, W), not {tuple(start.shape)}")
-    if not (every.min() >= -1e-4 and every.max() <= 1 + 1e-4):
-        raise ImageError(f"start must lie in [0, 1], not [{every.min():.3g}, {every.max():.3g}]")
+    check_images(every, "start")
     return every
 
 

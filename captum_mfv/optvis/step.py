@@ -20,7 +20,7 @@ from captum_mfv.optvis.recipes import Phase
 from captum_mfv.optvis.terms import INPUT, Term
 from captum_mfv.optvis.transform import CenterCrop, compose, make_transform
 
-__all__ = ["History", "PassResult", "Passes", "PhaseState"]
+__all__ = ["History", "PassResult", "Passes", "PhaseState", "prefixed"]
 
 _READ_EVERY = 25  # steps between two reads of losses; each read waits for the device
 
@@ -33,8 +33,7 @@ class PassResult:
         losses: (B,) of each term, unweighted, and as ``activation`` the unit's activation.
         total: (B,) weighted sum of the terms.
         view_gradients: (B, C, H, W), gradient of the total with respect to the network's input in [0, 1].
-        image_gradients: (B, C, H, W), gradient of the total with respect to the images through terms that read
-            `INPUT`; else zero.
+        image_gradients: (B, C, H, W), gradient of the total through terms that read `INPUT`; else zero.
     """
 
     losses: Mapping[str, Tensor]
@@ -50,8 +49,7 @@ class Passes:
     Args:
         run: function of the network's input that returns layers' outputs.
         feed: function of images in [0, 1] that returns the network's input.
-        terms: objective terms by name, with one row per image of the batch.
-        activation: the activation of each image's unit, with one row per image of the batch.
+        terms: the phase's terms and, as ``activation``, the unit's activation, with one row per image of the batch.
         weights: weights of the terms.
         dtype: precision of the network under autocast, or None for its own.
         batches: cuts the batch to what memory holds.
@@ -60,7 +58,6 @@ class Passes:
     run: Callable[[Tensor], dict[str, Tensor]]
     feed: Callable[[Tensor], Tensor]
     terms: Mapping[str, Term]
-    activation: Term
     weights: Mapping[str, float]
     dtype: torch.dtype | None
     batches: AdaptiveBatches
@@ -75,11 +72,10 @@ class Passes:
         return PassResult(losses, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     def _terms(self, rows: slice, views: Tensor) -> Mapping[str, Term]:
-        """Return the terms of some rows on the images' device, the activation last."""
+        """Return the terms of some rows on the images' device."""
         key = (rows.start, rows.stop)
         if key not in self._parts:
-            every = {**self.terms, "activation": self.activation}
-            self._parts[key] = {name: term.rows(range(*key), views.device) for name, term in every.items()}
+            self._parts[key] = {name: term.rows(range(*key), views.device) for name, term in self.terms.items()}
         return self._parts[key]
 
     def _pass(self, images: Tensor, views: Tensor, terms: Mapping[str, Term]) -> PassResult:
@@ -129,7 +125,11 @@ class PhaseState:
         transparency = Transparency(param_f)
         params, image_f = transparency()
         transforms = [make_transform(name, arguments, size, generators) for name, arguments in phase.transforms.items()]
-        return cls(phase, params, image_f, compose(transforms), _optimizer(phase, params, transforms), transparency)
+        if phase.optimizer == "adam":
+            optimizer: torch.optim.Optimizer = torch.optim.Adam(params, lr=phase.lr.start)
+        else:
+            optimizer = TVAscent(params, crop=next((one for one in transforms if isinstance(one, CenterCrop)), None))
+        return cls(phase, params, image_f, compose(transforms), optimizer, transparency)
 
     def advance(self, passes: Passes, history: History) -> Tensor:
         """Do one gradient step, record it, and return the images before it, (B, C, H, W)."""
@@ -142,11 +142,10 @@ class PhaseState:
         result = passes(images, views)
         gradients = [result.view_gradients, result.image_gradients]
         torch.autograd.backward([views, images], gradients, inputs=self.params)
-        record = history.record(result, self.params[0])
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.step += 1
-        history.add(list(result.losses), record)
+        history.add(result, self.params[0])
+        self.optimizer.zero_grad()
         return images.detach()
 
     def state(self) -> dict[str, Tensor]:
@@ -169,8 +168,7 @@ class PhaseState:
         self.transparency.total = state["transparency"].to(self.params[0].device)
         for i, param in enumerate(self.params):
             param.data.copy_(state[f"param.{i}"])
-            head = f"optimizer.{i}."
-            moments = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
+            moments = prefixed(f"optimizer.{i}.", state)
             if any(value.ndim and value.shape != param.shape for value in moments.values()):
                 raise ValueError("the optimizer's moments have another shape than the images")
             self.optimizer.state[param] = {
@@ -178,20 +176,13 @@ class PhaseState:
             }
 
 
-def _optimizer(
-    phase: Phase, params: list[Tensor], transforms: Sequence[Callable[[Tensor], Tensor]]
-) -> torch.optim.Optimizer:
-    if phase.optimizer == "adam":
-        return torch.optim.Adam(params, lr=phase.lr.start)
-    return TVAscent(params, crop=next((one for one in transforms if isinstance(one, CenterCrop)), None))
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, by the rest of the name."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 class History:
-    """Losses of each step; they stay on the device until `read`, which is due every 25 steps.
-
-    Args:
-        facets: the facet of each image.
-    """
+    """Losses of each step for the facet of each image; on the device until `read`, which is due every 25 steps."""
 
     def __init__(self, facets: Sequence[Facet]) -> None:
         self.facets = facets
@@ -201,21 +192,13 @@ class History:
     def __len__(self) -> int:
         return len(self.steps) + len(self._unread)
 
-    @staticmethod
-    def record(result: PassResult, parameter: Tensor) -> Tensor:
-        """Return (n, B) losses of a step, then whether they are finite, and whether a gradient reaches the image."""
+    def add(self, result: PassResult, parameter: Tensor) -> None:
+        """Append the losses of a step, whether they are finite, and whether a gradient reaches the parameter."""
         assert parameter.grad is not None
         steepest = parameter.grad.flatten(1).abs().amax(1)  # NaN where any number is
         finite = result.total.isfinite() & result.losses["activation"].isfinite() & steepest.isfinite()
-        return torch.stack([*result.losses.values(), finite.float(), (steepest > 0).float()])
-
-    def add(self, names: list[str], record: Tensor) -> None:
-        """Append the record of a step with the names of its losses.
-
-        Raises:
-            RenderError: as `read` does, where a read is due.
-        """
-        self._unread.append((names, record))
+        record = torch.stack([*result.losses.values(), finite.float(), (steepest > 0).float()])
+        self._unread.append((list(result.losses), record))
         if len(self._unread) >= _READ_EVERY:
             self.read()
 

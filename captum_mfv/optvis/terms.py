@@ -17,24 +17,19 @@ from torch import Tensor
 from captum_mfv.errors import FacetError, RecipeError, UnitError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.optvis.arguments import check_same_layers
-from captum_mfv.optvis.maps import activation_maps, rearranged
-from captum_mfv.units import Unit, channels_second
+from captum_mfv.units import Unit
 
 __all__ = [
     "INPUT",
     "TERMS",
-    "Probe",
-    "Reference",
+    "Tensors",
     "Term",
     "activation_term",
     "boundary_term",
     "code_term",
-    "distribution_term",
     "grey_term",
     "make_term",
     "probability_term",
-    "probe_term",
-    "probed",
     "total_variation_term",
     "unit_term",
 ]
@@ -71,37 +66,6 @@ class Term:
     def __call__(self, outputs: Tensors) -> Tensor:
         """Return (B,) losses of the layers' outputs."""
         return self.loss(outputs, self.constants)
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """The distribution of each channel's activations on the images of facets (VITAL, arXiv 2503.22399).
-
-    Args:
-        values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
-        variances: layer → (n_facets,), mean variance of a channel on a facet's images.
-        weights: layer → (n_facets, C), how much each channel drives the unit on a facet's images: square
-            root of the mean positive gradient times activation, of mean 1.
-    """
-
-    values: Tensors
-    variances: Tensors
-    weights: Tensors
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """Linear probes that separate the images of facets from others (Goh et al. 2021, "Multimodal neurons").
-
-    Args:
-        layer: the layer that the probes read.
-        weights: (n_facets, C) of the layer's channels.
-        scales: (n_facets,) mean magnitude of the probes' part in the unit on the facet's own images.
-    """
-
-    layer: str
-    weights: Tensor
-    scales: Tensor
 
 
 def activation_term(facets: Sequence[Facet]) -> Term:
@@ -220,53 +184,6 @@ def _padded(others: Sequence[Tensor]) -> dict[str, Tensor]:
     padded = torch.nn.utils.rnn.pad_sequence(list(others), batch_first=True)
     counts = torch.tensor([max(1, len(its)) for its in others])
     return {"others": padded, "padding": torch.arange(padded.shape[1]) >= counts[:, None]}
-
-
-def distribution_term(reference: Reference) -> Term:
-    """Return the mean square distance of sorted activations to the facet's, in variances; a mean over layers.
-
-    Channels are weighted by how much they drive the unit, so that content that the unit ignores isn't copied.
-    """
-    layers = tuple(reference.values)
-
-    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
-        losses = []
-        for layer in layers:
-            maps = activation_maps(outputs[layer])
-            distances = (maps - rearranged(constants[f"{layer} values"].to(maps), maps)).square()
-            channels = distances.mean(dim=tuple(range(2, maps.ndim))) * constants[f"{layer} weights"].to(maps)
-            losses.append(channels.mean(1) / constants[f"{layer} variances"].to(maps))
-        return torch.stack(losses).mean(0)
-
-    parts = {"values": reference.values, "variances": reference.variances, "weights": reference.weights}
-    return Term(layers, loss, {f"{layer} {name}": part[layer] for name, part in parts.items() for layer in layers})
-
-
-def probe_term(facets: Sequence[Facet], probe: Probe) -> Term:
-    """Return minus the part of the unit that separates the facet's images from others (faceted visualization)."""
-    read, layer = activation_term(facets), probe.layer
-
-    def loss(outputs: Tensors, constants: Tensors) -> Tensor:
-        activation = read.loss(outputs, constants).sum()
-        (gradient,) = torch.autograd.grad(activation, outputs[layer], retain_graph=True)
-        part = probed(constants["weights"], outputs[layer], gradient)
-        return -part / constants["scales"].to(part)
-
-    constants = {**read.constants, "weights": probe.weights, "scales": probe.scales}
-    return Term((layer, *read.layers), loss, constants)
-
-
-def probed(weights: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
-    """Return (N,) the part of a unit that probes see, wᵀ(output ⊙ ReLU(gradient)), summed over positions.
-
-    Args:
-        weights: (N, C) or (1, C) of the layer's channels.
-        output: the layer's output.
-        gradient: gradient of the unit with respect to the output, treated as a constant.
-    """
-    driving = channels_second(output).float() * channels_second(gradient).detach().clamp_min(0)
-    positions = driving.flatten(2).sum(2) if driving.ndim > 2 else driving
-    return (weights.to(positions) * positions).sum(1)
 
 
 def total_variation_term() -> Term:

@@ -1,4 +1,8 @@
-"""Random transforms that Lucent lacks: seeded, drawn for each image of the batch, on any device."""
+"""Random transforms of images, drawn for each image of the batch, on any device.
+
+Every random transform takes ``seed``, an integer, or ``generator``, which replaces the generator of that seed: one CPU
+generator for the batch, or one for each image.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from captum_mfv.errors import ImageError, RecipeError
 from captum_mfv.optvis.arguments import as_integer
 
 __all__ = [
-    "Affine",
     "CenterCrop",
     "affine",
     "center_crop",
@@ -32,13 +35,6 @@ Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 """One generator for the batch, or one for each image of the batch."""
 
 
-def _drawn(draw: Callable[..., Tensor], n_images: int, shape: Sequence[int], generators: Generators) -> Tensor:
-    """Return (n_images, *shape) numbers of `torch.rand` or `torch.randn`."""
-    if isinstance(generators, torch.Generator):
-        return draw(n_images, *shape, generator=generators)
-    return torch.stack([draw(*shape, generator=generator) for generator in generators])
-
-
 class CenterCrop:
     """A random window near the center; made by `center_crop`. ``offsets`` are those of the last call."""
 
@@ -49,58 +45,23 @@ class CenterCrop:
         self.offsets: list[tuple[int, int]] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, size, size)."""
+        """Return (B, C, size, size) windows of (B, C, H, W) images."""
         rest = torch.tensor(images.shape[-2:]) - self.size
         if rest.min() < 0:
             raise ImageError(f"images of {tuple(images.shape[-2:])} are smaller than the crop's {self.size} pixels")
-        drawn = _drawn(torch.randn, len(images), [2], self.generator) * self.window * rest + rest / 2
+        drawn = _draw(torch.randn, len(images), [2], self.generator) * self.window * rest + rest / 2
         corners = torch.minimum(drawn.clamp_min(0), rest).long().tolist()
         self.offsets = [(top, left) for top, left in corners]
         return self.cut(images)
 
     def cut(self, images: Tensor) -> Tensor:
         """Return the windows at the last call's offsets."""
-        size = self.size
-        corners = zip(images, self.offsets, strict=True)
-        return torch.stack([image[:, top : top + size, left : left + size] for image, (top, left) in corners])
+        return _windows(images, self.offsets, self.size, self.size)
 
     def paste(self, images: Tensor, crops: Tensor) -> None:
         """Write windows into images at the last call's offsets, in place."""
         for image, crop, (top, left) in zip(images, crops, self.offsets, strict=True):
             image[:, top : top + self.size, left : left + self.size] = crop
-
-
-class Affine:
-    """Rotation, zoom and shift; made by `affine`."""
-
-    def __init__(self, degrees: float, scale: float, shift: float, generator: Generators) -> None:
-        self.degrees = degrees
-        self.scale = scale
-        self.shift = shift
-        self.generator = generator
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape."""
-        return _sampled(images, self._draw(len(images), images.shape[-2] / images.shape[-1]))
-
-    def _draw(self, n_images: int, ratio: float) -> Tensor:
-        """Return sampling matrices, (n_images, 2, 3); ``ratio`` is height / width, so that circles stay round."""
-        draws = _drawn(torch.rand, n_images, [4], self.generator) * 2 - 1
-        angle = draws[:, 0] * math.radians(self.degrees)
-        zoom = 1 + draws[:, 1] * self.scale
-        cos, sin = angle.cos() / zoom, angle.sin() / zoom
-        rows = (cos, -sin * ratio, 2 * self.shift * draws[:, 2], sin / ratio, cos, 2 * self.shift * draws[:, 3])
-        return torch.stack(rows, dim=1).view(-1, 2, 3)
-
-
-def _sampled(images: Tensor, matrices: Tensor) -> Tensor:
-    """Sample images at the points of (B, 2, 3) sampling matrices, reflected beyond the border."""
-    grid = torch.nn.functional.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-def _seeded(seed: SupportsIndex, generator: Generators | None) -> Generators:
-    return torch.Generator().manual_seed(as_integer(seed, "seed")) if generator is None else generator
 
 
 def center_crop(
@@ -111,12 +72,10 @@ def center_crop(
     Args:
         size: height and width of the crop in pixels.
         window: standard deviation of the offset, as a share of D; at 0 the crop is always in the center.
-        seed: seed of the transform's own generator.
-        generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
     if size < 1 or window < 0:
         raise ImageError(f"size must be at least 1 and window at least 0, not {size} and {window}")
-    return CenterCrop(size, window, _seeded(seed, generator))
+    return CenterCrop(size, window, _generators(seed, generator))
 
 
 def affine(
@@ -126,19 +85,28 @@ def affine(
     *,
     seed: SupportsIndex = 0,
     generator: Generators | None = None,
-) -> Affine:
+) -> Transform:
     """Return a random rotation, zoom and shift of each image; pixels beyond the border are reflected.
 
     Args:
         degrees: rotations are uniform in ±degrees.
         scale: zooms are uniform in 1 ± scale.
         shift: shifts are uniform in ±shift, as a share of height and width.
-        seed: seed of the transform's own generator.
-        generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
     if not (0 <= scale < 1):
         raise ImageError(f"scale must be at least 0 and below 1, not {scale}")
-    return Affine(degrees, scale, shift, _seeded(seed, generator))
+    generators = _generators(seed, generator)
+
+    def transform(images: Tensor) -> Tensor:
+        draws = _draw(torch.rand, len(images), [4], generators) * 2 - 1
+        angle = draws[:, 0] * math.radians(degrees)
+        zoom = 1 + draws[:, 1] * scale
+        ratio = images.shape[-2] / images.shape[-1]  # keeps circles round
+        cos, sin = angle.cos() / zoom, angle.sin() / zoom
+        rows = (cos, -sin * ratio, 2 * shift * draws[:, 2], sin / ratio, cos, 2 * shift * draws[:, 3])
+        return _sample(images, rows)
+
+    return transform
 
 
 def random_crop(
@@ -149,61 +117,43 @@ def random_crop(
     Args:
         share: the window's side, as a share of the image's.
         spread: standard deviation of the share; windows stay between 5 % and all of the image.
-        seed: seed of the transform's own generator.
-        generator: a CPU generator to draw from instead, or one for each image of the batch.
     """
     if not (0 < share <= 1 and spread >= 0):
         raise ImageError(f"share must be above 0 and at most 1, spread at least 0, not {share} and {spread}")
-    generators = _seeded(seed, generator)
+    generators = _generators(seed, generator)
 
     def transform(images: Tensor) -> Tensor:
-        sides = (share + spread * _drawn(torch.randn, len(images), [1], generators)[:, 0]).clamp(0.05, 1)
-        middles = (_drawn(torch.rand, len(images), [2], generators) * 2 - 1) * (1 - sides)[:, None]
+        sides = (share + spread * _draw(torch.randn, len(images), [1], generators)[:, 0]).clamp(0.05, 1)
+        middles = (_draw(torch.rand, len(images), [2], generators) * 2 - 1) * (1 - sides)[:, None]
         zero = torch.zeros_like(sides)
-        rows = (sides, zero, middles[:, 0], zero, sides, middles[:, 1])
-        return _sampled(images, torch.stack(rows, dim=1).view(-1, 2, 3))
+        return _sample(images, (sides, zero, middles[:, 0], zero, sides, middles[:, 1]))
 
     return transform
 
 
 def jitter(shift: float = 0.05, *, seed: SupportsIndex = 0, generator: Generators | None = None) -> Transform:
-    """Return a random shift by whole pixels, without interpolation; pixels beyond the border are reflected.
-
-    Args:
-        shift: shifts are uniform in ±shift, as a share of height and width.
-        seed: seed of the transform's own generator.
-        generator: a CPU generator to draw from instead, or one for each image of the batch.
-    """
+    """Return a random shift by whole pixels, uniform in ±shift of height and width; reflected beyond the border."""
     if not 0 <= shift < 1:
         raise ImageError(f"shift must be at least 0 and below 1, not {shift}")
-    generators = _seeded(seed, generator)
+    generators = _generators(seed, generator)
 
     def transform(images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         reach = torch.tensor([int(shift * height), int(shift * width)])
         top, left = reach.tolist()
         padded = torch.nn.functional.pad(images, (left, left, top, top), mode="reflect")
-        draws = _drawn(torch.rand, len(images), [2], generators)
-        corners = (draws * (2 * reach + 1)).long().minimum(2 * reach).tolist()
-        return torch.stack(
-            [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
-        )
+        draws = _draw(torch.rand, len(images), [2], generators)
+        return _windows(padded, (draws * (2 * reach + 1)).long().minimum(2 * reach).tolist(), height, width)
 
     return transform
 
 
 def noise(std: float = 0.02, *, seed: SupportsIndex = 0, generator: Generators | None = None) -> Transform:
-    """Return the addition of independent normal noise to every pixel.
-
-    Args:
-        std: standard deviation of the noise, for images in [0, 1].
-        seed: seed of the transform's own generator.
-        generator: a CPU generator to draw from instead, or one for each image of the batch.
-    """
+    """Return the addition of independent normal noise of standard deviation ``std`` to every pixel."""
     if std < 0:
         raise ImageError(f"std must be at least 0, not {std}")
-    generators = _seeded(seed, generator)
-    return lambda images: images + std * _drawn(torch.randn, len(images), images.shape[1:], generators).to(images)
+    generators = _generators(seed, generator)
+    return lambda images: images + std * _draw(torch.randn, len(images), images.shape[1:], generators).to(images)
 
 
 def gradient_mask(margin: float) -> Transform:
@@ -236,23 +186,12 @@ def compose(transforms: Sequence[Transform]) -> Transform:
 
 
 _TRANSFORMS: Mapping[str, Callable[..., Transform]] = {
-    "affine": affine,
-    "center_crop": center_crop,
-    "gradient_mask": gradient_mask,
-    "jitter": jitter,
-    "noise": noise,
-    "random_crop": random_crop,
+    one.__name__: one for one in (affine, center_crop, gradient_mask, jitter, noise, random_crop)
 }
 
 
 def make_transform(name: str, arguments: Mapping[str, float], size: int, generator: Generators) -> Transform:
-    """Return a transform by its name and arguments in a recipe.
-
-    Args:
-        name: name of a function of this module.
-        arguments: arguments of the function, except size and generator.
-        size: side of the window that ``center_crop`` cuts.
-        generator: source of random numbers.
+    """Return a transform by its name and arguments in a recipe; ``size`` is that of ``center_crop``'s window.
 
     Raises:
         RecipeError: if no transform has that name, or the transform doesn't take the arguments.
@@ -266,3 +205,27 @@ def make_transform(name: str, arguments: Mapping[str, float], size: int, generat
         return _TRANSFORMS[name](**arguments, **more)
     except (TypeError, ImageError) as error:
         raise RecipeError(f"transform {name}: {error}") from error
+
+
+def _generators(seed: SupportsIndex, generator: Generators | None) -> Generators:
+    return torch.Generator().manual_seed(as_integer(seed, "seed")) if generator is None else generator
+
+
+def _draw(draw: Callable[..., Tensor], n_images: int, shape: Sequence[int], generators: Generators) -> Tensor:
+    """Return (n_images, *shape) numbers of `torch.rand` or `torch.randn`."""
+    if isinstance(generators, torch.Generator):
+        return draw(n_images, *shape, generator=generators)
+    return torch.stack([draw(*shape, generator=generator) for generator in generators])
+
+
+def _windows(images: Tensor, corners: Sequence[Sequence[int]], height: int, width: int) -> Tensor:
+    """Return the window of each image at its corner (top, left)."""
+    pairs = zip(images, corners, strict=True)
+    return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in pairs])
+
+
+def _sample(images: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
+    """Sample images with (2, 3) affine matrices, given as six (B,) tensors; reflected beyond the border."""
+    matrices = torch.stack(rows, dim=1).view(-1, 2, 3)
+    grid = torch.nn.functional.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
