@@ -138,7 +138,7 @@ def test_a_list_of_facets_needs_as_many_images(facets, planted):
             objective(lambda name: outputs[name])
     assert objectives.facet(batch[0])(lambda name: outputs[name]).isfinite()
     for wrong in (lambda: objectives.distribution(batch[0], reference), lambda: objectives.facet(batch[:2], reference)):
-        with pytest.raises(FacetError, match="reference was measured on 3 facets, but"):
+        with pytest.raises(FacetError, match="distribution was measured on 3 facets, but"):
             wrong()
     with pytest.raises(FacetError, match="probe was measured on 3 facets, but 1"):
         objectives.probe(batch[0], probe)

@@ -19,17 +19,7 @@ if TYPE_CHECKING:
         transform,
     )
 
-__all__ = [
-    "initializer",
-    "objectives",
-    "optimizers",
-    "param",
-    "recipes",
-    "reference",
-    "render",
-    "terms",
-    "transform",
-]
+__all__ = ["initializer", "objectives", "optimizers", "param", "recipes", "reference", "render", "terms", "transform"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 from captum_mfv.errors import FacetError, MFVError
 from captum_mfv.facets.facet_set import Facet
 
-__all__ = ["Seeds", "as_facets", "as_integer", "as_seeds", "check_same_layers"]
+__all__ = ["Facets", "Seeds", "as_facets", "as_integer", "as_seeds", "check_same_layers"]
+
+Facets: TypeAlias = Facet | Sequence[Facet]
+"""A facet, or several."""
 
 Seeds: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer]
 """A seed or several: integers of Python or NumPy."""
 
 
-def as_facets(facet: Facet | Sequence[Facet]) -> tuple[Facet, ...]:
-    """Return one facet or several as a tuple.
-
-    Raises:
-        TypeError: if an item is not a `Facet`.
-        FacetError: if there is none.
-    """
+def as_facets(facet: Facets) -> tuple[Facet, ...]:
+    """Return one facet or several as a tuple; TypeError if an item is not a `Facet`, FacetError if there is none."""
     facets = (facet,) if isinstance(facet, Facet) else tuple(facet)
     for item in facets:
         if not isinstance(item, Facet):
@@ -35,11 +33,7 @@ def as_facets(facet: Facet | Sequence[Facet]) -> tuple[Facet, ...]:
 
 
 def check_same_layers(facets: Sequence[Facet]) -> None:
-    """Check that one forward pass serves all facets: the same unit layer, code layer and reductions.
-
-    Raises:
-        FacetError: if two facets differ; the message names them and the difference.
-    """
+    """Raise FacetError unless one forward pass serves all facets: same unit layer, code layer and reductions."""
     first = facets[0]
     for item in facets[1:]:
         for name, one, other in zip(("unit layer", "code"), _layers(first), _layers(item), strict=True):
@@ -60,17 +54,7 @@ def _layers(facet: Facet) -> tuple[str, str]:
 
 
 def as_integer(value: SupportsIndex, name: str, least: int | None = None, error: type[MFVError] = MFVError) -> int:
-    """Return an integer of Python, NumPy or PyTorch as an int.
-
-    Args:
-        value: the argument.
-        name: the argument's name, for messages.
-        least: the smallest value that is allowed, if any.
-        error: what is raised below it.
-
-    Raises:
-        TypeError: if ``value`` is no integer.
-    """
+    """Return an integer of Python, NumPy or PyTorch as an int; TypeError for others, ``error`` below ``least``."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -83,12 +67,7 @@ def as_integer(value: SupportsIndex, name: str, least: int | None = None, error:
 
 
 def as_seeds(seed: Seeds) -> tuple[int, ...]:
-    """Return a seed or several as integers.
-
-    Raises:
-        TypeError: if a seed is no integer.
-        MFVError: if there is none.
-    """
+    """Return a seed or several as integers; TypeError if a seed is no integer, MFVError if there is none."""
     given = cast("Sequence[SupportsIndex]", seed if np.ndim(seed) else [seed])  # type: ignore[arg-type]
     seeds = tuple(as_integer(one, "seed") for one in given)
     if not seeds:

@@ -1,10 +1,14 @@
-"""Start images: where the synthesis of a facet starts."""
+"""Start images of a facet's synthesis.
+
+``param`` is the parameterization to start, such as `param.fft_image_from` or `param.pixel_image_from`. Several facets
+start one image of the batch each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, resize, stack
-from captum_mfv.optvis.arguments import as_facets, as_integer
+from captum_mfv.optvis.arguments import Facets, as_facets, as_integer
 from captum_mfv.optvis.param import ParamF, fft_image_from, maco_image_from, mean_magnitudes
 
 __all__ = [
@@ -29,25 +33,23 @@ __all__ = [
     "spectral_images",
 ]
 
-Param = Callable[[Tensor], ParamF]
+Param: TypeAlias = Callable[[Tensor], ParamF]
+Device: TypeAlias = torch.device | str
+
+_CONTRAST = 0.4  # factor of magnitudes; at 1, colors start saturated, where the gradient vanishes
 
 
 def mean_image(
-    facet: Facet | Sequence[Facet],
-    images: Images,
-    n_images: int = 15,
-    *,
-    param: Param = fft_image_from,
-    device: torch.device | str = "cpu",
+    facet: Facets, images: Images, n_images: int = 15, *, param: Param = fft_image_from, device: Device = "cpu"
 ) -> ParamF:
     """Start at the pixel mean of the images nearest to the facet's center (arXiv 1602.03616).
 
     Args:
-        facet: a facet, or several: one image of the batch for each.
+        facet: a facet or several.
         images: the dataset in which the facets were found.
         n_images: how many of the nearest members are averaged; the paper's is 15.
-        param: the parameterization to start, such as `param.fft_image_from` or `param.pixel_image_from`.
-        device: where the parameters live.
+        param: the parameterization to start.
+        device: device of the parameters.
 
     Returns:
         A ``param_f`` for Lucent's render loop or ours.
@@ -55,48 +57,28 @@ def mean_image(
     return param(mean_images(as_facets(facet), images, n_images).to(device))
 
 
-def medoid_image(
-    facet: Facet | Sequence[Facet],
-    images: Images,
-    *,
-    param: Param = fft_image_from,
-    device: torch.device | str = "cpu",
-) -> ParamF:
+def medoid_image(facet: Facets, images: Images, *, param: Param = fft_image_from, device: Device = "cpu") -> ParamF:
     """Start at a real image, the one nearest to the facet's center; arguments as for `mean_image`."""
     return param(medoid_images(as_facets(facet), images).to(device))
 
 
 def noise_image(
-    facet: Facet | Sequence[Facet],
+    facet: Facets,
     images: Images,
     n_images: int = 30,
     *,
     seed: SupportsIndex = 0,
     param: Param = fft_image_from,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> ParamF:
-    """Start at noise with the mean color and the spectrum of the facet's images.
-
-    Args:
-        facet: a facet, or several: one image of the batch for each.
-        images: the dataset in which the facets were found.
-        n_images: how many of the nearest members the spectrum is a mean over.
-        seed: seed of the noise, an integer of Python or NumPy.
-        param: the parameterization to start.
-        device: where the parameters live.
-    """
+    """Start at noise, from a seed, with the mean color and the spectrum of the facet's nearest members."""
     facets, number = as_facets(facet), as_integer(seed, "seed")
     noise = spectral_images(facets, images, [own_generator(number, item) for item in facets], n_images)
     return param(noise.to(device))
 
 
 def maco_image(
-    facet: Facet | Sequence[Facet],
-    images: Images,
-    n_images: int = 30,
-    *,
-    seed: SupportsIndex = 0,
-    device: torch.device | str = "cpu",
+    facet: Facets, images: Images, n_images: int = 30, *, seed: SupportsIndex = 0, device: Device = "cpu"
 ) -> ParamF:
     """Start at the noise of `noise_image`, with fixed magnitudes (`param.maco_image_from`); the same arguments."""
     param = partial(maco_image_from, magnitudes=spectra(as_facets(facet), images, n_images))
@@ -127,38 +109,23 @@ def spectral_images(
     generators: Sequence[torch.Generator],
     n_images: int = 30,
     size: int | None = None,
-    contrast: float = 0.4,
 ) -> Tensor:
-    """Return noise with each facet's mean color and magnitudes, (n_facets, C, H, W) in [0, 1].
-
-    Args:
-        facets: the facets.
-        images: the dataset in which they were found.
-        generators: one for each facet.
-        n_images: how many of a facet's nearest members are measured.
-        size: side of the images in pixels; by default the size of the dataset's images.
-        contrast: factor of the magnitudes; at 1 the synthesis starts with saturated colors, from which the
-            gradient doesn't lead away.
-    """
+    """Return noise with each facet's mean color and magnitudes, (n_facets, C, H, W) in [0, 1]."""
     starts = []
     for facet, generator in zip(facets, generators, strict=True):
         members = _nearest(facet, images, n_images, size)
         noise = 0.01 * torch.randn(members[:1].shape, generator=generator)
         start = (members.mean(dim=(0, 2, 3), keepdim=True) + noise).clamp(0, 1)
         magnitudes = mean_magnitudes(members)
-        magnitudes[:, 1:] *= contrast  # all but the mean color, which is at frequency 0
-        magnitudes[:, 0, 1:] *= contrast
+        magnitudes[:, 1:] *= _CONTRAST  # all but the mean color, which is at frequency 0
+        magnitudes[:, 0, 1:] *= _CONTRAST
         _, image_f = maco_image_from(start, magnitudes)()
         starts.append(image_f().detach())
     return torch.cat(starts)
 
 
 def spectra(
-    facets: Sequence[Facet],
-    images: Images,
-    n_images: int = 30,
-    size: int | None = None,
-    colors: Tensor | None = None,
+    facets: Sequence[Facet], images: Images, n_images: int = 30, size: int | None = None, colors: Tensor | None = None
 ) -> Tensor:
     """Return mean magnitudes of each facet's nearest members, (n_facets, C, H, W // 2 + 1), for `maco_image_from`."""
     nearest = (_nearest(facet, images, n_images, size) for facet in facets)

@@ -41,13 +41,7 @@ Callback: TypeAlias = Callable[[int, Tensor], None]
 class RenderLoop:
     """The optimization of a batch of images by a recipe; ``facets``, ``seeds`` and rows of ``terms``: one per image.
 
-    Args:
-        start: (B, C, H, W) in [0, 1], where the images start; None for the recipe's start.
-        size: side of the images in pixels.
-        colors: (C, C) color decorrelation of the parameterization, or None for ImageNet's.
-        dtype: precision of the network under autocast, or None for its own.
-        callback: called after each step with its number, from 1, and the images before it.
-        checkpoint: file in which the state is saved every few seconds, and from which it is resumed.
+    Fields are as for `render_facets`; ``colors`` is the parameterization's color decorrelation, None for ImageNet's.
     """
 
     model: nn.Module
@@ -195,7 +189,7 @@ class RenderLoop:
 
 
 def _resized(canvas: Tensor, size: int) -> Tensor:
-    """Return a canvas of another size, in [0, 1]."""
+    """Return the canvas at another size, in [0, 1]."""
     if canvas.shape[-1] == size:
         return canvas
     if size < 1:

@@ -1,8 +1,8 @@
 """Facet objectives for Lucent's render loop.
 
-Each function returns a `lucent.optvis.objectives.Objective`, to be minimized, which adds up and multiplies with
-Lucent's own. One facet serves a batch of any size. Several facets need a batch with one image for each, and the
-objective is the mean over the batch; they may belong to any units and facet sets that read the same layers.
+Each function returns a `lucent.optvis.objectives.Objective`, to be minimized, which can be added to Lucent's own and
+multiplied. One facet serves a batch of any size. Several facets, of any units that read the same layers, need a batch
+with one image for each; the objective is the mean over the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_mfv.errors import FacetError, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.optvis import terms
-from captum_mfv.optvis.arguments import as_facets
+from captum_mfv.optvis.arguments import Facets, as_facets
 from captum_mfv.optvis.reference import (
     Probe,
     Reference,
@@ -46,7 +46,7 @@ FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 1.5, "code": 3.0, "distribu
 """Weights of the terms in `facet` and in the default recipe."""
 
 
-def unit(facet: Facet | Sequence[Facet], *, cap: float | None = None) -> Any:
+def unit(facet: Facets, *, cap: float | None = None) -> Any:
     """Maximize the facet's unit, in units of its mean activation on the facet's images.
 
     Args:
@@ -57,13 +57,13 @@ def unit(facet: Facet | Sequence[Facet], *, cap: float | None = None) -> Any:
     return _objective(facets, {"unit": terms.unit_term(facets, cap)})
 
 
-def probability(facet: Facet | Sequence[Facet]) -> Any:
+def probability(facet: Facets) -> Any:
     """Maximize the logarithm of the unit's probability, a softmax over its layer's units."""
     facets = as_facets(facet)
     return _objective(facets, {"probability": terms.probability_term(facets)})
 
 
-def code(facet: Facet | Sequence[Facet], *, contrast: float = 0.0) -> Any:
+def code(facet: Facets, *, contrast: float = 0.0) -> Any:
     """Maximize the cosine between the image's code and the facet's center, both minus the mean code.
 
     Args:
@@ -74,44 +74,26 @@ def code(facet: Facet | Sequence[Facet], *, contrast: float = 0.0) -> Any:
     return _objective(facets, {"code": terms.code_term(facets, contrast)})
 
 
-def distribution(facet: Facet | Sequence[Facet], reference: Reference) -> Any:
+def distribution(facet: Facets, reference: Reference) -> Any:
     """Match the distribution of each channel's activations on the facet's images (VITAL, arXiv 2503.22399).
 
-    Args:
-        facet: the facet or facets that the reference was measured on.
-        reference: output of `measure_reference` for them.
-
-    Raises:
-        FacetError: if the reference was measured on another number of facets.
+    ``reference`` is the output of `measure_reference` for the facets; for another number of facets, raises FacetError.
     """
     facets = as_facets(facet)
-    return _objective(facets, {"distribution": _matched(reference, facets)})
+    return _objective(facets, {"distribution": distribution_term(reference)})
 
 
-def probe(facet: Facet | Sequence[Facet], probe: Probe) -> Any:
+def probe(facet: Facets, probe: Probe) -> Any:
     """Maximize the part of the unit that a linear probe of a lower layer sees, wᵀ(g ⊙ ReLU(∇f)) (Goh et al. 2021).
 
     The probe separates the facet's images from others; the gradient counts as a constant. Add `unit` for faceted
-    feature visualization.
-
-    Args:
-        facet: the facet or facets that the probe was measured on.
-        probe: output of `measure_probe` for them.
-
-    Raises:
-        FacetError: if the probe was measured on another number of facets.
+    feature visualization. ``probe`` is the output of `measure_probe` for the facets; raises as `distribution` does.
     """
     facets = as_facets(facet)
-    _check_measured("probe", len(probe.weights), facets)
     return _objective(facets, {"probe": probe_term(facets, probe)})
 
 
-def facet(
-    facet: Facet | Sequence[Facet],
-    reference: Reference | None = None,
-    *,
-    weights: Mapping[str, float] | None = None,
-) -> Any:
+def facet(facet: Facets, reference: Reference | None = None, *, weights: Mapping[str, float] | None = None) -> Any:
     """Combine the terms of the recipe ``facet``: the unit, the facet's code and, with a reference, the distribution.
 
     Args:
@@ -126,7 +108,7 @@ def facet(
     facets, chosen = as_facets(facet), dict(weights or FACET_WEIGHTS)
     if reference is None and weights is None:
         del chosen["distribution"]
-    measured = {} if reference is None else {"distribution": _matched(reference, facets)}
+    measured = {} if reference is None else {"distribution": distribution_term(reference)}
     every = {name: measured.get(name) or terms.make_term(name, facets) for name in chosen}
     return _objective(facets, every, chosen)
 
@@ -156,6 +138,10 @@ def _objective(facets: Sequence[Facet], losses: Mapping[str, Term], weights: Map
     """Return the sum of losses, weighted by 1 unless weights are given."""
     from lucent.optvis.objectives import Objective  # here, since it takes seconds to import
 
+    for name, term in losses.items():
+        for values in term.constants.values():
+            if len(values) != len(facets):
+                raise FacetError(f"the {name} was measured on {len(values)} facets, but {len(facets)} were given")
     layers = {layer for term in losses.values() for layer in term.layers}
 
     def loss(outputs_of: Callable[[str], Tensor]) -> Tensor:
@@ -171,15 +157,3 @@ def _objective(facets: Sequence[Facet], losses: Mapping[str, Term], weights: Map
 
     name = " + ".join(losses) + (f" of {facets[0].unit}" if facets else "")
     return Objective(loss, name, f"facets {[item.index for item in facets]}")
-
-
-def _matched(reference: Reference, facets: Sequence[Facet]) -> Term:
-    """Return the distribution term of a reference that was measured on the facets."""
-    for values in reference.values.values():
-        _check_measured("reference", len(values), facets)
-    return distribution_term(reference)
-
-
-def _check_measured(name: str, n_measured: int, facets: Sequence[Facet]) -> None:
-    if n_measured != len(facets):
-        raise FacetError(f"the {name} was measured on {n_measured} facets, but {len(facets)} were given")

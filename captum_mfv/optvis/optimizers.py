@@ -13,13 +13,15 @@ from captum_mfv.optvis.transform import CenterCrop
 
 __all__ = ["TVAscent", "denoise_tv"]
 
+_N_SWEEPS = 100  # of the denoiser at most
+_TOLERANCE = 1e-3  # root mean square change of a channel below which the denoiser stops
+
 
 class TVAscent(torch.optim.Optimizer):
     """Normalized steps on pixels, each followed by a total-variation denoiser (arXiv 1602.03616).
 
-    One step, within the window that ``crop`` last cut, or the whole image: the gradient is divided by its
-    mean magnitude over the window, and followed for ``lr`` gray levels; pixels are clipped to [0, 1] and
-    denoised. Where `transform.gradient_mask` keeps a margin, the step inside is the longer, as the paper's.
+    One step, within the window that ``crop`` last cut, or the whole image: the gradient is divided by its mean
+    magnitude over the window, and followed for ``lr`` gray levels; pixels are clipped to [0, 1] and denoised.
 
     Args:
         params: pixels in [0, 1], (B, C, H, W), such as those of `param.pixel_image_from`.
@@ -29,11 +31,7 @@ class TVAscent(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 1.0,
-        tv_weight: float | None = None,
-        crop: CenterCrop | None = None,
+        self, params: Iterable[Tensor], lr: float = 1.0, tv_weight: float | None = None, crop: CenterCrop | None = None
     ) -> None:
         if lr < 0 or (tv_weight is not None and tv_weight <= 0):
             raise RenderError(f"lr must be 0 or more, tv_weight above 0; got {lr} and {tv_weight}")
@@ -67,27 +65,23 @@ class TVAscent(torch.optim.Optimizer):
 
 
 @torch.no_grad()
-def denoise_tv(images: Tensor, weight: float, n_iterations: int = 100, tolerance: float = 1e-3) -> Tensor:
+def denoise_tv(images: Tensor, weight: float) -> Tensor:
     """Total-variation denoising by split Bregman, isotropic, each channel alone, on any device.
 
-    Follows `skimage.restoration.denoise_tv_bregman` with the arguments that the paper's authors used
-    (the same borders, the same rational shrinkage s·λs/(λs + 1) with λ = 2·weight, whose fixed point
-    is near the ROF model but not it), with Gauss-Seidel sweeps in red-black order instead of row by
-    row, so that all pixels of a color are updated at once. On 0-255 images the two differ by less than
-    half a gray level. Images are processed one by one, so that each stays in the cache.
+    Follows `skimage.restoration.denoise_tv_bregman` with the arguments that the paper's authors used (the same borders,
+    the same rational shrinkage s·λs/(λs + 1) with λ = 2·weight), but updates the pixels of a checkerboard's color at
+    once. On 0-255 images the two differ by less than half a gray level.
 
     Args:
-        images: (B, C, H, W), on the scale of 0-255 that the weight is meant for.
+        images: (B, C, H, W), on the scale of 0-255 that the weight is meant for; processed one by one.
         weight: the weight of the data term; smaller smooths more.
-        n_iterations: largest number of sweeps.
-        tolerance: an image is finished once no channel's root mean square change exceeds this.
 
     Source: Goldstein & Osher 2009, "The split Bregman method for L1 regularized problems".
     """
-    return torch.stack([_split_bregman(image, weight, n_iterations, tolerance) for image in images])
+    return torch.stack([_split_bregman(image, weight) for image in images])
 
 
-def _split_bregman(image: Tensor, weight: float, n_iterations: int, tolerance: float) -> Tensor:
+def _split_bregman(image: Tensor, weight: float) -> Tensor:
     shrink = 2 * weight
     pull = shrink / (weight + 4 * shrink)
     data = image * (weight / (weight + 4 * shrink))
@@ -97,7 +91,7 @@ def _split_bregman(image: Tensor, weight: float, n_iterations: int, tolerance: f
     forward_x, forward_y = torch.zeros_like(canvas), torch.zeros_like(canvas)  # b − d, zero on the border
     b_x, b_y = torch.zeros_like(image), torch.zeros_like(image)
     colors = _checkerboard(image)
-    for _ in range(n_iterations):
+    for _ in range(_N_SWEEPS):
         before = inner.clone()
         divergence = forward_x[:, 1:-1, 1:-1] - forward_x[:, 1:-1, :-2]
         divergence.add_(forward_y[:, 1:-1, 1:-1]).sub_(forward_y[:, :-2, 1:-1])
@@ -114,7 +108,7 @@ def _split_bregman(image: Tensor, weight: float, n_iterations: int, tolerance: f
         b_y.sub_(d_y)
         torch.sub(b_x, d_x, out=forward_x[:, 1:-1, 1:-1])
         torch.sub(b_y, d_y, out=forward_y[:, 1:-1, 1:-1])
-        if before.sub_(inner).square_().mean(dim=(1, 2)).max() < tolerance**2:
+        if before.sub_(inner).square_().mean(dim=(1, 2)).max() < _TOLERANCE**2:
             break
     return inner
 

@@ -141,11 +141,12 @@ class Transparency:
 
     def __init__(self, param_f: ParamF) -> None:
         self.param_f = param_f
-        self._total: Tensor | None = None
+        self.total = torch.zeros(())
+        """(B, H, W) sum over steps and channels, in the scale of the loss; a single 0 before the first step."""
 
     def __call__(self) -> tuple[list[Tensor], Callable[[], Tensor]]:
         """Return the watched parameterization's parameters and function to images, and reset the sum."""
-        self._total = None
+        self.total = torch.zeros(())
         params, image_f = self.param_f()
 
         def watched() -> Tensor:
@@ -157,23 +158,13 @@ class Transparency:
         return params, watched
 
     def _add(self, gradient: Tensor) -> None:
-        seen = gradient.detach().abs().sum(1)
-        self._total = seen if self._total is None else self._total + seen
-
-    @property
-    def total(self) -> Tensor:
-        """(B, H, W) sum over steps and channels, in the scale of the loss; ImageError before the first step."""
-        if self._total is None:
-            raise ImageError("there is no transparency before the first step")
-        return self._total
-
-    @total.setter
-    def total(self, total: Tensor) -> None:
-        self._total = total
+        self.total = self.total + gradient.detach().abs().sum(1)
 
     @property
     def alpha(self) -> Tensor:
-        """(B, H, W) in [0, 1]; raises as `total` does."""
+        """(B, H, W) in [0, 1]; ImageError before the first step."""
+        if not self.total.ndim:
+            raise ImageError("there is no transparency before the first step")
         return as_alpha(self.total)
 
 

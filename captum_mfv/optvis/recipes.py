@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
 
 from captum_mfv.errors import RecipeError
-from captum_mfv.optvis.terms import TERMS
+from captum_mfv.optvis.terms import TERMS, check_term
 from captum_mfv.optvis.transform import make_transform
 from captum_mfv.storage.schema import FROM_NUMPY, Flag, Number, Positive, Steps, declare, suggest, validate
 from captum_mfv.storage.untrusted import read_json
 
-__all__ = ["PARAMS", "RECIPES", "STARTS", "Phase", "Ramp", "Recipe", "get_recipe", "read_recipe"]
+__all__ = ["RECIPES", "Phase", "Ramp", "Recipe", "get_recipe", "read_recipe"]
 
 Start = Literal["mean", "medoid", "noise", "spectrum"]
 Param = Literal["fft", "pixel", "maco"]
-STARTS: tuple[str, ...] = get_args(Start)
-PARAMS: tuple[str, ...] = get_args(Param)
 
-_PRESETS = Path(__file__).parent / "presets"
-
-
-def _check_term(name: str) -> str:
-    if name not in TERMS:
-        raise RecipeError(f"no objective {name!r}; there are {', '.join(TERMS)}{suggest(name, TERMS)}")
-    return name
-
-
-Weights = Mapping[Annotated[str, AfterValidator(_check_term), Field(json_schema_extra={"enum": list(TERMS)})], Number]
+Weights = Mapping[Annotated[str, AfterValidator(check_term), Field(json_schema_extra={"enum": list(TERMS)})], Number]
 
 
 @declare(RecipeError)
@@ -49,9 +37,6 @@ class Ramp:
     [1.0, 1.25, 1.5, 1.75]
     >>> [Ramp(1, 2, released=True).at(step, 4) for step in range(4)]
     [0.75, 1.25, 1.75, 2.25]
-
-    Raises:
-        RecipeError: if a number isn't finite.
     """
 
     start: Number
@@ -67,11 +52,7 @@ class Ramp:
 
 @declare(RecipeError)
 class Phase:
-    """A number of steps with one objective and one optimizer.
-
-    Raises:
-        RecipeError: if a value is invalid; the message names the field.
-    """
+    """A number of steps with one objective and one optimizer; invalid values raise as in `Recipe`."""
 
     steps: Steps
     """Number of steps."""
@@ -176,46 +157,13 @@ class Recipe:
     def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """Build a recipe from its parsed JSON.
 
-        Args:
-            data: the recipe's fields.
-            where: name of the recipe in the error.
-
         Raises:
-            RecipeError: if a field is missing, unknown or invalid; the message names the field.
+            RecipeError: if a field is missing, unknown or invalid; the message names the field, after ``where``.
         """
         try:
             return validate(cls, data, where)
         except ValueError as error:
             raise RecipeError(str(error)) from None
-
-
-class _Presets(Mapping[str, Recipe]):
-    """The package's recipes, each read when it is first used."""
-
-    def __getitem__(self, name: str) -> Recipe:
-        if name not in _preset_names():
-            raise KeyError(name)
-        return _preset(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_preset_names())
-
-    def __len__(self) -> int:
-        return len(_preset_names())
-
-
-@cache
-def _preset_names() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
-
-
-@cache
-def _preset(name: str) -> Recipe:
-    return read_recipe(_PRESETS / f"{name}.json")
-
-
-RECIPES: Mapping[str, Recipe] = _Presets()
-"""The package's recipes by name; each is a JSON file in ``presets``."""
 
 
 def get_recipe(recipe: str | Recipe) -> Recipe:
@@ -244,3 +192,9 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     except (OSError, ValueError) as error:
         raise RecipeError(f"{os.fspath(path)} can't be read as a recipe: {error}") from error
     return Recipe.from_dict(data, f"recipe {os.fspath(path)}")
+
+
+RECIPES: Mapping[str, Recipe] = {
+    path.stem: read_recipe(path) for path in sorted((Path(__file__).parent / "presets").glob("*.json"))
+}
+"""The package's recipes by name; each is a JSON file in ``presets``."""

@@ -21,7 +21,7 @@ from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, stack
-from captum_mfv.optvis.arguments import as_facets, check_same_layers
+from captum_mfv.optvis.arguments import Facets, as_facets, check_same_layers
 from captum_mfv.optvis.terms import Tensors, Term, activation_term, make_term
 from captum_mfv.units import Code, channels_second
 
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 _N_LAYERS = 4  # layers in which distributions are matched
+_N_OTHERS = 300  # images, evenly spread over the dataset, that probes separate a facet's images from
 _MAX_SIDE = 14  # maps are averaged down to this side before they are sorted
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The distribution of each channel's activations on the images of facets (VITAL, arXiv 2503.22399).
+    """The distribution of each channel's activations on the images of facets, by layer (VITAL, arXiv 2503.22399).
 
     Args:
-        values: layer → (n_facets, C, P), sorted activations, averaged over a facet's images.
-        variances: layer → (n_facets,), mean variance of a channel on a facet's images.
-        weights: layer → (n_facets, C), how much each channel drives the unit on a facet's images: square
-            root of the mean positive gradient times activation, of mean 1.
+        values: (n_facets, C, P) sorted activations, averaged over a facet's images.
+        variances: (n_facets,) mean variance of a channel on a facet's images.
+        weights: (n_facets, C) root of the mean positive gradient times activation, of mean 1: what drives the unit.
     """
 
     values: Tensors
@@ -93,7 +93,7 @@ def measure_terms(
 
 def measure_reference(
     model: nn.Module,
-    facet: Facet | Sequence[Facet],
+    facet: Facets,
     images: Images,
     *,
     layers: Sequence[str] | None = None,
@@ -107,8 +107,7 @@ def measure_reference(
         model: the model; left as it was.
         facet: a facet or several, of any units that read the same layers.
         images: the dataset in which they were found.
-        layers: names of the layers; by default four layers with positions, spread evenly over the later part
-            of the network up to the code.
+        layers: names of the layers; by default four with positions, spread evenly over the later part of the network.
         n_images: how many of a facet's nearest images are used.
         input_spec: what turns images in [0, 1] into the model's input.
         progress: show a progress bar.
@@ -133,12 +132,11 @@ def measure_reference(
 
 def measure_probe(
     model: nn.Module,
-    facet: Facet | Sequence[Facet],
+    facet: Facets,
     images: Images,
     *,
     layer: str | nn.Module | None = None,
     n_images: int = 30,
-    n_others: int = 300,
     input_spec: InputSpec | None = None,
     progress: bool = False,
 ) -> Probe:
@@ -146,7 +144,6 @@ def measure_probe(
 
     Args:
         layer: the layer; by default the first of those that `measure_reference` takes.
-        n_others: how many images of the dataset, evenly spread, a facet's images are separated from.
         model, facet, images, n_images, input_spec, progress: as for `measure_reference`.
 
     Raises:
@@ -156,7 +153,7 @@ def measure_probe(
     check_same_layers(facets)
     spec = input_spec or InputSpec()
     name = layer_name(model, layer or _default_layers(model, facets[0], spec)[0])
-    spread = np.unique(np.linspace(0, len(images) - 1, n_others).astype(int))
+    spread = np.unique(np.linspace(0, len(images) - 1, _N_OTHERS).astype(int))
     sample = Subset(images, spread.tolist())  # type: ignore[arg-type,var-annotated]
     collected = collect(model, facets[0].unit, sample, code=Code(name), input_spec=spec, progress=progress)
     rows, scales = [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -21,7 +21,7 @@ from captum_mfv.display.progress import Progress
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
-from captum_mfv.optvis.arguments import Seeds, as_facets, as_integer, as_seeds, check_same_layers
+from captum_mfv.optvis.arguments import Facets, Seeds, as_facets, as_integer, as_seeds, check_same_layers
 from captum_mfv.optvis.loop import Callback, RenderLoop
 from captum_mfv.optvis.param import check_images, color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
@@ -77,7 +77,7 @@ class Rendering:
 
 def render_facets(
     model: nn.Module,
-    facets: Facet | Sequence[Facet],
+    facets: Facets,
     images: Images,
     *,
     recipe: str | Recipe = "facet",
@@ -107,24 +107,20 @@ def render_facets(
         recipe: name of a recipe, path of a recipe's ``.json``, or a `Recipe`.
         steps: total number of steps, with the recipe's phases in proportion; by default the recipe's.
         size: side of the images in pixels, which are resized for the network; by default the network's input size.
-        start: (C, H, W), or (n_facets, C, H, W) one for each facet, in [0, 1]: images to start from instead of the
-            recipe's start.
+        start: (C, H, W) or (n_facets, C, H, W) in [0, 1], images to start from instead of the recipe's start.
         input_spec: what turns images in [0, 1] into the model's input.
         seed: seed of transforms and noise; with several seeds, each facet is rendered once for each.
-        dtype: precision in which the network runs under `torch.autocast`, such as ``torch.bfloat16`` on a GPU;
-            by default its own.
+        dtype: precision of the network under `torch.autocast`, such as ``torch.bfloat16`` on a GPU.
         max_batch: largest number of images in one forward pass; by default all on a GPU, and on a CPU as many as are
             fastest. When memory runs out, the step is repeated with half as many, and a warning says so.
         callback: called after each step with its number, from 1, and the images before it, (B, C, H, W).
-        checkpoint: a file, ``.safetensors``, that holds the state of at most 15 seconds ago: the same call resumes from
-            it after an interruption and returns the same bytes, on the same device and with the same ``max_batch``;
-            with others it resumes too, and images differ by rounding. Remove the file afterwards.
+        checkpoint: a file, ``.safetensors``, in which the state is saved every 15 seconds; the same call resumes from
+            it and returns the same bytes (with another device or ``max_batch``, up to rounding). Remove it afterwards.
         key: a name for a dataset that has no fingerprint, as in `collect`; needed with ``checkpoint`` only.
         progress: show a progress bar.
 
     Returns:
-        One `Rendering` for each facet, in their order; for several seeds, all facets of the first seed, then of the
-        next.
+        One `Rendering` for each facet, in their order; for several seeds, all facets of each seed in turn.
 
     Raises:
         TypeError: if an argument is of another type.

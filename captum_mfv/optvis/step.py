@@ -29,11 +29,8 @@ _READ_EVERY = 25  # steps between two reads of losses; each read waits for the d
 class PassResult:
     """Losses and gradients of a forward and a backward pass, on the images' device.
 
-    Args:
-        losses: (B,) of each term, unweighted, and as ``activation`` the unit's activation.
-        total: (B,) weighted sum of the terms.
-        view_gradients: (B, C, H, W), gradient of the total with respect to the network's input in [0, 1].
-        image_gradients: (B, C, H, W), gradient of the total through terms that read `INPUT`; else zero.
+    Losses are (B,) by term, unweighted, and as ``activation`` the unit's activation; the total is weighted. Gradients
+    are the total's, (B, C, H, W): through the network's input in [0, 1], and through terms that read `INPUT`.
     """
 
     losses: Mapping[str, Tensor]
@@ -46,20 +43,14 @@ class PassResult:
 class Passes:
     """Forward and backward passes through the network, as many images at a time as memory holds.
 
-    Args:
-        run: function of the network's input that returns layers' outputs.
-        feed: function of images in [0, 1] that returns the network's input.
-        terms: the phase's terms and, as ``activation``, the unit's activation, with one row per image of the batch.
-        weights: weights of the terms.
-        dtype: precision of the network under autocast, or None for its own.
-        batches: cuts the batch to what memory holds.
+    ``terms`` are the phase's terms and, as ``activation``, the unit's activation, with one row per image of the batch.
     """
 
-    run: Callable[[Tensor], dict[str, Tensor]]
-    feed: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor], dict[str, Tensor]]  # from the network's input to layers' outputs
+    feed: Callable[[Tensor], Tensor]  # from images in [0, 1] to the network's input
     terms: Mapping[str, Term]
     weights: Mapping[str, float]
-    dtype: torch.dtype | None
+    dtype: torch.dtype | None  # precision of the network under autocast
     batches: AdaptiveBatches
     _parts: dict[tuple[int, int], Mapping[str, Term]] = field(default_factory=dict, init=False)
 
@@ -99,17 +90,7 @@ def _keep_layout(output: Tensor) -> None:
 
 @dataclass(eq=False)
 class PhaseState:
-    """State of a phase that is being optimized; made by `begin`.
-
-    Args:
-        phase: the phase.
-        params: the images' parameters, with one row per image.
-        image_f: function that returns the images, (B, C, H, W).
-        transform: random transform of the images before each forward pass.
-        optimizer: optimizer of the parameters.
-        transparency: sum of the images' absolute gradients.
-        step: number of finished steps.
-    """
+    """State of a phase after ``step`` steps, with one row of parameters per image; made by `begin`."""
 
     phase: Phase
     params: list[Tensor]
@@ -159,11 +140,7 @@ class PhaseState:
         return {"step": torch.tensor(self.step), **params, **moments, "transparency": self.transparency.total}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Resume from a state of the same phase.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: if the state is another phase's.
-        """
+        """Resume from a state of the same phase; KeyError, RuntimeError or ValueError for another phase's state."""
         self.step = int(state["step"])
         self.transparency.total = state["transparency"].to(self.params[0].device)
         for i, param in enumerate(self.params):
@@ -203,12 +180,7 @@ class History:
             self.read()
 
     def read(self) -> None:
-        """Copy unread losses to the CPU, and check them.
-
-        Raises:
-            RenderError: if a loss, its gradient or an activation wasn't finite, or no gradient reached an image; the
-                message names the facet and the first such step.
-        """
+        """Copy unread losses to the CPU; RenderError if one isn't finite, or if no gradient reached an image."""
         unread, self._unread = self._unread, []
         if unread:
             records = torch.stack([record for _, record in unread]).cpu()
@@ -224,10 +196,8 @@ class History:
             if not is_finite:
                 raise RenderError(f"{facet}: the loss, its gradient or the unit isn't finite at step {step}")
             if not is_alive:
-                raise RenderError(
-                    f"{facet}: no gradient reaches the image at step {step}; "
-                    f"is the unit dead, or behind a saturated layer?"
-                )
+                reason = "is the unit dead, or behind a saturated layer?"
+                raise RenderError(f"{facet}: no gradient reaches the image at step {step}; {reason}")
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return (n_steps, B) of each term; NaN in phases without the term."""

@@ -1,8 +1,7 @@
-"""Terms: what an image of a facet should do to the network, as losses.
+"""Terms of an objective: losses of layers' outputs, one loss per image of the batch.
 
-A `Term` maps layer outputs to one loss per image of the batch. Everything that it needs to know of a facet is a
-constant with one row per image, so that one batch holds images of facets of any units of a layer. Losses are
-minimized and in normalized units: one weight serves all units, layers, models and sizes.
+What depends on the facet is a constant with one row per image, so that one batch holds images of facets of any units
+of a layer. Losses are minimized and normalized: one weight serves all units, layers, models and sizes.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import Tensor
 from captum_mfv.errors import FacetError, RecipeError, UnitError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.optvis.arguments import check_same_layers
+from captum_mfv.storage.schema import suggest
 from captum_mfv.units import Unit
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Term",
     "activation_term",
     "boundary_term",
+    "check_term",
     "code_term",
     "grey_term",
     "make_term",
@@ -73,7 +74,7 @@ def activation_term(facets: Sequence[Facet]) -> Term:
 
     Raises:
         FacetError: if the facets' units or codes read different layers.
-        UnitError: if a direction has another number of weights than another of the units needs.
+        UnitError: when called, if the layer's channels don't match the units.
     """
     check_same_layers(facets)
     units = [item.unit for item in facets]
@@ -103,11 +104,8 @@ def _picks(units: Sequence[Unit]) -> Tensor:
 def unit_term(facets: Sequence[Facet], cap: float | None = None) -> Term:
     """Return minus the unit's activation, in units of its mean magnitude on each facet's images.
 
-    Args:
-        facets: the facet of each image.
-        cap: if given, the activation levels off about this many times the unit's largest activation on any real
-            image: images that drive a unit far beyond real ones, as is easy for a unit that is read at its peak,
-            show what is not in the world. A unit that no real image activates is not capped.
+    With a cap, the activation levels off about this many times the unit's largest activation on any real image, since
+    images that drive a unit far beyond real ones become unnatural. A unit that no real image activates is not capped.
     """
     read = activation_term(facets)
     mean = torch.tensor([float(abs(item.activations).mean()) for item in facets]).clamp_min(1e-6)
@@ -130,11 +128,7 @@ def unit_term(facets: Sequence[Facet], cap: float | None = None) -> Term:
 
 
 def probability_term(facets: Sequence[Facet]) -> Term:
-    """Return minus the logarithm of the unit's share in its layer's softmax.
-
-    Raises:
-        RecipeError: if a unit is a direction, which has no probability.
-    """
+    """Return minus the logarithm of the unit's share in its layer's softmax; RecipeError if a unit is a direction."""
     if not all(isinstance(item.unit.index, int) for item in facets):
         raise RecipeError("the probability of a direction isn't defined; use a recipe without it")
     unit, read = facets[0].unit, activation_term(facets)
@@ -149,9 +143,7 @@ def probability_term(facets: Sequence[Facet]) -> Term:
 def code_term(facets: Sequence[Facet], contrast: float = 0.0) -> Term:
     """Return minus the cosine between the image's code and its facet's center, both minus the mean code.
 
-    Args:
-        facets: the facet of each image; each is compared with the centers of its own facet set.
-        contrast: weight of the largest cosine (a soft maximum) to the other facets' centers, which is added.
+    The largest cosine (a soft maximum) to the other centers of the facet's own set is added, times ``contrast``.
     """
     check_same_layers(facets)
     code = facets[0].code
@@ -177,10 +169,7 @@ def code_term(facets: Sequence[Facet], contrast: float = 0.0) -> Term:
 
 
 def _padded(others: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Pad centers of different numbers to one tensor, and mark the padding.
-
-    A facet without others keeps one center of zeros, whose cosine is 0 for every code: its contrast is 0.
-    """
+    """Pad to one tensor and mark the padding; a facet without others keeps one center of zeros, of cosine 0."""
     padded = torch.nn.utils.rnn.pad_sequence(list(others), batch_first=True)
     counts = torch.tensor([max(1, len(its)) for its in others])
     return {"others": padded, "padding": torch.arange(padded.shape[1]) >= counts[:, None]}
@@ -231,6 +220,13 @@ TERMS: tuple[str, ...] = (*_TERMS, "distribution", "probe")
 """Names of the terms, as recipes use them."""
 
 
+def check_term(name: str) -> str:
+    """Return a term's name, or raise RecipeError if no term has that name."""
+    if name not in TERMS:
+        raise RecipeError(f"no objective {name!r}; there are {', '.join(TERMS)}{suggest(name, TERMS)}")
+    return name
+
+
 def make_term(name: str, facets: Sequence[Facet]) -> Term:
     """Return a term by its name in recipes, made from the facets alone.
 
@@ -238,8 +234,6 @@ def make_term(name: str, facets: Sequence[Facet]) -> Term:
         RecipeError: if no term has that name.
         FacetError: if the term needs a measurement (`reference.measure_terms`), or the facets read different layers.
     """
-    if name not in TERMS:
-        raise RecipeError(f"no objective {name!r}; there are {', '.join(TERMS)}")
-    if name not in _TERMS:
+    if check_term(name) not in _TERMS:
         raise FacetError(f"the {name} of a facet is measured on its images; give what was measured")
     return _TERMS[name](facets)

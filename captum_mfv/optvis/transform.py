@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, SupportsIndex, TypeAlias
 
 import torch
@@ -176,13 +177,7 @@ def gradient_mask(margin: float) -> Transform:
 
 def compose(transforms: Sequence[Transform]) -> Transform:
     """Return the composition of transforms, the first applied first."""
-
-    def transform(images: Tensor) -> Tensor:
-        for one in transforms:
-            images = one(images)
-        return images
-
-    return transform
+    return lambda images: reduce(lambda found, transform: transform(found), transforms, images)
 
 
 _TRANSFORMS: Mapping[str, Callable[..., Transform]] = {
