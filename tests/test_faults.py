@@ -48,30 +48,24 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("steps_done", [1, 7, 12])
-def test_rendering_goes_on_from_its_checkpoint_to_the_same_images(
-    recipe, steps_done, model, facets, planted, tmp_path, monkeypatch
+def test_rendering_resumes_from_its_checkpoint_to_the_same_images(
+    recipe, model, facets, planted, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(files.Checkpoint, "due", True)
     options = {"recipe": recipe, "steps": 12, "input_spec": SPEC, "seed": [0, 3]}
+    wanted, steps, stops = render_facets(model, facets, planted[0], **options), [], [1, 7, 12]
+    options |= {"checkpoint": tmp_path / "a.safetensors"}
 
     def stop(step, images):
-        if step == steps_done:
+        steps.append(step)
+        if step in stops:
             raise Stop
 
-    wanted = render_facets(model, facets, planted[0], **options)
-    with pytest.raises(Stop):
-        render_facets(model, facets, planted[0], **options, checkpoint=tmp_path / "a.safetensors", callback=stop)
-    steps = []
-    made = render_facets(
-        model,
-        facets,
-        planted[0],
-        **options,
-        checkpoint=tmp_path / "a.safetensors",
-        callback=lambda step, images: steps.append(step),
-    )
-    assert steps == list(range(steps_done + 1, 13)), "no step is done twice"
+    for _ in stops:
+        with pytest.raises(Stop):
+            render_facets(model, facets, planted[0], **options, callback=stop)
+    made = render_facets(model, facets, planted[0], **options, callback=stop)
+    assert steps == list(range(1, 13)), "no step is done twice"
     for one, other in zip(made, wanted, strict=True):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.start, other.start)

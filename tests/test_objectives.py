@@ -50,6 +50,13 @@ def probe(facets, planted):
     return objectives.measure_probe(small_cnn(), facets, planted[0], input_spec=SPEC)
 
 
+@pytest.fixture(scope="module")
+def measured(facets, planted):
+    """Reference and probe of one facet."""
+    measures = (objectives.measure_reference, objectives.measure_probe)
+    return [measure(small_cnn(), facets[1], planted[0], input_spec=SPEC) for measure in measures]
+
+
 PIECES = {
     "unit": lambda f, r, p: objectives.unit(f),
     "probability": lambda f, r, p: objectives.probability(f),
@@ -62,7 +69,7 @@ PIECES = {
     "facet with reference": lambda f, r, p: objectives.facet(f, r),
     "total variation": lambda f, r, p: objectives.total_variation(),
     "boundary": lambda f, r, p: objectives.boundary(0.2),
-    "grey": lambda f, r, p: objectives.grey(),
+    "gray": lambda f, r, p: objectives.gray(),
     "sum": lambda f, r, p: objectives.code(f) + objectives.unit(f) * 0.1 + 0.1 * objectives.total_variation(),
     "with Lucent's": lambda f, r, p: (
         objectives.facet(f) + 0.1 * lucent_objectives.channel("conv2", 3) - lucent_objectives.diversity("relu1")
@@ -80,11 +87,8 @@ def test_each_objective_goes_down_in_lucents_loop(piece, facets, reference, prob
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_each_objective_takes_one_facet_lbfgs_and_images_that_are_not_square(piece, facets, planted):
-    one = facets[1]
-    reference = objectives.measure_reference(small_cnn(), one, planted[0], input_spec=SPEC)
-    probe = objectives.measure_probe(small_cnn(), one, planted[0], input_spec=SPEC)
-    objective = PIECES[piece](one, reference, probe)
+def test_each_objective_takes_one_facet_lbfgs_and_images_that_are_not_square(piece, facets, measured):
+    objective = PIECES[piece](facets[1], *measured)
     noise = torch.rand(2 if piece == "with Lucent's" else 1, 3, 40, 24, generator=torch.Generator().manual_seed(0))
     first, last = render(
         objective,
@@ -105,7 +109,7 @@ PARAMS = {
     "noise": initializer.noise_image,
     "maco": initializer.maco_image,
     "pixels": lambda facet, images: initializer.mean_image(facet, images, param=param.pixel_image_from),
-    "own colours": lambda facet, images: param.fft_image_from(
+    "own colors": lambda facet, images: param.fft_image_from(
         initializer.mean_images(facet, images), colors=param.color_matrix(images)
     ),
     "transparent": lambda facet, images: param.Transparency(initializer.mean_image(facet, images)),
@@ -115,7 +119,7 @@ PARAMS = {
 @pytest.mark.parametrize("name", PARAMS)
 def test_each_parameterization_is_driven_in_lucents_loop(name, facets, planted):
     objective = objectives.unit(list(facets))
-    first, last = render(objective, PARAMS[name](list(facets), planted[0]), steps=(1, 25))
+    first, last = render(objective, PARAMS[name](list(facets), planted[0]))
     assert first.shape == (3, 32, 32, 3)
     assert score(objective, last) < score(objective, first)
 

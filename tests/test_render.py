@@ -19,7 +19,7 @@ from captum_mfv.optvis.render import render_facets
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, facets, planted):
     from_noise = replace(get_recipe(recipe), start="noise")  # the planted mean images leave little to do
-    made = render_facets(small_cnn(), facets, planted[0], recipe=from_noise, steps=40, input_spec=SPEC)
+    made = render_facets(small_cnn(), facets, planted[0], recipe=from_noise, steps=24, input_spec=SPEC)
     assert [r.facet.index for r in made] == [0, 1, 2]
     for rendering in made:
         assert rendering.image.shape == rendering.start.shape == (3, 32, 32)
@@ -31,12 +31,12 @@ def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, f
         total = sum(weight * history[name] for name, weight in phases[0].weights.items())
         same_terms = len({frozenset(phase.weights) for phase in phases}) == 1
         driven = -total if same_terms else history["activation"]
-        assert driven.shape == (40,)
+        assert driven.shape == (24,)
         assert driven[-5:].mean() > driven[:5].mean()
 
 
 def test_images_show_their_own_facet(facets, planted):
-    made = render_facets(small_cnn(), facets, planted[0], steps=60, input_spec=SPEC)
+    made = render_facets(small_cnn(), facets, planted[0], steps=30, input_spec=SPEC)
     images, starts = [r.image for r in made], [r.start for r in made]
     scores, retained = score_images(small_cnn(), facets, images, starts, planted[0], input_spec=SPEC)
     assert retained == 1
@@ -47,7 +47,7 @@ def test_images_show_their_own_facet(facets, planted):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(recipe, facets, planted):
     def draw(seed):
-        made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=8, input_spec=SPEC, seed=seed)
+        made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=5, input_spec=SPEC, seed=seed)
         return torch.stack([r.image for r in made])
 
     assert torch.equal(draw(1), draw(1))
@@ -64,7 +64,7 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(facets, planted):
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rendering_leaves_the_model_and_the_random_state_as_they_were(model, recipe, facets, planted):
-    render_facets(model, facets, planted[0], recipe=recipe, steps=6, input_spec=SPEC)
+    render_facets(model, facets, planted[0], recipe=recipe, steps=5, input_spec=SPEC)
 
 
 def test_errors_come_through_and_leave_the_model_as_it_was(model, facets, planted, request):
@@ -262,7 +262,7 @@ def test_steps_wait_for_no_number_of_the_device(recipe, facets, planted):
 @pytest.mark.parametrize("size", [20, 48])
 @pytest.mark.parametrize("recipe", ["facet", "paper-mean", "maco"])
 def test_images_may_be_of_any_size_whatever_the_network_sees(recipe, size, facets, planted):
-    made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=8, size=size, input_spec=SPEC)
+    made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=4, size=size, input_spec=SPEC)
     assert made[0].image.shape == made[0].start.shape == (3, size, size)
     assert made[0].transparency.shape == (size, size)
     same = SPEC.resize(made[1].start[None])[0]
@@ -339,7 +339,7 @@ def test_transparency_is_where_the_unit_looks(planted):
         assert torch.equal(rendering.rgba[:3], rendering.image)
 
 
-def test_colours_measured_on_the_users_images_do_not_depend_on_the_batch(facets, planted):
+def test_colors_measured_on_the_users_images_do_not_depend_on_the_batch(facets, planted):
     recipe = replace(get_recipe("facet"), colors="images")
     together = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=4, input_spec=SPEC)
     alone = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=4, input_spec=SPEC, max_batch=1)

@@ -103,7 +103,7 @@ def test_total_variation_counts_swings_across_the_image_whatever_its_size():
         assert loss({terms.INPUT: torch.full((1, 3, size, size), 0.3)}).item() == 0
 
 
-def test_the_boundary_is_free_where_it_has_the_images_colour():
+def test_the_boundary_is_free_where_it_has_the_images_color():
     image = torch.full((1, 3, 40, 40), 0.5)
     assert terms.boundary_term()({terms.INPUT: image}).item() == 0
     image[..., 15:25, 15:20] = 1
@@ -113,8 +113,8 @@ def test_the_boundary_is_free_where_it_has_the_images_colour():
     assert terms.boundary_term()({terms.INPUT: image}).item() > 0.05
 
 
-def test_grey_is_free_and_black_and_white_cost_alike():
-    assert terms.grey_term()({terms.INPUT: torch.tensor([0.5, 0, 1]).view(3, 1, 1, 1)}).tolist() == [0, 0.25, 0.25]
+def test_gray_is_free_and_black_and_white_cost_alike():
+    assert terms.gray_term()({terms.INPUT: torch.tensor([0.5, 0, 1]).view(3, 1, 1, 1)}).tolist() == [0, 0.25, 0.25]
 
 
 def test_probability_is_of_one_unit_in_its_layer(facets):

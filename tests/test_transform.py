@@ -55,7 +55,7 @@ def test_an_image_with_a_generator_of_its_own_is_drawn_the_same_in_any_batch(nam
     assert torch.allclose(together[2], alone[0], atol=1e-6)
 
 
-def test_the_crop_is_centre_biased_and_stays_inside():
+def test_the_crop_is_center_biased_and_stays_inside():
     crop = center_crop(27, window=0.3)
     tops = []
     for _ in range(300):

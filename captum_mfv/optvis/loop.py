@@ -17,14 +17,7 @@ from captum_mfv.display.progress import Progress
 from captum_mfv.errors import MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, resize
-from captum_mfv.optvis.initializer import (
-    mean_images,
-    medoid_images,
-    noise_images,
-    own_generator,
-    spectra,
-    spectral_images,
-)
+from captum_mfv.optvis import initializer
 from captum_mfv.optvis.param import ParamF, as_alpha, fft_image_from, maco_image_from, pixel_image_from
 from captum_mfv.optvis.recipes import Phase, Recipe
 from captum_mfv.optvis.step import History, Passes, PhaseState, prefixed
@@ -63,7 +56,8 @@ class RenderLoop:
 
     def __post_init__(self) -> None:
         self.history = History(self.facets)
-        self._generators = [own_generator(seed, item) for item, seed in zip(self.facets, self.seeds, strict=True)]
+        pairs = zip(self.seeds, self.facets, strict=True)
+        self._generators = [initializer.own_generator(seed, item) for seed, item in pairs]
         self._transparencies: list[Tensor] = []
 
     def run(self) -> tuple[Tensor, Tensor]:
@@ -98,12 +92,12 @@ class RenderLoop:
         if self.start is not None:
             return resize(self.start.detach().float().cpu(), size)
         if recipe.start == "noise":
-            return noise_images((self.spec.channels, size, size), self._generators, *recipe.noise)
+            return initializer.noise_images((self.spec.channels, size, size), self._generators, *recipe.noise)
         if recipe.start == "spectrum":
-            return spectral_images(self.facets, self.images, self._generators, size=size)
+            return initializer.spectral_images(self.facets, self.images, self._generators, size=size)
         if recipe.start == "medoid":
-            return resize(medoid_images(self.facets, self.images), size)
-        return resize(mean_images(self.facets, self.images, recipe.n_images), size)
+            return resize(initializer.medoid_images(self.facets, self.images), size)
+        return resize(initializer.mean_images(self.facets, self.images, recipe.n_images), size)
 
     def _param_f(self, canvas: Tensor) -> ParamF:
         """Return the recipe's parameterization, started at the canvas."""
@@ -111,7 +105,7 @@ class RenderLoop:
             return pixel_image_from(canvas)
         if self.recipe.param == "fft":
             return fft_image_from(canvas, colors=self.colors)
-        magnitudes = spectra(self.facets, self.images, size=canvas.shape[-1], colors=self.colors)
+        magnitudes = initializer.spectra(self.facets, self.images, size=canvas.shape[-1], colors=self.colors)
         return maco_image_from(canvas, magnitudes, colors=self.colors)
 
     def _run_phase(self, state: PhaseState, number: int) -> Tensor:

@@ -33,7 +33,7 @@ __all__ = [
     "code",
     "distribution",
     "facet",
-    "grey",
+    "gray",
     "measure_probe",
     "measure_reference",
     "probability",
@@ -49,9 +49,7 @@ FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 1.5, "code": 3.0, "distribu
 def unit(facet: Facets, *, cap: float | None = None) -> Any:
     """Maximize the facet's unit, in units of its mean activation on the facet's images.
 
-    Args:
-        facet: the facet or facets.
-        cap: the activation levels off about this many times the largest activation on any real image; None: never.
+    With a cap, the activation levels off about ``cap`` times the largest activation on any real image.
     """
     facets = as_facets(facet)
     return _objective(facets, {"unit": terms.unit_term(facets, cap)})
@@ -66,9 +64,7 @@ def probability(facet: Facets) -> Any:
 def code(facet: Facets, *, contrast: float = 0.0) -> Any:
     """Maximize the cosine between the image's code and the facet's center, both minus the mean code.
 
-    Args:
-        facet: the facet or facets.
-        contrast: weight of the largest cosine to the other facets' centers, which is subtracted.
+    The largest cosine to the other facets' centers is subtracted, times ``contrast``.
     """
     facets = as_facets(facet)
     return _objective(facets, {"code": terms.code_term(facets, contrast)})
@@ -129,9 +125,9 @@ def boundary(width: float = 0.1) -> Any:
     return _objective((), {"boundary": terms.boundary_term(width)})
 
 
-def grey() -> Any:
+def gray() -> Any:
     """Minimize the mean square difference from mid-gray, which keeps colors from saturating."""
-    return _objective((), {"grey": terms.grey_term()})
+    return _objective((), {"gray": terms.gray_term()})
 
 
 def _objective(facets: Sequence[Facet], losses: Mapping[str, Term], weights: Mapping[str, float] | None = None) -> Any:

@@ -73,12 +73,12 @@ def denoise_tv(images: Tensor, weight: float) -> Tensor:
     once. On 0-255 images the two differ by less than half a gray level.
 
     Args:
-        images: (B, C, H, W), on the scale of 0-255 that the weight is meant for; processed one by one.
+        images: (B, C, H, W), on the scale of 0-255 that the weight is meant for.
         weight: the weight of the data term; smaller smooths more.
 
     Source: Goldstein & Osher 2009, "The split Bregman method for L1 regularized problems".
     """
-    return torch.stack([_split_bregman(image, weight) for image in images])
+    return torch.stack([_split_bregman(image, weight) for image in images])  # one stays in the cache
 
 
 def _split_bregman(image: Tensor, weight: float) -> Tensor:

@@ -71,15 +71,10 @@ class Probe:
 
 
 def measure_terms(
-    names: Iterable[str],
-    model: nn.Module,
-    facets: Sequence[Facet],
-    images: Images,
-    input_spec: InputSpec,
-    progress: bool = False,
+    names: Iterable[str], model: nn.Module, facets: Sequence[Facet], images: Images, spec: InputSpec, progress: bool
 ) -> dict[str, Term]:
     """Return terms by name, measured on the facets' images where they need it; raises as `terms.make_term` does."""
-    options: dict[str, Any] = {"input_spec": input_spec, "progress": progress}
+    options: dict[str, Any] = {"input_spec": spec, "progress": progress}
     terms = {}
     for name in names:
         if name == "distribution":
@@ -113,7 +108,7 @@ def measure_reference(
         progress: show a progress bar.
 
     Raises:
-        FacetError: if the facets' units or codes read different layers.
+        FacetError: if the facets read different layers.
     """
     facets = as_facets(facet)
     check_same_layers(facets)

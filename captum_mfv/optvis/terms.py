@@ -28,7 +28,7 @@ __all__ = [
     "boundary_term",
     "check_term",
     "code_term",
-    "grey_term",
+    "gray_term",
     "make_term",
     "probability_term",
     "total_variation_term",
@@ -200,8 +200,8 @@ def boundary_term(width: float = 0.1) -> Term:
     return Term((INPUT,), loss)
 
 
-def grey_term() -> Term:
-    """Return the mean square difference from mid-grey, which keeps colors from saturating."""
+def gray_term() -> Term:
+    """Return the mean square difference from mid-gray, which keeps colors from saturating."""
     return Term((INPUT,), lambda outputs, constants: (outputs[INPUT].float() - 0.5).square().flatten(1).mean(1))
 
 
@@ -213,7 +213,7 @@ _TERMS: Mapping[str, Callable[[Sequence[Facet]], Term]] = {
     "contrastive_code": lambda facets: code_term(facets, contrast=1.0),
     "total_variation": lambda facets: total_variation_term(),
     "boundary": lambda facets: boundary_term(),
-    "grey": lambda facets: grey_term(),
+    "gray": lambda facets: gray_term(),
 }
 
 TERMS: tuple[str, ...] = (*_TERMS, "distribution", "probe")

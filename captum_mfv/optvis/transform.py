@@ -160,8 +160,7 @@ def noise(std: float = 0.02, *, seed: SupportsIndex = 0, generator: Generators |
 def gradient_mask(margin: float) -> Transform:
     """Return the identity with a gradient of zero in a margin, so that only the center changes (arXiv 1602.03616).
 
-    Args:
-        margin: the margin's width, as a share of height and width, below a half.
+    ``margin`` is the margin's width, as a share of height and width, below a half.
     """
     if not 0 <= margin < 0.5:
         raise ImageError(f"margin must be at least 0 and below .5, not {margin}")
