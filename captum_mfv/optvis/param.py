@@ -24,8 +24,7 @@ __all__ = [
 
 ParamF: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[], Tensor]]]
 
-# Square root of the covariance of ImageNet's colors, columns scaled as in Lucid and Lucent
-# (lucent.optvis.param.color), so that images started here mean the same there.
+# Square root of the covariance of ImageNet's colors, as in Lucid and Lucent (lucent.optvis.param.color).
 _COLOR_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 _MARGIN = 2e-4  # how far from 0 and 1 a start stays, where the logit is infinite
 _NATURAL_MARGIN = 0.02  # the same where magnitudes are measured, which white and black would swamp
@@ -46,18 +45,14 @@ def pixel_image_from(images: Tensor) -> ParamF:
 def fft_image_from(images: Tensor, decay_power: float = 1.0, *, colors: Tensor | None = None) -> ParamF:
     """Return a parameterization by a Fourier spectrum of decorrelated colors, started at images exactly.
 
-    The inverse of Lucent's ``param.image(fft=True, decorrelate=True)``: gradients reach all spatial
-    frequencies alike, scaled by 1/f. Images of other than three channels keep their colors.
+    The inverse of Lucent's ``param.image(fft=True, decorrelate=True)``: gradients reach all spatial frequencies alike,
+    scaled by 1/f. Images of other than three channels keep their colors. The first images differ from the given ones by
+    at most 1e-3.
 
     Args:
         images: (B, C, H, W) in [0, 1], any height and width; the parameters take their device and are float32.
         decay_power: exponent of the 1/f scale.
-        colors: (C, C) matrix from decorrelated to real colors, such as `color_matrix` measures on your images; by
-            default Lucent's, of ImageNet.
-
-    Returns:
-        A ``param_f``: parameters and a function to (B, C, H, W) in [0, 1]; its first images differ from the given
-        ones by at most 1e-3.
+        colors: (C, C) matrix from decorrelated to real colors, such as `color_matrix` measures; by default ImageNet's.
 
     Example:
         >>> images = torch.rand(2, 3, 32, 32)
@@ -105,10 +100,9 @@ def maco_image_from(images: Tensor, magnitudes: Tensor, *, colors: Tensor | None
 
 
 def mean_magnitudes(images: Tensor, *, colors: Tensor | None = None) -> Tensor:
-    """Return each frequency's mean magnitude over images (N, C, H, W) in [0, 1], for `maco_image_from`.
+    """Return each frequency's mean magnitude, (C, H, W // 2 + 1), over images (N, C, H, W) in [0, 1].
 
-    Returns:
-        (C, H, W // 2 + 1), of decorrelated colors (``colors`` as for `fft_image_from`) before the sigmoid.
+    The magnitudes are those of decorrelated colors (``colors`` as for `fft_image_from`) before the sigmoid.
     """
     check_images(images)
     return _spectrum(images, _mix(images, colors), _NATURAL_MARGIN).abs().mean(0)

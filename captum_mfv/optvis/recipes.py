@@ -67,8 +67,7 @@ class Phase:
     """Adam's learning rate, or TV ascent's step in gray levels."""
 
     scale: Annotated[float, Field(strict=True, gt=0, le=16), FROM_NUMPY] = 1.0
-    """Side of the canvas, as a multiple of the image's; the canvas is resized (bicubic) before the phase. If the last
-    scale is above 1, the image is the canvas's center."""
+    """Side of the canvas, as a multiple of the image's side; above 1, the image is the canvas's center."""
 
     tv_weight: Ramp | None = None
     """The denoiser's weight, for ``tv``."""

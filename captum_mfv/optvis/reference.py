@@ -61,7 +61,7 @@ class Probe:
 
     Args:
         layer: the layer that the probes read.
-        weights: (n_facets, C) of the layer's channels.
+        weights: (n_facets, C) weights of the layer's channels.
         scales: (n_facets,) mean magnitude of the probes' part in the unit on the facet's own images.
     """
 
@@ -137,9 +137,7 @@ def measure_probe(
 ) -> Probe:
     """Fit probes of a layer's channels, averaged over positions: a facet's images against others of the dataset.
 
-    Args:
-        layer: the layer; by default the first of those that `measure_reference` takes.
-        model, facet, images, n_images, input_spec, progress: as for `measure_reference`.
+    Arguments are those of `measure_reference`, and ``layer``, by default the first layer that it measures.
 
     Raises:
         FacetError: if the dataset has no images but a facet's, or the facets read different layers.

@@ -43,9 +43,7 @@ class Rendering:
     Args:
         image: (C, H, W) float32 in [0, 1].
         start: (C, H, W) float32 in [0, 1], the image before the first step.
-        history: (n_steps,) each objective term (a loss, unweighted) and, as ``activation``, the unit's
-            activation, on the transformed image before each step.
-        recipe: the recipe's name.
+        history: (n_steps,) each term's unweighted loss and, as ``activation``, the unit's activation, before each step.
         transparency: (H, W) in [0, 1], how much each pixel matters to the loss: ``Σ |∂loss/∂image|`` over steps.
         complete: whether every step was done; False after Ctrl-C.
     """
@@ -101,8 +99,7 @@ def render_facets(
 
     Args:
         model: the model in which the facets were found, on any device; left as it was.
-        facets: a facet set, a facet or several. They may belong to several units and facet sets that read the same
-            layers: units of one layer, with the same reduction and the same code.
+        facets: a facet set, a facet or several, of any units that read the same layers with the same reductions.
         images: the dataset in which they were found.
         recipe: name of a recipe, path of a recipe's ``.json``, or a `Recipe`.
         steps: total number of steps, with the recipe's phases in proportion; by default the recipe's.
@@ -112,7 +109,7 @@ def render_facets(
         seed: seed of transforms and noise; with several seeds, each facet is rendered once for each.
         dtype: precision of the network under `torch.autocast`, such as ``torch.bfloat16`` on a GPU.
         max_batch: largest number of images in one forward pass; by default all on a GPU, and on a CPU as many as are
-            fastest. When memory runs out, the step is repeated with half as many, and a warning says so.
+            fastest. When memory runs out, the step is repeated with half as many.
         callback: called after each step with its number, from 1, and the images before it, (B, C, H, W).
         checkpoint: a file, ``.safetensors``, in which the state is saved every 15 seconds; the same call resumes from
             it and returns the same bytes (with another device or ``max_batch``, up to rounding). Remove it afterwards.

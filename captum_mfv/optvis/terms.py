@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 INPUT = "input"
-"""The image itself, in [0, 1], among the layers; Lucent's name for it."""
+"""Lucent's name of the image itself, in [0, 1], among the layers."""
 
 _SHARPNESS = 10.0  # of the soft maximum over the other facets' cosines
 _KNEE = 0.1  # width of the bend where a unit's activation levels off, as a share of the cap
