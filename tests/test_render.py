@@ -19,7 +19,7 @@ from captum_mfv.optvis.render import render_facets
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, facets, planted):
     from_noise = replace(get_recipe(recipe), start="noise")  # the planted mean images leave little to do
-    made = render_facets(small_cnn(), facets, planted[0], recipe=from_noise, steps=24, input_spec=SPEC)
+    made = render_facets(small_cnn(), facets, planted[0], recipe=from_noise, steps=40, input_spec=SPEC)
     assert [r.facet.index for r in made] == [0, 1, 2]
     for rendering in made:
         assert rendering.image.shape == rendering.start.shape == (3, 32, 32)
@@ -31,7 +31,7 @@ def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, f
         total = sum(weight * history[name] for name, weight in phases[0].weights.items())
         same_terms = len({frozenset(phase.weights) for phase in phases}) == 1
         driven = -total if same_terms else history["activation"]
-        assert driven.shape == (24,)
+        assert driven.shape == (40,)
         assert driven[-5:].mean() > driven[:5].mean()
 
 
