@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import captum_mfv as mfv
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two workers share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 SPEC = mfv.InputSpec(32)
 DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
