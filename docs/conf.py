@@ -4,6 +4,8 @@ import builtins
 import os
 import re
 import sys
+import typing
+from collections.abc import Callable
 from importlib.metadata import version as installed_version
 from itertools import groupby
 from pathlib import Path
@@ -123,6 +125,11 @@ def short_arrays(app: Sphinx, domain: str, objtype: str, contentnode: nodes.Elem
             hints[name] = _ARRAY.sub(r"~numpy.typing.NDArray[\4]", hint)
 
 
+def without_constraints(stringify: Callable[..., str]) -> Callable[..., str]:
+    """Write ``Annotated[int, …]`` as ``int``: what a setting accepts beyond its type is in its description."""
+    return lambda annotation, *args, **kwargs: stringify(typing._strip_annotations(annotation), *args, **kwargs)
+
+
 def _options_as_code(line: str) -> str:
     return line if line.startswith("..") else re.sub(r"(?<![\w`-])--[a-z][\w-]*", r"``\g<0>``", line)
 
@@ -138,6 +145,9 @@ def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("sphinx.ext.autodoc") and hasattr(module, "stringify_annotation"):
+            module.stringify_annotation = without_constraints(module.stringify_annotation)
     app.connect("missing-reference", shortened)
     app.connect("autodoc-process-docstring", plain_words, priority=400)  # before napoleon
     app.connect("object-description-transform", short_arrays, priority=400)  # before autodoc writes them down
