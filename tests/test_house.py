@@ -55,3 +55,14 @@ def test_no_module_imports_itself_through_others():
 
 def test_the_root_holds_at_most_24_entries():
     assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 24
+
+
+def test_a_module_has_at_most_350_lines_and_a_class_at_most_200():
+    lengths = {}
+    for path in ROOT.rglob("*.py"):
+        text, name = path.read_text(), path.relative_to(ROOT).as_posix()
+        lengths[name] = (text.count("\n"), 350)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                lengths[f"{name}: {node.name}"] = ((node.end_lineno or 0) - node.lineno + 1, 200)
+    assert {name: length for name, (length, most) in lengths.items() if length > most} == {}
