@@ -233,7 +233,7 @@ def stages_done(caplog):
         ({"top_k": 30}, STAGES),
         ({"top_k": None, "reduce": "max"}, STAGES - {"top images"}),
     ],
-    ids=str,
+    ids=lambda value: "-".join(sorted(value)),
 )
 @pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")  # a few steps gain nothing
 def test_an_update_redoes_the_stages_that_depend_on_the_change_and_equals_a_new_run(
