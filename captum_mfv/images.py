@@ -260,10 +260,10 @@ def image_at(images: Images, index: int) -> Tensor:
     return check_range(image.float(), f"item {index}")
 
 
-def check_range(images: Tensor, what: str = "a batch") -> Tensor:
-    """Return images if their values lie in [0, 1]; ``what`` names them in the ImageError that is raised otherwise."""
+def check_range(images: Tensor, what: str = "a batch", slack: float = 1e-4) -> Tensor:
+    """Return images if their values lie in [0, 1] ± slack; ``what`` names them in the ImageError otherwise raised."""
     low, high = images.detach().aminmax()
-    if not (low >= -1e-4 and high <= 1 + 1e-4):
+    if not (low >= -slack and high <= 1 + slack):
         raise ImageError(
             f"images must lie in [0, 1]; {what} spans [{low:.3g}, {high:.3g}]. Divide bytes by 255, and leave "
             f"normalization to input_spec"

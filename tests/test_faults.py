@@ -268,8 +268,8 @@ def test_an_update_keeps_the_evaluation_unless_what_was_evaluated_changes(finish
     table = {f"{i:02}.png": i % 3 for i in range(48)}
     Path("labels.json").write_text(json.dumps(table))
     for change in ({"attribution": "Saliency"}, {"labels": "labels.json"}):
-        folder = jobs.run(replace(job, **change), out, update=True)
-        assert folder.read_metrics()["judge"] == json.loads(before["metrics.json"])["judge"]
+        jobs.run(replace(job, **change), out, update=True)
+        assert json.loads((out / "metrics.json").read_text())["judge"] == json.loads(before["metrics.json"])["judge"]
         assert "Evaluated by an independent network" in (out / "report.html").read_text()
         updated = finished.content(out)
         out.rename(tmp_path / "updated")

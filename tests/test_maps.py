@@ -161,7 +161,7 @@ def test_a_method_is_accepted_with_the_arguments_it_needs_and_no_others(facets, 
 def test_random_methods_give_the_same_maps_again_and_leave_random_generators_alone(method, facets, planted):
     model, images = small_cnn(), planted[0][:2]
     before = fingerprint(model)
-    halves = torch.arange(32).lt(16).long().expand(1, 1, 32, 32)
+    halves = torch.arange(32).lt(16).long().repeat(1, 1, 32, 1)
     options = {"n_samples": 2, **({} if method == "KernelShap" else {"feature_mask": halves})}
     maps = [facet_maps(model, facets, images, [0, 0], method=method, input_spec=SPEC, **options) for _ in range(2)]
     assert torch.equal(*maps)

@@ -79,7 +79,7 @@ def test_any_function_of_images_may_tell_them_apart(network, scene):
         network, UNIT, scene[0], n_facets=4, code=codes(network)["another network"], input_spec=PLANTED_SPEC
     )
     assert len(found) == 4
-    with pytest.raises(TypeError, match=r"must return \(32, D\), not \(32, 3, 32, 32\)"):
+    with pytest.raises(TypeError, match=r"must return \(32, D\) for 32 images, not \(32, 3, 32, 32\)"):
         find_facets(network, UNIT, scene[0], n_facets=4, code=lambda x: x, input_spec=PLANTED_SPEC)
     with pytest.raises(TypeError, match="LayerAttribution"):
         AttributionCode(network)

@@ -62,7 +62,7 @@ def test_a_tokens_pure_code_and_its_top_images(vit, planted):
 
 
 def test_the_first_token_is_asked_of_tokens_only(vit, planted):
-    with pytest.raises(UnitError, match="reduce='cls' reads tokens"):
+    with pytest.raises(UnitError, match="'cls' tokens"):
         find_facets(vit, Unit("conv_proj", 3, "cls"), planted[0], input_spec=SPEC)
 
 

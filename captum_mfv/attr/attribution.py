@@ -19,6 +19,8 @@ from captum_mfv.images import InputSpec, check_range
 
 __all__ = ["REFUSED", "FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
 
+_NOISE = 8.0  # how far NoiseTunnel and sensitivity measures may perturb images; bytes are beyond
+
 Layer: TypeAlias = nn.Module | list[nn.Module]
 Method: TypeAlias = Callable[..., Attribution]
 
@@ -85,7 +87,7 @@ class _Wrapper(Attribution):  # type: ignore[misc]
     def _ready(self, inputs: Any) -> Any:
         """Check images, and return inputs that require gradients, detached from the caller's."""
         if self._input_spec is not None:
-            check_range(_first(inputs))
+            check_range(_first(inputs), slack=_NOISE)
         return _leaves(inputs)
 
     def _each(self, inputs: Any, target: Any, explain: Callable[[Any], Any]) -> Any:
