@@ -296,6 +296,9 @@ def check_batch_size(batch_size: object) -> int:
 def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
     """Iterate over a dataset, from ``start`` on, in batches of (indices, images), decoding one batch in advance.
 
+    Raises:
+        ImageError: if no image of the dataset can be read, with the last one's error.
+
     Warns:
         MFVWarning: for each image that can't be read, with its name; batches leave it out.
     """
@@ -303,14 +306,17 @@ def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tu
     parts = (range(first, min(first + batch_size, len(images))) for first in range(start, len(images), batch_size))
     with ThreadPoolExecutor(1) as pool:
         futures = (pool.submit(_readable, images, part) for part in parts)
-        ahead = next(futures, None)
+        ahead, n_read = next(futures, None), start
         while ahead is not None:
             now, ahead = ahead, next(futures, None)
             batch, errors = now.result()
             for error in errors:
                 warnings.warn(f"left out {error}", MFVWarning, stacklevel=2)
             if batch:
+                n_read += len(batch)
                 yield list(batch), _stack(list(batch.values()))
+            elif ahead is None and not n_read:
+                raise ImageError(f"no image can be read; the last: {errors[-1]}")
 
 
 def _readable(images: Images, indices: range) -> tuple[dict[int, Tensor], list[ImageError]]:
