@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from captum_mfv.cli import app
 from captum_mfv.errors import RunError
 from captum_mfv.optvis.recipes import RECIPES
-from captum_mfv.runs.settings import RunSettings, config_model, declared_options, read_toml, to_toml
+from captum_mfv.runs.settings import RunSettings, config_model, declared_options, read_toml, to_toml, validate_option
 
 VALUES = {
     "numbers and names": {"top_k": 200, "facets": "auto", "unit": "fc:3", "model": "resnet50", "recipe": "facet"},
@@ -101,3 +101,11 @@ def test_the_commands_help_does_not_wait_for_pydantic_or_torch():
     code = "import sys; from captum_mfv.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"pydantic", "torch", "numpy"} & set(done.stdout.split())
+
+
+def test_text_is_a_number_where_a_number_is_wanted_and_errors_name_the_bound():
+    assert (validate_option("crop_fraction", "0.5"), validate_option("steps", "7")) == (0.5, 7)
+    with pytest.raises(ValueError, match="crop-fraction must be at most 1, not 2"):
+        validate_option("crop_fraction", "2")
+    with pytest.raises(ValueError, match="steps must be an integer, not 1.5"):
+        validate_option("steps", "1.5")

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from captum_mfv._version import __version__
 from captum_mfv.errors import RunError
 from captum_mfv.metrics import Evaluation, ImageScores, Multifacetedness
-from captum_mfv.storage.schema import FROM_NUMPY, Integer, Number, Record, Seed, Side, validate
+from captum_mfv.storage.schema import Fraction, Integer, Number, Record, Seed, Side, validate
 from captum_mfv.storage.untrusted import inside, read_json
 
 __all__ = [
@@ -53,7 +53,7 @@ class Spec(Record):
     size: Side
     mean: Channels
     std: Channels
-    crop_fraction: Annotated[float, Field(strict=True, ge=0.01, le=1), FROM_NUMPY] = 1.0
+    crop_fraction: Fraction = 1.0
     interpolation: str = "bilinear"
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from captum_mfv.errors import RunError
-from captum_mfv.storage.schema import Flag, Positive, Seed, Side, Steps, declare, validate
+from captum_mfv.storage.schema import Flag, Fraction, Positive, Seed, Side, Steps, declare, validate
 from captum_mfv.storage.untrusted import read_text
 
 if sys.version_info >= (3, 11):
@@ -86,6 +87,9 @@ class RunSettings:
     input_size: Annotated[Side | None, Option(_INPUT, "PIXELS", "the model's own")] = None
     """Side of the model's input."""
 
+    crop_fraction: Annotated[Fraction | None, Option(_INPUT, "SHARE", "the model's own")] = None
+    """Share of a resized image that the center crop keeps, per side; 1 for images that were cropped before."""
+
     facets: Annotated[Positive | Literal["auto"], Option(_FACETS, "N|auto")] = 10
     """Number of facets; auto: as many as are separated, which may be one."""
 
@@ -122,7 +126,7 @@ class RunSettings:
             raise ValueError(f"top_k must be at least the number of facets, {self.facets}, not {self.top_k}")
         return self
 
-    def given(self) -> dict[str, str | int]:
+    def given(self) -> dict[str, str | int | float]:
         """Return the settings that aren't None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -195,7 +199,7 @@ def _default(declared: Declared) -> dict[str, Any]:
 
 
 def validate_option(name: str, value: Any) -> Any:
-    """Return an option's value in its declared type; text may be an integer.
+    """Return an option's value in its declared type; text may be a number.
 
     Raises:
         ValueError: if the value is invalid.
@@ -203,9 +207,17 @@ def validate_option(name: str, value: Any) -> Any:
     try:
         return getattr(validate(config_model(), {declared_options()[name].hyphenated: value}), name)
     except ValueError:
-        if isinstance(value, str) and value.removeprefix("-").isdecimal():
-            return validate_option(name, int(value))
-        raise
+        if (number := _number(value)) is None:
+            raise
+        return validate_option(name, number)
+
+
+def _number(value: Any) -> int | float | None:
+    """Return the number that a text is, else None."""
+    for kind in (int, float) if isinstance(value, str) else ():
+        with suppress(ValueError):
+            return kind(value)
+    return None
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:

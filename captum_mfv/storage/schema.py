@@ -38,6 +38,7 @@ Positive = Annotated[int, Field(strict=True, ge=1), FROM_NUMPY]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1), FROM_NUMPY]
 Side = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIDE), FROM_NUMPY]
 Steps = Annotated[int, Field(strict=True, ge=1, le=10**6), FROM_NUMPY]
+Fraction = Annotated[float, Field(strict=True, ge=0.01, le=1), FROM_NUMPY]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), FROM_NUMPY]
 
 
