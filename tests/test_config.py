@@ -107,5 +107,5 @@ def test_text_is_a_number_where_a_number_is_wanted_and_errors_name_the_bound():
     assert (validate_option("crop_fraction", "0.5"), validate_option("steps", "7")) == (0.5, 7)
     with pytest.raises(ValueError, match="crop-fraction must be at most 1, not 2"):
         validate_option("crop_fraction", "2")
-    with pytest.raises(ValueError, match="steps must be an integer, not 1.5"):
+    with pytest.raises(ValueError, match=r"steps must be an integer, not 1\.5"):
         validate_option("steps", "1.5")
