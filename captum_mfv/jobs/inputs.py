@@ -82,7 +82,8 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
     model = model.to(device)
     unit, code = resolve(model, unit, code, spec)
     _log.debug("unit %s, read by %s; code: %s of %s", unit, unit.reduce, code.reduce, code.layer)
-    return Inputs(job, model, spec, unit, code, ImageFolder(job.images, spec), recipe, dtype, groups)
+    images.input_spec = spec  # the folder was listed before the model was known
+    return Inputs(job, model, spec, unit, code, images, recipe, dtype, groups)
 
 
 def find_device(name: str | None) -> torch.device:
