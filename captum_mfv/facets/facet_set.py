@@ -211,7 +211,7 @@ class FacetSet(Sequence[Facet]):
         """Read a facet set from a file that `save` wrote, or from the folder of a run.
 
         Raises:
-            FacetError: if the file is not that of a facet set.
+            FacetError: if the file holds no facet set.
         """
         from safetensors import SafetensorError, safe_open
 

@@ -114,7 +114,7 @@ def draw_control(
 
     Args:
         name: one of `CONTROLS`.
-        model: the model; left as it was.
+        model: the model; unchanged afterwards.
         facets: the facets of the run.
         images: the dataset in which the facets were found.
         recipe: the run's recipe.

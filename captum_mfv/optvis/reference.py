@@ -99,7 +99,7 @@ def measure_reference(
     """Measure the distribution of activations on the images of facets, for `distribution` and `facet`.
 
     Args:
-        model: the model; left as it was.
+        model: the model; unchanged afterwards.
         facet: a facet or several, of any units that read the same layers.
         images: the dataset in which they were found.
         layers: names of the layers; by default four with positions, spread evenly over the later part of the network.

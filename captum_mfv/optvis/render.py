@@ -1,4 +1,4 @@
-"""Render images of facets in one batch; the model is left as it was."""
+"""Render images of facets in one batch; the model is unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def render_facets(
     global generator is used. Ctrl-C stops the optimization: the images so far are returned, with a warning.
 
     Args:
-        model: the model in which the facets were found, on any device; left as it was.
+        model: the model in which the facets were found, on any device; unchanged afterwards.
         facets: a facet set, a facet or several, of any units that read the same layers with the same reductions.
         images: the dataset in which they were found.
         recipe: name of a recipe, path of a recipe's ``.json``, or a `Recipe`.
