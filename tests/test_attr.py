@@ -10,7 +10,7 @@ from conftest import SPEC, fingerprint, same, small_cnn
 from torch import nn
 
 import captum_mfv as mfv
-from captum_mfv.attr import FacetAttribution, FacetModel, LayerFacetAttribution, NeuronFacetAttribution
+from captum_mfv.attr import FacetAttribution, FacetModel, LayerFacetAttribution
 from captum_mfv.errors import FacetError, UnitError
 
 PATCHES = (torch.arange(32)[:, None] // 16 * 2 + torch.arange(32) // 16)[None, None]  # quarters
@@ -86,17 +86,6 @@ LAYER = {
     "LayerLRP": None,
     "LayerFeatureAblation": lambda x: {"layer_mask": torch.arange(24)[None, :, None, None] // 4},
 }
-NEURON = {
-    "NeuronGradient": None,
-    "NeuronIntegratedGradients": lambda x: {"n_steps": 4},
-    "NeuronDeepLift": None,
-    "NeuronDeepLiftShap": baselines,
-    "NeuronGradientShap": lambda x: {**baselines(x), "n_samples": 2},
-    "NeuronDeconvolution": None,
-    "NeuronGuidedBackprop": None,
-    "NeuronFeatureAblation": masks,
-    "NeuronConductance": lambda x: {"n_steps": 4},
-}
 REFUSED = {
     "LayerActivation": "the same for every facet",
     "LayerFeaturePermutation": "Captum 0.9 fails",
@@ -125,44 +114,37 @@ def test_every_attribution_that_captum_exports_is_in_the_table():
         for name in ca.__all__
         if isinstance(getattr(ca, name), type) and issubclass(getattr(ca, name), ca.Attribution)
     }
-    assert exported - ABSTRACT - NEEDS_PARTS == {*INPUT, *LAYER, *NEURON, *REFUSED} & exported
-    assert {*INPUT, *LAYER, *NEURON} <= exported
+    assert {name for name in exported - ABSTRACT - NEEDS_PARTS if not name.startswith("Neuron")} == {
+        *INPUT,
+        *LAYER,
+        *REFUSED,
+    } & exported
+    assert {*INPUT, *LAYER} <= exported
 
 
 def explainer(name, model, contrast=False):
     if name in INPUT:
         return FacetAttribution(INPUT[name][0], model, contrast=contrast), INPUT[name][1]
-    if name in LAYER:
-        layer = (
-            inner(model).conv2 if name == "LayerLRP" else inner(model).relu2
-        )  # LRP's rules are of modules with weights
-        return LayerFacetAttribution(getattr(ca, name), model, layer, contrast=contrast), LAYER[name]
-    layer = inner(model).relu2 if name == "NeuronConductance" else None
-    return NeuronFacetAttribution(getattr(ca, name), model, layer, contrast=contrast), NEURON[name]
+    layer = inner(model).conv2 if name == "LayerLRP" else inner(model).relu2  # LRP's rules are of modules with weights
+    return LayerFacetAttribution(getattr(ca, name), model, layer, contrast=contrast), LAYER[name]
 
 
 def explain(name, model, x, target, contrast=False):
     """Attributions by a method of the table, and the method."""
     found, options = explainer(name, model, contrast)
-    options = {} if options is None else options(x)
-    if name == "NeuronConductance":
-        return found.attribute(x, lambda layer: layer.flatten(1).sum(1), target=target, **options)
-    if name in NEURON:
-        return found.attribute(x, target, **options)
-    return found.attribute(x, target=target, **options)
+    return found.attribute(x, target=target, **({} if options is None else options(x)))
 
 
 # What Captum itself says of its methods.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks"),
-    pytest.mark.filterwarnings("ignore:The neuron_selector provided is a callable"),
     pytest.mark.filterwarnings("ignore:You are providing multiple inputs for Lime"),
 ]
 TARGETS = {"int": 1, "list": [0, 2, 1], "tensor": torch.tensor([0, 2, 1]), "all": None}
 
 
 @pytest.mark.parametrize("output", ["logits", "gated"])
-@pytest.mark.parametrize("name", [*INPUT, *LAYER, *NEURON])
+@pytest.mark.parametrize("name", [*INPUT, *LAYER])
 def test_every_method_explains_facets_or_says_why_not(name, output, table_facets, images):
     model = TwoInputs().eval()
     facet_model = FacetModel(model, table_facets, output)
@@ -179,9 +161,7 @@ def test_every_method_explains_facets_or_says_why_not(name, output, table_facets
         assert torch.isfinite(found).all()
         return
     for kind, target in TARGETS.items():
-        if name in NEURON and kind in ("list", "tensor") and name != "NeuronConductance":
-            continue  # Captum selects one neuron for the whole batch
-        parallel = kind == "list" or (kind == "int" and name in NEURON)
+        parallel = kind == "list"
         if name == "LayerFeatureAblation" and not torch.cuda.is_available():
             parallel = False  # Captum scatters the layer to devices that a DataParallel on the CPU hasn't
         found = explain(name, nn.DataParallel(facet_model) if parallel else facet_model, images, target)
@@ -243,48 +223,6 @@ def test_rows_of_baselines_masks_and_forward_arguments_go_with_their_inputs(tabl
     assert torch.allclose(together, alone, atol=1e-5 * float(alone.abs().max()))
 
 
-@pytest.mark.parametrize(("start", "multiply"), [(None, True), (0.3, False), ("one", True), ("each", False)])
-def test_integrated_gradients_of_all_facets_are_captums(start, multiply, table_facets, images):
-    images = images.double()
-    chosen = {"one": images[:1] / 2, "each": images.flip(0)}
-    options = {} if start is None else {"baselines": chosen.get(start, start)}
-    model = FacetModel(TwoInputs().eval().double(), table_facets, "gated")
-    together = FacetAttribution(ca.IntegratedGradients, model, multiply_by_inputs=multiply)
-    captums = ca.IntegratedGradients(model, multiply_by_inputs=multiply)
-    for n_steps, rows in ((7, None), (20, 3), (20, 1000)):
-        found = together.attribute(images, n_steps=n_steps, internal_batch_size=rows, **options)
-        alone = torch.stack([captums.attribute(images, target=k, n_steps=n_steps, **options) for k in range(3)], 1)
-        # Captum's steps are rounded to single precision
-        assert torch.allclose(found, alone.detach(), atol=1e-6 * float(alone.detach().abs().max()))
-
-
-class Around(nn.Module):
-    """A model whose inputs have another way than its first layer, or are bent before it."""
-
-    def __init__(self, bent: bool) -> None:
-        super().__init__()
-        self.net, self.mixed, self.fc = small_cnn(), nn.Identity(), nn.Linear(24, 5)
-        self.bent = bent
-
-    def forward(self, x):
-        codes = self.net[:8](x.sin()) if self.bent else self.net[:8](x) + 3 * x.mean((1, 2, 3))[:, None] ** 2
-        return self.fc(self.mixed(codes))
-
-
-@pytest.mark.parametrize("bent", [True, False])
-def test_integrated_gradients_see_what_goes_around_the_first_layer_or_comes_before_it(bent, planted):
-    model = Around(bent).eval()
-    found = mfv.find_facets(model, mfv.Unit("fc", 1), planted[0], n_facets=3, code="mixed", input_spec=SPEC)
-    explained = FacetModel(model, found)
-    x = SPEC(planted[0][:2])
-    before = fingerprint(model)
-    together = FacetAttribution(ca.IntegratedGradients, explained).attribute(x, n_steps=10)
-    assert same(before["hooks"], fingerprint(model)["hooks"])
-    for k in range(3):
-        alone = ca.IntegratedGradients(explained).attribute(x.requires_grad_(), target=k, n_steps=10).detach()
-        assert torch.allclose(together[:, k], alone, atol=1e-4 * float(alone.abs().max()))
-
-
 def test_all_facets_together_run_the_model_once(table_facets, images):
     network = TwoInputs().eval()
     seen = []
@@ -294,11 +232,6 @@ def test_all_facets_together_run_the_model_once(table_facets, images):
     seen.clear()
     FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute((images,), n_steps=7)
     assert seen == [21]
-    seen.clear()
-    FacetAttribution(ca.IntegratedGradients, FacetModel(network, table_facets)).attribute(
-        images, n_steps=7, internal_batch_size=16
-    )
-    assert seen == [1, 1, 1, 1, 15, 6, 3]  # four looks at the first layer, the steps, the way back through that layer
 
 
 def test_a_method_keeps_what_captum_says_of_it(table_facets, images):
@@ -317,6 +250,17 @@ def test_a_method_keeps_what_captum_says_of_it(table_facets, images):
     assert tunnel.shape == (3, 3, 3, 32, 32)
 
 
+@pytest.mark.filterwarnings("ignore:The neuron_selector provided is a callable")
+def test_captums_neuron_methods_take_a_facet_model_as_it_is(table_facets, images):
+    model = FacetModel(TwoInputs().eval(), table_facets)
+    through = ca.NeuronConductance(model, model.model.net.relu2)
+    found = through.attribute(images, lambda layer: layer.flatten(1).sum(1), target=1, n_steps=4)
+    assert found.shape == (3, 3, 32, 32)
+    assert found.abs().sum() > 0
+    of_facet = ca.NeuronGradient(model, model.head).attribute(images.clone().requires_grad_(), 1)
+    assert torch.allclose(of_facet, FacetAttribution(ca.Saliency, model).attribute(images, target=1, abs=False))
+
+
 def test_contrast_is_a_facet_against_the_mean_of_the_others(table_facets, images):
     model = FacetModel(TwoInputs().eval(), table_facets, "gated")
     each = FacetAttribution(ca.InputXGradient, model).attribute(images)
@@ -328,11 +272,9 @@ def test_contrast_is_a_facet_against_the_mean_of_the_others(table_facets, images
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda m: FacetAttribution(ca.LayerGradCam, m, layer=m.model.net.relu2), TypeError, "use Layer"),
-        (lambda m: LayerFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), TypeError, "use Neuron"),
-        (lambda m: NeuronFacetAttribution(ca.LayerGradCam, m), TypeError, "use Layer"),
-        (lambda m: NeuronFacetAttribution(ca.NeuronConductance, m), FacetError, "needs the layer"),
-        (lambda m: NeuronFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), FacetError, "leave layer out"),
+        (lambda m: FacetAttribution(ca.LayerGradCam, m, layer=m.model.net.relu2), TypeError, "needs Layer"),
+        (lambda m: LayerFacetAttribution(ca.NeuronGradient, m, m.model.net.relu2), TypeError, "the FacetModel itself"),
+        (lambda m: LayerFacetAttribution(ca.Saliency, m, m.model.net.relu2), TypeError, "needs FacetAttribution"),
         (lambda m: FacetAttribution(ca.Saliency, m.model), TypeError, "must be a FacetModel"),
         (lambda m: FacetAttribution("Saliency", m), TypeError, "a class of captum.attr"),
         (lambda m: FacetAttribution(lambda f: f, m), TypeError, "not an attribution"),
@@ -369,9 +311,7 @@ class Failing(nn.Module):
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize(
-    "name", ["IntegratedGradients", "Occlusion", "DeepLift", "LRP", "LayerGradCam", "NeuronDeepLift"]
-)
+@pytest.mark.parametrize("name", ["IntegratedGradients", "Occlusion", "DeepLift", "LRP", "LayerGradCam"])
 def test_a_failing_module_leaves_no_hook(name, table_facets, images):
     network = TwoInputs().eval()
     model = FacetModel(network, table_facets)

@@ -1,6 +1,6 @@
 """Attributions of facets by any of Captum's methods, and codes from attributions."""
 
-from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution, NeuronFacetAttribution
+from captum_mfv.attr.attribution import FacetAttribution, LayerFacetAttribution
 from captum_mfv.attr.maps import AttributionCode, check_method, facet_maps, pure_code
 from captum_mfv.attr.model import FacetModel, explained, unit_forward
 
@@ -9,7 +9,6 @@ __all__ = [
     "FacetAttribution",
     "FacetModel",
     "LayerFacetAttribution",
-    "NeuronFacetAttribution",
     "check_method",
     "explained",
     "facet_maps",

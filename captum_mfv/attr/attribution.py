@@ -8,16 +8,16 @@ from typing import Any, TypeAlias
 
 import captum.attr
 import torch
-from captum.attr import Attribution, IntegratedGradients, LayerAttribution, NeuronAttribution, NeuronConductance
+from captum.attr import Attribution, LayerAttribution, NeuronAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from captum_mfv.attr.model import Contrast, FacetModel, Scores, facet_targets
-from captum_mfv.attr.sharing import integrate, repeat_rows, shared
+from captum_mfv.attr.model import Contrast, FacetModel, facet_targets
 from captum_mfv.errors import FacetError
 from captum_mfv.images import InputSpec, check_range
 
-__all__ = ["REFUSED", "FacetAttribution", "LayerFacetAttribution", "NeuronFacetAttribution"]
+__all__ = ["REFUSED", "FacetAttribution", "LayerFacetAttribution"]
 
 _NOISE = 8.0  # how far NoiseTunnel and sensitivity measures may perturb images; bytes are beyond
 
@@ -43,9 +43,9 @@ REFUSED = {
 }
 """Methods that can't explain facets, and why."""
 
-_RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
+_PER_ROW = ("baselines", "feature_mask", "additional_forward_args")  # arguments that may have a row per input
 
-_INTEGRATED = {"baselines", "n_steps", "internal_batch_size"}  # arguments of IntegratedGradients that `integrate` takes
+_RULES = ("DeepLift", "LRP")  # in the names of methods that replace the gradients of modules
 
 
 class _Wrapper(Attribution):  # type: ignore[misc]
@@ -56,17 +56,14 @@ class _Wrapper(Attribution):  # type: ignore[misc]
     _input_spec: InputSpec | None
 
     def _wrap(
-        self, kind: str, method: Method, forward_func: nn.Module, layer: Layer | None, contrast: bool, options: Any
+        self, method: Method, forward_func: nn.Module, layers: tuple[Layer, ...], contrast: bool, options: Any
     ) -> nn.Module:
-        """Construct a method that attributes to inputs, a layer or a neuron, and return the module that it explains."""
+        """Construct a method that attributes to inputs or to one layer, and return the module that it explains."""
         model = forward_func.module if isinstance(forward_func, nn.DataParallel) else forward_func
         if not isinstance(model, FacetModel):
             raise TypeError(f"forward_func must be a FacetModel, or a DataParallel of one, not {type(model).__name__}")
-        explained = forward_func
-        if contrast or kind == "a neuron":
-            explained = Contrast(forward_func, model) if contrast else Scores(forward_func)
-        places = () if kind == "inputs" else (explained.scores if layer is None and kind == "a neuron" else layer,)
-        self.attribution_method = _make(kind, method, (explained, *places), options, model)
+        explained = Contrast(forward_func, model) if contrast else forward_func
+        self.attribution_method = _make(method, (explained, *layers), options, model)
         self.n_facets, self._input_spec = model.n_facets, model.input_spec
         return explained
 
@@ -120,17 +117,16 @@ class FacetAttribution(_Wrapper):
     """
 
     def __init__(self, method: Method, forward_func: nn.Module, *, contrast: bool = False, **options: Any) -> None:
-        explained = self._wrap("inputs", method, forward_func, None, contrast, options)
+        explained = self._wrap(method, forward_func, (), contrast, options)
         Attribution.__init__(self, explained)
-        self._shared = method(shared(explained, self.n_facets), **options) if _shares_passes(method) else None
+        self._shared = method(_shared(explained, self.n_facets), **options) if _shares_passes(method) else None
 
     @log_usage()  # type: ignore[untyped-decorator]  # NoiseTunnel unwraps it
     def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Any:
         """Compute attributions to the inputs.
 
         All facets together share the forward passes of Saliency, InputXGradient, IntegratedGradients, ablation,
-        occlusion and Shapley values. These need memory for n_facets copies of the inputs, except for integrated
-        gradients of models that begin with a convolution or a linear layer.
+        occlusion and Shapley values. These need memory for n_facets copies of the inputs.
 
         Args:
             inputs: (N, …), or a tuple of tensors; images in [0, 1] if the facet model has an ``input_spec``.
@@ -150,28 +146,10 @@ class FacetAttribution(_Wrapper):
         if target is not None or self._shared is None:
             explain = self.attribution_method.attribute
             return self._each(inputs, target, lambda k: explain(inputs, target=k, **options))
-        quick = self._integrated(inputs, **options) if set(options) <= _INTEGRATED else None
-        if quick is not None:
-            return quick
-        copies, options = repeat_rows(inputs, options, self.n_facets)
+        copies, options = _repeat_rows(inputs, options, self.n_facets)
         facets = torch.arange(self.n_facets, device=_first(inputs).device).repeat(len(_first(inputs)))
         found = self._shared.attribute(_leaves(copies), target=facets, **options)
         return _map(found, lambda x: x.detach().reshape(-1, self.n_facets, *x.shape[1:]))
-
-    def _integrated(
-        self, inputs: Any, baselines: Any = 0.0, n_steps: int = 50, internal_batch_size: int | None = None
-    ) -> Tensor | None:
-        """Integrated gradients of all facets by `integrate`; None where that isn't possible."""
-        method = self.attribution_method
-        if type(method) is not IntegratedGradients or not isinstance(inputs, Tensor):
-            return None
-        parallel = any(isinstance(part, nn.DataParallel) for part in self.forward_func.modules())
-        if parallel or not isinstance(baselines, (int, float, Tensor)):
-            return None
-        found = integrate(self.forward_func, inputs, baselines, n_steps, internal_batch_size)
-        if found is None or not method.multiplies_by_inputs:
-            return found
-        return found * (inputs.detach() - baselines)[:, None]
 
 
 class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
@@ -187,7 +165,7 @@ class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
     def __init__(
         self, method: Method, forward_func: nn.Module, layer: Layer, *, contrast: bool = False, **options: Any
     ) -> None:
-        LayerAttribution.__init__(self, self._wrap("a layer", method, forward_func, layer, contrast, options), layer)
+        LayerAttribution.__init__(self, self._wrap(method, forward_func, (layer,), contrast, options), layer)
 
     @property
     def layer(self) -> Layer:
@@ -210,58 +188,59 @@ class LayerFacetAttribution(_Wrapper, LayerAttribution):  # type: ignore[misc]
         return self._each(inputs, target, lambda k: explain(inputs, target=k, **options))
 
 
-class NeuronFacetAttribution(_Wrapper, NeuronAttribution):  # type: ignore[misc]
-    """Attributions of facets by Captum's neuron methods.
+def _repeat_rows(inputs: Any, options: Mapping[str, Any], n_copies: int) -> tuple[Any, dict[str, Any]]:
+    """Repeat each row of the inputs, and of the arguments that have a row per input, n_copies times in succession."""
+    rows = len(inputs if isinstance(inputs, Tensor) else inputs[0])
 
-    The neurons are the facets: ``neuron_selector=k``. Only conductance has both a neuron of a layer and a
-    target: it attributes the facet to the inputs through that neuron. The other arguments, the attributes and the
-    errors are those of `FacetAttribution`.
+    def repeat(value: Any, shared: bool = False) -> Any:
+        if isinstance(value, tuple):
+            return tuple(repeat(part, shared) for part in value)
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != rows or (shared and rows == 1):
+            return value
+        return value.repeat_interleave(n_copies, 0)
 
-    Args:
-        layer: a module of the model; for conductance only.
+    aligned = {name: repeat(options[name], name != "additional_forward_args") for name in _PER_ROW if name in options}
+    return repeat(inputs), {**options, **aligned}
 
-    Raises:
-        FacetError: if a layer is missing for conductance or given for another method.
-    """
 
-    def __init__(
-        self,
-        method: Method,
-        forward_func: nn.Module,
-        layer: nn.Module | None = None,
-        *,
-        contrast: bool = False,
-        **options: Any,
-    ) -> None:
-        explained = self._wrap("a neuron", method, forward_func, layer, contrast, options)
-        self._through = isinstance(self.attribution_method, NeuronConductance)
-        if self._through and layer is None:
-            raise FacetError(f"{_name(method)} needs the layer of the neuron; give layer=")
-        if layer is not None and not self._through:
-            raise FacetError(f"the neurons of {_name(method)} are the facets; leave layer out")
-        NeuronAttribution.__init__(self, explained, self.attribution_method.layer)
+def _shared(forward_func: Callable[..., Tensor], n_copies: int) -> Callable[..., Tensor]:
+    """Return a forward function for rows repeated n_copies times in succession; it runs once per distinct row."""
 
-    @log_usage()  # type: ignore[untyped-decorator]  # NoiseTunnel unwraps it
-    def attribute(
-        self, inputs: Tensor | tuple[Tensor, ...], neuron_selector: Any = None, target: Any = None, **options: Any
-    ) -> Any:
-        """Compute attributions to the inputs. Returns and errors are those of `FacetAttribution.attribute`.
+    def forward(*inputs: Any) -> Tensor:
+        outputs: Tensor = _Copies.apply(forward_func, n_copies, *inputs)
+        return outputs
 
-        Args:
-            inputs: as in `FacetAttribution.attribute`.
-            neuron_selector: the facet, or None for all; for conductance the neuron, as Captum selects one.
-            target: for conductance the facet, or None for all.
-            **options: other arguments of the method's ``attribute``.
+    return forward
 
-        Raises:
-            FacetError: if ``neuron_selector`` is missing for conductance.
-        """
-        inputs, explain = self._ready(inputs), self.attribution_method.attribute
-        if not self._through:
-            return self._each(inputs, neuron_selector, lambda k: explain(inputs, k, **options))
-        if neuron_selector is None:
-            raise FacetError("conductance needs a neuron_selector, the neuron of the layer")
-        return self._each(inputs, target, lambda k: explain(inputs, neuron_selector, target=k, **options))
+
+class _Copies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, forward_func: Callable[..., Tensor], n_copies: int, *inputs: Any) -> Tensor:
+        n_rows = len(inputs[0])
+        needed = ctx.needs_input_grad[2:]
+        with torch.set_grad_enabled(any(needed)):
+            rows = [
+                value[::n_copies].detach().requires_grad_(need)
+                if isinstance(value, Tensor) and value.ndim and len(value) == n_rows
+                else value
+                for value, need in zip(inputs, needed, strict=True)
+            ]
+            outputs = forward_func(*rows)
+        ctx.n_copies, ctx.rows, ctx.outputs = n_copies, rows, outputs
+        return outputs.detach().repeat_interleave(n_copies, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of each copy, through the graph that all copies share."""
+        needed = ctx.needs_input_grad[2:]
+        leaves = [row for row, need in zip(ctx.rows, needed, strict=True) if need]
+        found = [
+            torch.autograd.grad(ctx.outputs, leaves, copy, retain_graph=True, materialize_grads=True)
+            for copy in gradient.reshape(-1, ctx.n_copies, *gradient.shape[1:]).unbind(1)
+        ]
+        rows = iter([torch.stack(parts, 1).flatten(0, 1) for parts in zip(*found, strict=True)])
+        return None, None, *(next(rows) if need else None for need in needed)
 
 
 def _shares_passes(method: Method) -> bool:
@@ -269,21 +248,18 @@ def _shares_passes(method: Method) -> bool:
     return inspect.isclass(method) and issubclass(method, _SHARING) and not issubclass(method, _NOT_SHARING)
 
 
-def _make(
-    kind: str, method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel
-) -> Attribution:
-    """Construct an attribution to inputs, a layer or a neuron (the kind) for a facet model.
-
-    The first arguments are a forward function and, for layers and neurons, a layer; the options are the others.
+def _make(method: Method, arguments: tuple[Any, ...], options: Mapping[str, Any], model: FacetModel) -> Attribution:
+    """Construct an attribution for a facet model; the first arguments are a forward function and, maybe, a layer.
 
     Raises:
-        TypeError: if ``method`` doesn't return an attribution of this kind.
+        TypeError: if ``method`` doesn't return an attribution to a layer, or without a layer one to inputs.
         FacetError: if the attribution can't explain facets, or not this output; the message gives the reason.
     """
     if not callable(method):
         raise TypeError(f"method must be a class of captum.attr, or a function that makes one, not {method!r}")
     if inspect.isclass(method):
         _refuse(method, model)
+        _check_kind(method, len(arguments) > 1)
     made = method(*arguments, **options)
     if not isinstance(made, Attribution):
         raise TypeError(f"{_name(method)} made a {type(made).__name__}, not an attribution of captum.attr")
@@ -291,12 +267,15 @@ def _make(
     while hasattr(inner, "attribution_method"):
         inner = inner.attribution_method
     _refuse(type(inner), model)
-    found = "a layer" if isinstance(made, LayerAttribution) else "inputs"
-    found = "a neuron" if isinstance(made, NeuronAttribution) else found
-    if found != kind:
-        other = {"inputs": "FacetAttribution", "a layer": "LayerFacetAttribution", "a neuron": "NeuronFacetAttribution"}
-        raise TypeError(f"{_name(method)} attributes to {found}, not to {kind}; use {other[found]}")
+    _check_kind(type(made), len(arguments) > 1)
     return made
+
+
+def _check_kind(method: type, to_layer: bool) -> None:
+    if issubclass(method, NeuronAttribution):
+        raise TypeError(f"{method.__name__} attributes to a neuron of a layer; give it the FacetModel itself")
+    if issubclass(method, LayerAttribution) != to_layer:
+        raise TypeError(f"{method.__name__} needs {'FacetAttribution' if to_layer else 'LayerFacetAttribution'}")
 
 
 def _refuse(method: type, model: FacetModel) -> None:

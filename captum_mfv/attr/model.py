@@ -16,7 +16,7 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import InputSpec, first_floating_point
 from captum_mfv.units import Unit
 
-__all__ = ["Contrast", "FacetModel", "Scores", "cast_inputs", "explained", "facet_targets", "to_float", "unit_forward"]
+__all__ = ["Contrast", "FacetModel", "cast_inputs", "explained", "facet_targets", "to_float", "unit_forward"]
 
 
 class FacetModel(nn.Module):
@@ -75,32 +75,23 @@ class FacetModel(nn.Module):
         return f"unit={self.unit}, code={self.code.layer}, output={self.output}"
 
 
-class Scores(nn.Module):
-    """A facet model whose last layer, ``scores``, returns the outputs, so that neuron methods can select them."""
-
-    def __init__(self, forward_func: nn.Module) -> None:
-        super().__init__()
-        self.forward_func = forward_func
-        self.scores: nn.Module = nn.Identity()
-
-    def forward(self, *inputs: object) -> Tensor:
-        """Outputs of ``scores``, (N, n_facets)."""
-        scores: Tensor = self.scores(self.forward_func(*inputs))
-        return scores
-
-
-class Contrast(Scores):
+class Contrast(nn.Module):
     """Each facet's output minus the mean of the others: a linear layer, for which DeepLift and LRP have rules."""
 
     def __init__(self, forward_func: nn.Module, model: FacetModel) -> None:
-        super().__init__(forward_func)
+        super().__init__()
         n = model.n_facets
         if n < 2:
             raise FacetError("contrast needs at least 2 facets; there is 1")
         minus = nn.Linear(n, n, bias=False, device="meta").to_empty(device="cpu").to(model.head.linear.weight)
         with torch.no_grad():
             minus.weight.copy_((n * torch.eye(n) - 1) / (n - 1))
-        self.scores = minus.requires_grad_(False)
+        self.forward_func, self.minus = forward_func, minus.requires_grad_(False)
+
+    def forward(self, *inputs: object) -> Tensor:
+        """Differences, (N, n_facets)."""
+        differences: Tensor = self.minus(self.forward_func(*inputs))
+        return differences
 
 
 def explained(facets: FacetSet) -> str:
