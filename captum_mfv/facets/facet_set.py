@@ -44,6 +44,7 @@ class Facet:
         activations: (n,) the unit's activation on the members.
         center: (D,) mean code of the members.
         centers: (n_facets, D) centers of all facets of the set.
+        groups: the ``members`` of all facets of the set.
         origin: (D,) mean code of all readable images.
         peak: the unit's largest activation on any image.
         unit: the unit.
@@ -57,6 +58,7 @@ class Facet:
     activations: Floats
     center: Floats
     centers: Floats
+    groups: tuple[NDArray[np.int64], ...]
     origin: Floats
     peak: float
     unit: Unit
@@ -70,7 +72,7 @@ class Facet:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of everything that the facet's images depend on, the same on every machine."""
-        content = content_fingerprint(self.members, self.activations, self.centers, self.origin)
+        content = content_fingerprint(*self.groups, self.activations, self.centers, self.origin)
         return fingerprint(index=self.index, unit=self.unit, code=self.code, peak=self.peak, content=content)
 
 
@@ -114,18 +116,32 @@ class FacetSet(Sequence[Facet]):
             raise FacetError("every facet must have at least one image")
         readable = np.isfinite(self.activations)
         origin, peak = _mean(self.codes[readable]), float(self.activations[readable].max())
-        centers = np.stack([_mean(self.codes[self.labels == k]) for k in range(len(counts))])
-        object.__setattr__(self, "facets", tuple(self._facet(k, centers, origin, peak) for k in range(len(counts))))
-
-    def _facet(self, index: int, centers: Floats, origin: Floats, peak: float) -> Facet:
-        members = np.flatnonzero(self.labels == index)
-        distances = np.linalg.norm(self.codes[members] - centers[index], axis=1)
-        order = np.argsort(distances, kind="stable")
-        members, distances = members[order], distances[order]
-        stability = None if self.stability is None else self.stability[index]
-        interval = None if self.stability_interval is None else self.stability_interval[index]
-        vectors = distances, self.activations[members], centers[index], centers, origin
-        return Facet(index, members, *vectors, peak, self.unit, self.code, stability, interval)
+        groups = [np.flatnonzero(self.labels == k) for k in range(len(counts))]
+        centers = np.stack([_mean(self.codes[group]) for group in groups])
+        distances = [
+            np.linalg.norm(self.codes[group] - center, axis=1) for group, center in zip(groups, centers, strict=True)
+        ]
+        orders = [np.argsort(far, kind="stable") for far in distances]
+        members = tuple(group[order] for group, order in zip(groups, orders, strict=True))
+        facets = [
+            Facet(
+                index=k,
+                members=its,
+                distances=distances[k][orders[k]],
+                activations=self.activations[its],
+                center=centers[k],
+                centers=centers,
+                groups=members,
+                origin=origin,
+                peak=peak,
+                unit=self.unit,
+                code=self.code,
+                stability=None if self.stability is None else self.stability[k],
+                stability_interval=None if self.stability_interval is None else self.stability_interval[k],
+            )
+            for k, its in enumerate(members)
+        ]
+        object.__setattr__(self, "facets", tuple(facets))
 
     def __len__(self) -> int:
         return len(self.facets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, stack
 from captum_mfv.optvis.arguments import Facets, as_facets, check_same_layers
 from captum_mfv.optvis.terms import Tensors, Term, activation_term, make_term
-from captum_mfv.units import Code, channels_second
+from captum_mfv.units import Code, Unit, channels_second
 
 __all__ = [
     "Probe",
@@ -46,7 +46,7 @@ class Reference:
 
     Args:
         values: (n_facets, C, P) sorted activations, averaged over a facet's images.
-        variances: (n_facets,) mean variance of a channel on a facet's images.
+        variances: (n_facets,) mean variance of a channel within the facets of the facet's set.
         weights: (n_facets, C) root of the mean positive gradient times activation, of mean 1: what drives the unit.
     """
 
@@ -114,15 +114,26 @@ def measure_reference(
     check_same_layers(facets)
     spec = input_spec or InputSpec()
     names = [layer_name(model, layer) for layer in layers or _default_layers(model, facets[0], spec)]
-    parts: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for _ in range(3)]
-    values, variances, weights = parts
-    for outputs, gradients in _responses(model, facets, images, names, n_images, spec, progress):
-        for name, output, gradient in zip(names, outputs, gradients, strict=True):
-            found = _sorted_activations(output)
-            values[name].append(found.mean(0))
-            variances[name].append(found.var(dim=(0, 2), correction=0).mean().clamp_min(1e-12))
-            weights[name].append(_drive(output, gradient))
-    return Reference(*({name: torch.stack(rows) for name, rows in part.items()} for part in parts))
+
+    def key(item: Facet, members: NDArray[np.int64]) -> tuple[Unit, tuple[int, ...]]:
+        return item.unit, tuple(members[:n_images].tolist())
+
+    measured = {
+        key(item, group): replace(item, members=group) for item in facets for group in (item.members, *item.groups)
+    }
+    found = {}
+    responses = _responses(model, list(measured.values()), images, names, n_images, spec, progress)
+    for place, (outputs, gradients) in zip(measured, responses, strict=True):
+        maps = [_sorted_activations(output) for output in outputs]
+        spread = torch.stack([one.var(dim=(0, 2), correction=0).mean() for one in maps])
+        found[place] = [one.mean(0) for one in maps], spread, list(map(_drive, outputs, gradients))
+    own = [found[key(item, item.members)] for item in facets]
+    spreads = [torch.stack([found[key(item, group)][1] for group in item.groups]).mean(0) for item in facets]
+    return Reference(
+        values={name: torch.stack([values[i] for values, _, _ in own]) for i, name in enumerate(names)},
+        variances={name: torch.stack([one[i] for one in spreads]).clamp_min(1e-12) for i, name in enumerate(names)},
+        weights={name: torch.stack([weights[i] for _, _, weights in own]) for i, name in enumerate(names)},
+    )
 
 
 def measure_probe(
