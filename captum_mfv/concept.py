@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from captum_mfv.errors import FacetError, RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
+from captum_mfv.storage.schema import check_integer
 
 __all__ = ["CentroidClassifier", "ConceptScore", "facet_concepts", "random_concepts", "tcav_table"]
 
@@ -79,8 +79,7 @@ def random_concepts(
         ImageError: if an example isn't in [0, 1].
     """
     for name, value, lowest in (("n_concepts", n_concepts, 1), ("n_images", n_images, 1), ("seed", seed, 0)):
-        if operator.index(value) < lowest:
-            raise FacetError(f"{name} must be at least {lowest}, not {value}")
+        check_integer(value, name, lowest, FacetError)
     if len(images) < n_images:
         raise FacetError(f"random concepts of {n_images} images can't be drawn from {len(images)}")
     rng = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.storage.identity import fingerprint
+from captum_mfv.storage.schema import check_integer
 from captum_mfv.storage.untrusted import is_folder
 
 __all__ = ["ImageFolder", "Images", "InputSpec", "batches", "image_at", "read_image", "stack", "to_pil"]
@@ -282,17 +282,6 @@ def _stack(items: list[Tensor]) -> Tensor:
     return torch.stack(items)
 
 
-def check_batch_size(batch_size: object) -> int:
-    """Return a batch size as an int; TypeError if it is not an integer, ValueError if it is below 1."""
-    try:
-        number = operator.index(batch_size)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"batch_size must be an integer, not {type(batch_size).__name__}") from None
-    if number < 1:
-        raise ValueError(f"batch_size must be at least 1 image, not {number}")
-    return number
-
-
 def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
     """Iterate over a dataset, from ``start`` on, in batches of (indices, images), decoding one batch in advance.
 
@@ -302,7 +291,7 @@ def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tu
     Warns:
         MFVWarning: for each image that can't be read, with its name; batches leave it out.
     """
-    batch_size = check_batch_size(batch_size)
+    batch_size = check_integer(batch_size, "batch_size", 1)
     parts = (range(first, min(first + batch_size, len(images))) for first in range(start, len(images), batch_size))
     with ThreadPoolExecutor(1) as pool:
         futures = (pool.submit(_readable, images, part) for part in parts)

@@ -230,5 +230,5 @@ def test_units_and_codes_are_given_as_strings_and_modules(model, planted):
 @pytest.mark.parametrize("work", [collect, find_facets, top_images])
 def test_a_batch_size_below_one_is_refused_before_any_work(model, work):
     model.register_forward_hook(Failing(AssertionError("the model ran"), 0))
-    with pytest.raises(ValueError, match="batch_size must be at least 1 image, not 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         work(model, "fc:1", X, batch_size=0)

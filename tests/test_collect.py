@@ -148,7 +148,7 @@ def test_a_dead_unit_has_no_images_and_says_so(images):
     ("data", "k", "message"),
     [
         (torch.zeros(0, 3, 32, 32), 5, "the dataset holds no images"),
-        (torch.zeros(4, 3, 32, 32), 0, "k must be at least 1 image, not 0"),
+        (torch.zeros(4, 3, 32, 32), 0, "k must be at least 1, not 0"),
     ],
 )
 def test_no_images_are_an_error(data, k, message):

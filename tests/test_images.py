@@ -85,7 +85,7 @@ def test_preprocessing_out_of_range_is_refused_by_name(change):
 
 @pytest.mark.parametrize(
     ("size", "error", "message"),
-    [(0, ValueError, "at least 1 image, not 0"), (-1, ValueError, "not -1"), (2.5, TypeError, "an integer, not float")],
+    [(0, ValueError, "at least 1, not 0"), (-1, ValueError, "not -1"), (2.5, TypeError, "an integer, not 2.5")],
 )
 def test_a_batch_size_below_one_is_refused_by_name(size, error, message):
     with pytest.raises(error, match=f"batch_size must be .*{message}"):

@@ -19,9 +19,10 @@ from captum_mfv.activations.batching import Scan
 from captum_mfv.activations.capture import Outputs
 from captum_mfv.activations.layers import resolve
 from captum_mfv.errors import ImageError, RunError
-from captum_mfv.images import Images, InputSpec, check_batch_size
+from captum_mfv.images import Images, InputSpec
 from captum_mfv.storage.files import write_whole
 from captum_mfv.storage.identity import canonical, check_same, dataset_fingerprint
+from captum_mfv.storage.schema import check_integer
 from captum_mfv.storage.untrusted import inside, read_json
 from captum_mfv.units import Code, Unit
 
@@ -91,7 +92,7 @@ def collect(
         ImageError: if no image can be read.
         RunError: if the store holds rows of another model, unit, code or dataset, or ``key`` is needed.
     """
-    batch_size = check_batch_size(batch_size)
+    batch_size = check_integer(batch_size, "batch_size", 1)
     spec = input_spec or InputSpec()
     unit, code = resolve(model, unit, code, spec)
 

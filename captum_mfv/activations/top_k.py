@@ -20,9 +20,10 @@ from captum_mfv.activations.capture import Outputs
 from captum_mfv.activations.layers import resolve_units
 from captum_mfv.activations.receptive_fields import Field, receptive_field
 from captum_mfv.errors import ImageError, MFVWarning, RunError, UnitError
-from captum_mfv.images import Images, InputSpec, check_batch_size, image_at
+from captum_mfv.images import Images, InputSpec, image_at
 from captum_mfv.storage.files import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
+from captum_mfv.storage.schema import check_integer
 from captum_mfv.units import Unit, channels_second
 
 __all__ = ["TopImages", "TopValues", "top_images"]
@@ -139,9 +140,8 @@ def top_images(
     Warns:
         MFVWarning: if a unit isn't finite on some images, which are left out.
     """
-    if k < 1:
-        raise ImageError(f"k must be at least 1 image, not {k}")
-    batch_size, spec = check_batch_size(batch_size), input_spec or InputSpec()
+    k = check_integer(k, "k", 1, ImageError)
+    batch_size, spec = check_integer(batch_size, "batch_size", 1), input_spec or InputSpec()
     units = resolve_units(model, unit if isinstance(unit, (list, tuple)) else [unit], spec)  # type: ignore[list-item]
     if not units:
         raise UnitError("unit must be a unit or a list of at least one, not an empty list")

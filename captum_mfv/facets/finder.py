@@ -23,7 +23,7 @@ from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet, nearest
 from captum_mfv.facets.separation import separate
 from captum_mfv.images import Images, InputSpec
-from captum_mfv.storage.schema import check_seed
+from captum_mfv.storage.schema import check_integer, check_seed
 from captum_mfv.units import Code, Unit
 
 __all__ = ["STABLE", "FacetFinder", "cluster", "find_facets", "stability"]
@@ -119,15 +119,9 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return nearest(codes, self.centers_)
 
     def _check(self, codes: NDArray[Any]) -> None:
-        k = self.n_facets
-        if isinstance(k, str):
-            if k != "auto":
-                raise FacetError(f"n_facets must be an integer or 'auto', not {k!r}")
+        if self.n_facets == "auto":
             return
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-            raise TypeError(f"n_facets must be an integer or 'auto', not {k!r}")
-        if k < 1:
-            raise FacetError(f"n_facets must be at least 1, not {k}")
+        k = check_integer(self.n_facets, "n_facets, unless 'auto',", 1, FacetError)
         if len(codes) < k:
             raise FacetError(f"{k} facets can't be found in {len(codes)} images (n_samples={len(codes)})")
         if k > 1 and (distinct := len(np.unique(codes, axis=0))) < k:
@@ -257,7 +251,7 @@ def find_facets(
 
     Raises:
         FacetError: if there are fewer distinct codes than facets, or codes aren't finite.
-        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+        TypeError, ValueError: if the seed is not an integer from 0 to 2**32 - 1.
         TypeError, UnitError, ImageError, RunError: those of `collect`.
 
     Warns:

@@ -157,7 +157,7 @@ def faithfulness(
         **options: keyword arguments of the method's ``attribute``, such as ``n_steps`` of integrated gradients.
 
     Raises:
-        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+        TypeError, ValueError: if the seed is not an integer from 0 to 2**32 - 1.
 
     Source: Petsiuk et al. 2018, arXiv 1806.07421 (curves); Yeh et al. 2019, arXiv 1901.09392.
     """

@@ -123,7 +123,7 @@ def draw_control(
 
     Raises:
         FacetError: if there is no control of that name, or the control needs halves and a facet has one image.
-        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+        TypeError, ValueError: if the seed is not an integer from 0 to 2**32 - 1.
     """
     control, seed = get_control(name), check_seed(seed)
     drawn, _ = control.facets(facets, seed)

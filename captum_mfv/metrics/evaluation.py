@@ -231,7 +231,7 @@ def evaluate_images(
 
     Raises:
         FacetError: if a facet has no readable real image, or there isn't one image for each facet.
-        ValueError: if the seed is not an integer from 0 to 2**32 - 1.
+        TypeError, ValueError: if the seed is not an integer from 0 to 2**32 - 1.
     """
     kept, seed = real.kept(), check_seed(seed)
     unseen = None if held_out is None else held_out.kept()

@@ -1,8 +1,7 @@
-"""Checks of arguments that several functions share: facets, integers, seeds."""
+"""Checks of arguments that several functions share: facets and seeds."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import SupportsIndex, TypeAlias, cast
 
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 
 from captum_mfv.errors import FacetError, MFVError
 from captum_mfv.facets.facet_set import Facet
+from captum_mfv.storage.schema import check_integer
 
-__all__ = ["Facets", "Seeds", "as_facets", "as_integer", "as_seeds", "check_same_layers"]
+__all__ = ["Facets", "Seeds", "as_facets", "as_seeds", "check_same_layers"]
 
 Facets: TypeAlias = Facet | Sequence[Facet]
 """A facet, or several."""
@@ -53,23 +53,10 @@ def _layers(facet: Facet) -> tuple[str, str]:
     )
 
 
-def as_integer(value: SupportsIndex, name: str, least: int | None = None, error: type[MFVError] = MFVError) -> int:
-    """Return an integer of Python, NumPy or PyTorch as an int; TypeError for others, ``error`` below ``least``."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-    if least is not None and number < least:
-        raise error(f"{name} must be at least {least}, not {number}")
-    return number
-
-
 def as_seeds(seed: Seeds) -> tuple[int, ...]:
     """Return a seed or several as integers; TypeError if a seed is no integer, MFVError if there is none."""
     given = cast("Sequence[SupportsIndex]", seed if np.ndim(seed) else [seed])  # type: ignore[arg-type]
-    seeds = tuple(as_integer(one, "seed") for one in given)
+    seeds = tuple(check_integer(one, "seed") for one in given)
     if not seeds:
         raise MFVError("at least one seed is needed")
     return seeds

@@ -17,8 +17,9 @@ from torch import Tensor
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, resize, stack
-from captum_mfv.optvis.arguments import Facets, as_facets, as_integer
+from captum_mfv.optvis.arguments import Facets, as_facets
 from captum_mfv.optvis.param import ParamF, fft_image_from, maco_image_from, mean_magnitudes
+from captum_mfv.storage.schema import check_integer
 
 __all__ = [
     "maco_image",
@@ -72,7 +73,7 @@ def noise_image(
     device: Device = "cpu",
 ) -> ParamF:
     """Start at noise, from a seed, with the mean color and the spectrum of the facet's nearest members."""
-    facets, number = as_facets(facet), as_integer(seed, "seed")
+    facets, number = as_facets(facet), check_integer(seed, "seed")
     noise = spectral_images(facets, images, [own_generator(number, item) for item in facets], n_images)
     return param(noise.to(device))
 

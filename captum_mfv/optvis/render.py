@@ -21,13 +21,14 @@ from captum_mfv.display.progress import Progress
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, batches
-from captum_mfv.optvis.arguments import Facets, Seeds, as_facets, as_integer, as_seeds, check_same_layers
+from captum_mfv.optvis.arguments import Facets, Seeds, as_facets, as_seeds, check_same_layers
 from captum_mfv.optvis.loop import Callback, RenderLoop
 from captum_mfv.optvis.param import check_images, color_matrix
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.reference import measure_terms
 from captum_mfv.storage.files import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, weights_fingerprint
+from captum_mfv.storage.schema import check_integer
 
 _log = logging.getLogger(__name__)
 
@@ -132,11 +133,11 @@ def render_facets(
     """
     chosen, seeds, spec = as_facets(facets), as_seeds(seed), input_spec or InputSpec()
     check_same_layers(chosen)
-    plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(as_integer(steps, "steps"))
+    plan = get_recipe(recipe) if steps is None else get_recipe(recipe).with_steps(check_integer(steps, "steps"))
     dataset = None if checkpoint is None else dataset_fingerprint(images, key)
     starts = None if start is None else _starts(start, len(chosen))
-    limit = None if max_batch is None else as_integer(max_batch, "max_batch", 1, RecipeError)
-    side = spec.size if size is None else as_integer(size, "size", 1, ImageError)
+    limit = None if max_batch is None else check_integer(max_batch, "max_batch", 1, RecipeError)
+    side = spec.size if size is None else check_integer(size, "size", 1, ImageError)
     names = {name: None for phase in plan.phases for name in phase.weights}
     terms = measure_terms(names, model, chosen, images, spec, progress)
     for name, term in terms.items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_mfv.errors import ImageError, RecipeError
-from captum_mfv.optvis.arguments import as_integer
+from captum_mfv.storage.schema import check_integer
 
 __all__ = [
     "CenterCrop",
@@ -202,7 +202,7 @@ def make_transform(name: str, arguments: Mapping[str, float], size: int, generat
 
 
 def _generators(seed: SupportsIndex, generator: Generators | None) -> Generators:
-    return torch.Generator().manual_seed(as_integer(seed, "seed")) if generator is None else generator
+    return torch.Generator().manual_seed(check_integer(seed, "seed")) if generator is None else generator
 
 
 def _draw(draw: Callable[..., Tensor], n_images: int, shape: Sequence[int], generators: Generators) -> Tensor:

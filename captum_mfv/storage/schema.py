@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import numbers
+import operator
 import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeVar, cast
@@ -17,7 +18,7 @@ from typing_extensions import dataclass_transform
 
 from captum_mfv.errors import MFVError
 
-__all__ = ["Record", "check_seed", "declare", "json_schema", "suggest", "validate"]
+__all__ = ["Record", "check_integer", "check_seed", "declare", "json_schema", "suggest", "validate"]
 
 T = TypeVar("T")
 
@@ -83,12 +84,21 @@ def validate(kind: Callable[..., T], value: Any, where: str = "") -> T:
         raise ValueError(_explain(error, kind, value, where)) from None
 
 
+def check_integer(value: object, name: str, least: int | None = None, error: type[MFVError] = MFVError) -> int:
+    """Return an integer of Python, NumPy or PyTorch as an int; TypeError for others, ``error`` below ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    number = operator.index(value)
+    if least is not None and number < least:
+        raise error(f"{name} must be at least {least}, not {number}")
+    return number
+
+
 def check_seed(seed: object) -> int:
-    """Return a seed, such as a ``numpy.int64``, as an int; ValueError if it is not an integer from 0 to 2**32 - 1."""
-    try:
-        return int(_adapter(Seed).validate_python(seed))
-    except ValidationError:
-        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, not {seed!r}") from None
+    """Return a seed as an int; TypeError if it is not an integer, ValueError if it is not from 0 to 2**32 - 1."""
+    if not 0 <= (number := check_integer(seed, "seed")) < 2**32:
+        raise MFVError(f"seed must be an integer from 0 to 2**32 - 1, not {number}")
+    return number
 
 
 def json_schema(kind: Any) -> dict[str, Any]:
