@@ -6,20 +6,20 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.storage.identity import fingerprint
-from captum_mfv.storage.schema import check_integer
+from captum_mfv.storage.schema import FROM_NUMPY, Number, Side, check_integer, declare
 from captum_mfv.storage.untrusted import is_folder
 
 __all__ = ["ImageFolder", "Images", "InputSpec", "batches", "image_at", "read_image", "stack", "to_pil"]
@@ -28,7 +28,12 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _MAX_PIXELS = 89_478_485  # where Pillow starts to suspect a decompression bomb
 
 
-@dataclass(frozen=True)
+Channels = Annotated[
+    tuple[Number, ...], BeforeValidator(lambda values: values.tolist() if hasattr(values, "tolist") else values)
+]
+
+
+@declare(ImageError)
 class InputSpec:
     """Preprocessing of a model's input, applied to images in [0, 1] as the last transform.
 
@@ -53,23 +58,17 @@ class InputSpec:
         (torch.Size([2, 1, 32, 32]), 1.0)
     """
 
-    size: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    crop_fraction: float = 1.0
-    interpolation: str = "bilinear"
+    size: Side = 224
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
+    crop_fraction: Annotated[float, Field(strict=True, gt=0, le=1), FROM_NUMPY] = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
-        object.__setattr__(self, "std", tuple(map(float, self.std)))
-        if self.size < 1:
-            raise ImageError(f"size must be at least 1 pixel, not {self.size}")
+    @model_validator(mode="after")
+    def _check(self) -> InputSpec:
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ImageError(f"mean and std need one number a channel, std above 0; got {self.mean} and {self.std}")
-        if not 0 < self.crop_fraction <= 1:
-            raise ImageError(f"crop_fraction must be above 0 and at most 1, not {self.crop_fraction}")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ImageError(f"interpolation must be bilinear or bicubic, not {self.interpolation!r}")
+            raise ValueError(f"mean and std need one number a channel, std above 0; got {self.mean} and {self.std}")
+        return self
 
     @property
     def channels(self) -> int:

@@ -46,9 +46,12 @@ def test_what_has_no_canonical_form_is_refused(value):
 
 
 def test_the_parts_that_differ_are_named():
-    with pytest.raises(RunError, match=r"rows holds another pass \(its unit, extra differ\); choose another folder"):
+    with pytest.raises(
+        RunError,
+        match=r"rows holds another pass \(unit 2 there, 1 here, extra 3 there, None here\); choose another folder",
+    ):
         check_same(
-            {"unit": 2, "seed": 0, "extra": None},
+            {"unit": 2, "seed": 0, "extra": 3},
             {"unit": 1, "seed": 0},
             "rows holds another pass",
             "choose another folder",

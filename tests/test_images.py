@@ -77,10 +77,18 @@ def test_files_are_resized_and_cropped_as_torchvision_does(tmp_path, interpolati
     assert torch.equal(item, functional.to_tensor(wanted))
 
 
-@pytest.mark.parametrize("change", [{"crop_fraction": 0.0}, {"crop_fraction": 1.5}, {"interpolation": "cubic"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"crop_fraction": 0.0}, {"crop_fraction": 1.5}, {"interpolation": "cubic"}, {"size": "16"}, {"mean": (0.5, None)}],
+)
 def test_preprocessing_out_of_range_is_refused_by_name(change):
-    with pytest.raises(ImageError, match=next(iter(change))):
-        InputSpec(16, **change)
+    with pytest.raises(ImageError, match=f"^{next(iter(change))}"):
+        InputSpec(**change)
+
+
+def test_preprocessing_takes_numbers_of_numpy_and_torch():
+    spec = InputSpec(np.int64(16), torch.tensor([0.5]), np.array([0.25]))
+    assert (type(spec.size), spec.mean, spec.std) == (int, (0.5,), (0.25,))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from typing import Any
 
 from captum_mfv.jobs import steps
 from captum_mfv.jobs.inputs import load_inputs
-from captum_mfv.runs.files import BASELINE
-from captum_mfv.runs.folder import RunFolder
+from captum_mfv.runs.folder import BASELINE, RunFolder
 from captum_mfv.runs.images import TOP_IMAGES
 from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import RunSettings
@@ -33,7 +32,7 @@ class Stage:
     function: Callable[[steps.Work], None] | None  # None: `jobs.evaluate` does the work
     reads: Sequence[str] | None  # settings; None: all
     after: Sequence[str]  # stages whose output the stage reads
-    writes: Sequence[str]  # as `runs.files` describes outputs; removed before the stage is redone
+    writes: Sequence[str]  # as `runs.folder` describes outputs; removed before the stage is redone
 
 
 _MODEL = ("model", "weights_hash", "input_spec", "device")

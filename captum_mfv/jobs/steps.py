@@ -30,8 +30,7 @@ from captum_mfv.jobs.inputs import Inputs
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.render import Rendering, render_facets
-from captum_mfv.runs.files import BASELINE, to_png
-from captum_mfv.runs.folder import NEAREST
+from captum_mfv.runs.folder import BASELINE, NEAREST, to_png
 from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
 from captum_mfv.runs.settings import to_toml
 from captum_mfv.runs.writer import RunWriter

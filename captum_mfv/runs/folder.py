@@ -1,37 +1,50 @@
-"""The folder of one unit's run, as its readers see it."""
+"""The folder of one unit's run, as its readers see it: names of its files, and checked reads of them.
+
+The output of a stage is a relative path, with ``*`` in the file's name; a folder, whose name has no dot; or a section
+of ``metrics.json``: ``metrics.json#run`` is what `jobs.run` measures, ``metrics.json#judge`` what `jobs.evaluate` adds.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import Self
 
 from captum_mfv.errors import RunError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import InputSpec
+from captum_mfv.images import InputSpec, from_pil, open_image, to_pil
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.runs.files import (
-    BASELINE,
-    control_path,
-    image_path,
-    overlay_path,
-    read_png,
-    read_record,
-    read_tensors,
-)
 from captum_mfv.runs.images import MemberImages, why_not_read
 from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics, read_manifest
 from captum_mfv.storage.schema import validate
-from captum_mfv.storage.untrusted import inside, read_json
+from captum_mfv.storage.untrusted import inside, read_json, within
 
-__all__ = ["NEAREST", "RunFolder"]
+__all__ = [
+    "BASELINE",
+    "NEAREST",
+    "RunFolder",
+    "control_path",
+    "find_outputs",
+    "image_path",
+    "overlay_path",
+    "own",
+    "to_png",
+]
+
+BASELINE = "images/plain.png"
+"""The image of the whole unit, synthesized without facets."""
 
 NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
@@ -79,7 +92,7 @@ class RunFolder:
             RunError: if the settings are incomplete.
         """
         try:
-            return InputSpec(**validate(FinishedSettings, self.settings, "settings").input_spec.model_dump())
+            return validate(FinishedSettings, self.settings, "settings").input_spec
         except ValueError as error:
             raise RunError(f"{self.path}: the manifest can't be used: {error}") from error
 
@@ -89,12 +102,12 @@ class RunFolder:
 
     def read_members(self) -> list[dict[str, Any]]:
         """Read the rows of ``facets.json``."""
-        rows: list[dict[str, Any]] = read_record(self.path, "facets.json", list[FacetRow])
+        rows: list[dict[str, Any]] = _read_record(self.path, "facets.json", list[FacetRow])
         return rows
 
     def read_metrics(self) -> dict[str, Any]:
         """Read ``metrics.json``."""
-        metrics: dict[str, Any] = read_record(self.path, "metrics.json", Metrics)
+        metrics: dict[str, Any] = _read_record(self.path, "metrics.json", Metrics)
         return metrics
 
     def member_images(self) -> MemberImages:
@@ -112,7 +125,7 @@ class RunFolder:
 
     def read_images(self, facets: FacetSet, suffix: str = "") -> list[Tensor]:
         """Read the saved images, one per facet; with suffix ``_start``, the start images."""
-        return [read_png(self.path, image_path(facet.index, suffix)) for facet in facets]
+        return [_read_png(self.path, image_path(facet.index, suffix)) for facet in facets]
 
     def read_renderings(self, facets: FacetSet) -> list[Rendering]:
         """Read the renderings, one per facet; images and transparencies are rounded to 255 levels.
@@ -120,7 +133,7 @@ class RunFolder:
         Raises:
             RunError: if they can't be read, or belong to other facets.
         """
-        histories, tensors = self.read_histories(), read_tensors(self.path, "transparency")
+        histories, tensors = self.read_histories(), _read_tensors(self.path, "transparency")
         images, starts = self.read_images(facets), self.read_images(facets, "_start")
         try:
             return [
@@ -140,7 +153,7 @@ class RunFolder:
 
     def read_histories(self) -> dict[str, NDArray[np.float32]]:
         """Read each objective term's value per facet and step, (n_facets, n_steps)."""
-        return read_tensors(self.path, "history.")
+        return _read_tensors(self.path, "history.")
 
     def read_baseline(self) -> Tensor | None:
         """Read the image of the whole unit, synthesized without facets; None in a run that has none."""
@@ -159,7 +172,105 @@ class RunFolder:
 
     def read_control(self, name: str, n_facets: int) -> list[Tensor]:
         """Read a control's images, one per facet."""
-        return [read_png(self.path, control_path(name, f"facet_{k:02d}.png")) for k in range(n_facets)]
+        return [_read_png(self.path, control_path(name, f"facet_{k:02d}.png")) for k in range(n_facets)]
 
     def _read_if_present(self, name: str) -> Tensor | None:
-        return read_png(self.path, name) if (self.path / name).exists() else None
+        return _read_png(self.path, name) if (self.path / name).exists() else None
+
+
+def image_path(index: int, suffix: str = "") -> str:
+    """Return the relative path of a facet's image; with suffix ``_start``, of the image it started from."""
+    return f"images/facet_{index:02d}{suffix}.png"
+
+
+def overlay_path(index: int, member: int | None = None) -> str:
+    """Return the relative path of the overlay of a facet's image, or of its member-th nearest member."""
+    return f"attributions/facet_{index:02d}{'' if member is None else f'_member_{member}'}.png"
+
+
+def control_path(name: str, file: str = "") -> str:
+    """Return the relative path of a control's folder, or of one of its files."""
+    return f"controls/{'-'.join(re.findall('[a-z]+', name))}/{file}"
+
+
+def own(folder: Path, name: str, place: Callable[[Path, str], Path] = inside) -> Path:
+    """Return the path of something in a run's folder; ``place`` is `inside` for files, `within` for folders too.
+
+    Raises:
+        RunError: if a link leads out of the folder, or ``name`` isn't what ``place`` allows.
+    """
+    try:
+        return place(folder, name)
+    except ValueError as error:
+        raise RunError(f"{folder}: {error}") from error
+
+
+def _read_record(folder: Path, name: str, kind: Any) -> Any:
+    """Read a JSON file of the folder, validated against a type; keys that the type lacks are left out.
+
+    Raises:
+        RunError: if the file can't be read or doesn't fit.
+    """
+    try:
+        valid = validate(kind, read_json(inside(folder, name)))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: {name} can't be read: {error}") from error
+    return TypeAdapter(kind).dump_python(valid, exclude_unset=True)
+
+
+def _read_tensors(folder: Path, prefix: str) -> dict[str, NDArray[Any]]:
+    """Read the arrays of ``tensors.safetensors`` whose names begin with a prefix, keyed by the rest of the name.
+
+    Raises:
+        RunError: if the file can't be read or has no such array.
+    """
+    try:
+        with safe_open(inside(folder, "tensors.safetensors"), framework="numpy") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            found = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{folder}: tensors.safetensors can't be read: {error}") from error
+    if not found:
+        raise RunError(f"{folder}: tensors.safetensors holds no {prefix.rstrip('.')}; is the run finished?")
+    return found
+
+
+def _read_png(folder: Path, name: str) -> Tensor:
+    """Read a square PNG file of the folder as (C, H, W) in [0, 1].
+
+    Raises:
+        RunError: if the file can't be read or isn't square.
+    """
+    try:
+        image = open_image(inside(folder, name), ("PNG",), gray=True)
+    except ValueError as error:
+        raise RunError(f"{folder / name} can't be read: {error}") from error
+    if image.width != image.height:
+        raise RunError(f"{folder / name} can't be read: it isn't square")
+    return from_pil(image)
+
+
+def to_png(image: Tensor) -> bytes:
+    """Encode an image (C, H, W) in [0, 1] as PNG."""
+    buffer = BytesIO()
+    to_pil(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def find_outputs(folder: Path, outputs: Iterable[str]) -> list[Path]:
+    """Return the existing files and folders of some outputs; sections of a file are checked and left out.
+
+    Raises:
+        RunError: if a link leads out of the folder. An output folder that is a link is returned itself.
+    """
+    found: list[Path] = []
+    for output in outputs:
+        name, _, section = output.partition("#")
+        parent, _, pattern = name.rpartition("/")
+        place = own(folder, parent or ".", within)
+        if "." not in pattern:
+            found.append(place / pattern)
+            continue
+        paths = [own(folder, path.relative_to(folder).as_posix()) for path in sorted(place.glob(pattern))]
+        found += [] if section else paths
+    return found

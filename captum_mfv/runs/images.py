@@ -17,7 +17,6 @@ from torch import Tensor
 from captum_mfv.activations.top_k import TopImages
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.images import ImageFolder, Images, InputSpec, from_pil, read_image, to_pil
-from captum_mfv.runs.records import Spec
 from captum_mfv.storage.files import tensor_file
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, is_file, is_folder, parse_json
@@ -110,8 +109,7 @@ def read_top_images(folder: Path, unit: Unit, images: Images, spec: InputSpec) -
     try:
         with safe_open(inside(folder, TOP_IMAGES), framework="numpy") as file:
             indices, activations, corners = (file.get_tensor(name) for name in _ARRAYS)
-            spec_data = validate(Spec, parse_json((file.metadata() or {})["input_spec"]), "input_spec")
-        crop = InputSpec(**spec_data.model_dump())
+            crop = validate(InputSpec, parse_json((file.metadata() or {})["input_spec"]), "input_spec")
         _check(indices, activations, corners, len(images), crop.size, spec.size)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, ImageError) as error:
         raise RunError(f"{folder}: {TOP_IMAGES} can't be read: {error}") from error

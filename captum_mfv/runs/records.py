@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from captum_mfv._version import __version__
 from captum_mfv.errors import RunError
+from captum_mfv.images import InputSpec
 from captum_mfv.metrics import Evaluation, ImageScores, Multifacetedness
-from captum_mfv.storage.schema import Fraction, Integer, Number, Record, Seed, Side, validate
+from captum_mfv.storage.schema import Integer, Number, Record, Seed, Side, validate
 from captum_mfv.storage.untrusted import inside, read_json
 
 __all__ = [
@@ -23,9 +24,7 @@ __all__ = [
     "FinishedSettings",
     "Manifest",
     "Metrics",
-    "Spec",
     "check_place",
-    "check_same",
     "new_manifest",
     "read_manifest",
 ]
@@ -38,23 +37,15 @@ _PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "
 _absent: Any = Field(default_factory=lambda: None)  # a key that may be missing, but isn't null where it is present
 
 
-def _check_channels(values: list[float]) -> list[float]:
-    if len(values) not in (1, 3):
-        raise ValueError(f"must have 1 or 3 numbers, one per channel, not {len(values)}")
-    return values
+def _known(values: Any) -> Any:
+    """Leave out keys that `InputSpec` lacks, as a `Record` does."""
+    return {k: v for k, v in values.items() if k in InputSpec.__annotations__} if isinstance(values, dict) else values
 
 
-Channels = Annotated[list[Number], AfterValidator(_check_channels)]
-
-
-class Spec(Record):
-    """`InputSpec`."""
-
-    size: Side
-    mean: Channels
-    std: Channels
-    crop_fraction: Fraction = 1.0
-    interpolation: str = "bilinear"
+def _check_channels(spec: InputSpec) -> InputSpec:
+    if spec.channels not in (1, 3):
+        raise ValueError(f"mean must have 1 or 3 numbers, one per channel, not {spec.channels}")
+    return spec
 
 
 class FinishedSettings(Record):
@@ -66,7 +57,7 @@ class FinishedSettings(Record):
     recipe: str
     command: str
     seed: Seed
-    input_spec: Spec
+    input_spec: Annotated[InputSpec, BeforeValidator(_known), AfterValidator(_check_channels)]
     images_hash: str | None = None
     size: Side | None = None
     dtype: str | None = None
@@ -144,7 +135,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} holds no run that can be read: {error}") from error
     if found != FORMAT:
-        raise RunError(f"{path} has format {_short(found)}, and this version reads format {FORMAT}")
+        raise RunError(f"{path} has format {str(found)[:40]}, and this version reads format {FORMAT}")
     return manifest
 
 
@@ -176,21 +167,3 @@ def check_place(path: Path) -> bool:
     if path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir()):
         raise RunError(f"{path} isn't empty and holds no run; choose another folder for the run")
     return False
-
-
-def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings than it was started with, ``command`` apart.
-
-    Raises:
-        RunError: naming the first three settings that differ.
-    """
-    other = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "command"]
-    if other:
-        changes = ", ".join(f"{n} {_short(old.get(n))} there, {_short(new.get(n))} here" for n in other[:3])
-        what_would_do = "choose another folder, or --update to redo what that changes"
-        raise RunError(f"{path} holds another run ({changes}); {what_would_do}")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"

@@ -18,17 +18,10 @@ from typing_extensions import Self
 
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.runs.files import (
-    control_path,
-    find_outputs,
-    image_path,
-    overlay_path,
-    own,
-    to_png,
-)
-from captum_mfv.runs.folder import RunFolder
-from captum_mfv.runs.records import check_place, check_same, new_manifest
+from captum_mfv.runs.folder import RunFolder, control_path, find_outputs, image_path, overlay_path, own, to_png
+from captum_mfv.runs.records import check_place, new_manifest
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
+from captum_mfv.storage.identity import check_same
 from captum_mfv.storage.untrusted import inside, read_json, within
 
 __all__ = ["RunWriter"]
@@ -57,7 +50,7 @@ class RunWriter(RunFolder):
             path: the folder; new, empty, or of the same run.
             settings: everything that the result depends on, JSON values by name.
             keys: the fingerprint of each stage's input, in the stages' order.
-            outputs: the files of each stage, as `runs.files` describes them.
+            outputs: the files of each stage, as `runs.folder` describes them.
             update: resume a run with other settings too: redo the stages whose key changed, after removing their
                 files.
 
@@ -71,7 +64,10 @@ class RunWriter(RunFolder):
         folder = cls.read(path)
         if update:
             folder._update(settings, keys, outputs)
-        check_same(path, folder.settings, settings)
+        old, new = ({**one, "command": None} for one in (folder.settings, settings))
+        check_same(
+            old, new, f"{path} holds another run", "choose another folder, or --update to redo what that changes"
+        )
         for place, _, _ in os.walk(path):
             sweep(Path(place))
         if folder.finished:

@@ -61,11 +61,16 @@ def _plain(value: Any) -> Any:
 
 
 def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, remedy: str) -> None:
-    """Raise RunError if canonical parts differ: ``what``, the names of these parts, ``remedy``."""
-    missing = object()
-    other = [name for name in {**wanted, **stored} if stored.get(name, missing) != wanted.get(name, missing)]
+    """Raise RunError if canonical parts differ: ``what``, the first three of these parts, ``remedy``."""
+    other = [name for name in {**wanted, **stored} if stored.get(name) != wanted.get(name)]
     if other:
-        raise RunError(f"{what} (its {', '.join(other)} differ); {remedy}")
+        changes = [f"{name} {_short(stored.get(name))} there, {_short(wanted.get(name))} here" for name in other[:3]]
+        raise RunError(f"{what} ({', '.join(changes)}); {remedy}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
 
 
 def content_fingerprint(*arrays: Tensor | NDArray[Any]) -> str:
