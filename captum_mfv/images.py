@@ -193,10 +193,7 @@ def read_image(path: Path, spec: InputSpec) -> Tensor:
     if min(image.size) != spec.short_side:
         scale = spec.short_side / min(image.size)
         width, height = (max(spec.short_side, round(side * scale)) for side in image.size)
-        try:
-            _check_pixels(width, height)  # resizing the short side of a very narrow image makes the other side huge
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from error
+        _check_pixels(width, height, f"{path}: ")  # of a very narrow image, the other side becomes huge
         image = image.resize((width, height), Image.Resampling[spec.interpolation.upper()])
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return from_pil(image.crop((left, top, left + size, top + size)))
@@ -220,9 +217,9 @@ def open_image(path: Path, formats: tuple[str, ...] = _FORMATS, *, gray: bool = 
         raise ImageError(f"{path}: {reason}") from error
 
 
-def _check_pixels(width: int, height: int) -> None:
+def _check_pixels(width: int, height: int, where: str = "") -> None:
     if width * height > _MAX_PIXELS:
-        raise ImageError(f"{width} x {height} pixels are more than {_MAX_PIXELS}")
+        raise ImageError(f"{where}{width} x {height} pixels are more than {_MAX_PIXELS}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

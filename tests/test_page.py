@@ -13,7 +13,6 @@ from PIL import Image
 
 from captum_mfv import Unit, models, report
 from captum_mfv.attr import explained
-from captum_mfv.display.text import visible
 from captum_mfv.errors import RunError
 from captum_mfv.images import to_pil
 from captum_mfv.jobs import RunSettings, run
@@ -24,6 +23,7 @@ from captum_mfv.report.compare import matched
 from captum_mfv.report.templates import data_url, environment, small_url
 from captum_mfv.runs.folder import RunFolder
 from captum_mfv.runs.writer import RunWriter
+from captum_mfv.storage.untrusted import visible
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -11,8 +11,8 @@ from captum_mfv._version import __version__
 from captum_mfv.cli.commands import compare, demo, evaluate, report, run
 from captum_mfv.cli.console import plain_warnings
 from captum_mfv.cli.lists import list_
-from captum_mfv.display.text import visible
 from captum_mfv.errors import MFVError
+from captum_mfv.storage.untrusted import visible
 
 __all__ = ["app", "main"]
 

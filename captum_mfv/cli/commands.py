@@ -14,7 +14,7 @@ import click
 from captum_mfv.cli.console import console
 from captum_mfv.cli.options import RunCommand
 from captum_mfv.display.progress import waiting
-from captum_mfv.display.text import visible
+from captum_mfv.storage.untrusted import visible
 
 __all__ = ["compare", "demo", "evaluate", "report", "run"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from captum_mfv.display.text import visible
 from captum_mfv.errors import MFVWarning
+from captum_mfv.storage.untrusted import visible
 
 __all__ = ["console", "plain_warnings"]
 

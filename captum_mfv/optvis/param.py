@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_mfv.errors import ImageError
+from captum_mfv.images import check_range
 
 __all__ = [
     "ParamF",
@@ -174,8 +175,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
         raise TypeError(f"{name} must be a tensor, not {type(images).__name__}")
     if images.ndim != 4:
         raise ImageError(f"{name} must be (B, C, H, W), not {tuple(images.shape)}")
-    if not (images.min() >= -1e-4 and images.max() <= 1 + 1e-4):
-        raise ImageError(f"{name} must lie in [0, 1], not [{images.min():.3g}, {images.max():.3g}]")
+    check_range(images, name)
 
 
 def _spectrum(images: Tensor, mix: Tensor, margin: float) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor
 from captum_mfv._version import __version__
 from captum_mfv.display import notebook
 from captum_mfv.display.palette import COLORS, NOISE, SHAPES, Polygon, facet_marker
-from captum_mfv.display.text import visible
 from captum_mfv.errors import RunError
 from captum_mfv.report.charts import sparkline
 from captum_mfv.storage.files import write_whole
+from captum_mfv.storage.untrusted import visible
 
 __all__ = [
     "CONTROLS",

@@ -1,33 +1,22 @@
-"""Read files that anyone may have written: regular files within a folder, JSON of bounded size, depth and numbers."""
+"""What anyone may have written: files within a folder, JSON of bounded size, depth and numbers, and text to show."""
 
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["inside", "is_file", "is_folder", "parse_json", "read_json", "read_text", "within"]
+__all__ = ["inside", "is_file", "is_folder", "parse_json", "read_json", "read_text", "visible", "within"]
 
 _MOST_BYTES = 2**29
 _DEEPEST = 50
 _LARGEST = 1e100  # keeps sums of squares finite
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a regular file; names that no system takes are none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder; names that no system takes are none."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+is_file, is_folder = os.path.isfile, os.path.isdir
+"""Whether there is a regular file, or a folder; False for names that no system takes."""
 
 
 def read_text(path: Path) -> str:
@@ -99,3 +88,14 @@ def within(folder: Path, name: str) -> Path:
     if leads_out:
         raise ValueError(f"{name} leads out of the folder")
     return path
+
+
+def visible(value: object) -> str:
+    """Return text in which symbols replace control characters, and ``?`` replaces characters outside of Unicode.
+
+    >>> visible("a\\x1b[31mb")
+    'a␛[31mb'
+    """
+    shown = "".join(chr(0x2400 + ord(c)) if ord(c) < 0x20 else "\u2421" if c == "\x7f" else c for c in str(value))
+    shown = "".join("\ufffd" if 0x80 <= ord(c) < 0xA0 else c for c in shown)
+    return shown.encode("utf-8", "replace").decode()
