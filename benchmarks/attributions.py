@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How well facets are attributed: python benchmarks/attributions.py IMAGES --model NAME --weights FILE --unit LAYER:N
+"""Compare attributions of facets: python benchmarks/attributions.py IMAGES --model NAME --weights FILE --unit LAYER:N
 
-Prints three tables. The mosaic: two images of different facets stand side by side, and of each facet's map the share
-of positive mass on its own side is measured, for methods and outputs, beside the unit's own map, which is blind to
-facets. The cost: integrated gradients of all facets together against one facet's. TCAV, with --random a folder of
-images of all kinds: the class against its own facets and those of --other, another unit, found in its strongest
-images of that folder.
+Prints three tables. Mosaic: images of two facets are shown side by side; the table has the share of each facet map's
+positive attributions that are on the facet's side, for each method and output, and for attributions of the unit, which
+do not depend on the facet. Cost: seconds of integrated gradients for all facets together and for one facet. TCAV:
+scores of the class for its facets and for the facets of another unit, --other, found in the unit's top images of the
+folder --random, which has images of all kinds.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def patches(x: Tensor, side: int = 45) -> Tensor:
-    """A mask of square patches, (1, 1, H, W)."""
+    """Return a mask of square patches, (1, 1, H, W)."""
     height, width = x.shape[-2:]
     down, right = torch.arange(height)[:, None] // side, torch.arange(width) // side
     return (down * (width // side + 1) + right)[None, None]
 
 
 def explainers(model: FacetModel, contrast: bool) -> Iterator[tuple[str, Explain]]:
-    """Methods that can explain this output, by name."""
+    """Yield the methods that support the output, by name."""
     for name, (method, options) in METHODS.items():
         if name == "DeepLift" and model.output == "gated":
             continue
@@ -64,22 +64,22 @@ def explainers(model: FacetModel, contrast: bool) -> Iterator[tuple[str, Explain
         yield name, lambda x, k, deep=deep: deep.attribute(x, target=k)
 
 
-def blind(model: nn.Module, unit: Unit) -> Iterator[tuple[str, Explain]]:
-    """The same methods on the unit itself."""
+def unit_explainers(model: nn.Module, unit: Unit) -> Iterator[tuple[str, Explain]]:
+    """Yield the methods that explain the unit without facets, by name."""
     forward = unit_forward(model, unit)
     for name, (method, options) in METHODS.items():
-        if name not in ("DeepLift", "GuidedBackprop"):  # they need a module
+        if name not in ("DeepLift", "GuidedBackprop"):  # these need a module
             made = method(forward)
             yield name, lambda x, k, made=made, options=options: made.attribute(x, **filled(options, x))
 
 
 def filled(options: dict[str, Any], x: Tensor) -> dict[str, Any]:
-    """Options with a mask that fits the input."""
+    """Return the options with a mask of the input's size."""
     return {name: patches(x) if name == "feature_mask" else value for name, value in options.items()}
 
 
 def mosaics(facets: FacetSet, images: Images, spec: InputSpec, n_pairs: int) -> list[tuple[int, int, Tensor]]:
-    """Pairs of facets and the images nearest to their centers, side by side, as the model's input."""
+    """Return pairs of facets, with the images nearest to their centers side by side as one input of the model."""
     pairs = list(combinations(range(len(facets)), 2))
     chosen = np.random.default_rng(0).permutation(len(pairs))[:n_pairs]
     nearest = [spec(images[int(facet.members[0])][None]) for facet in facets]
@@ -87,7 +87,7 @@ def mosaics(facets: FacetSet, images: Images, spec: InputSpec, n_pairs: int) -> 
 
 
 def share(explain: Explain, scenes: list[tuple[int, int, Tensor]]) -> float:
-    """Mean share of a facet's positive mass on its own side."""
+    """Return the mean share of positive attributions on the facet's side."""
     shares = []
     for left, right, scene in scenes:
         for facet, side in ((left, 0), (right, 1)):
@@ -99,7 +99,7 @@ def share(explain: Explain, scenes: list[tuple[int, int, Tensor]]) -> float:
 
 
 def print_mosaics(model: nn.Module, facets: FacetSet, images: Images, spec: InputSpec, n_pairs: int) -> None:
-    """The share of each method, by output."""
+    """Print the share of each method for each output."""
     scenes = mosaics(facets, images, spec, n_pairs)
     table = {
         name: {
@@ -108,8 +108,8 @@ def print_mosaics(model: nn.Module, facets: FacetSet, images: Images, spec: Inpu
         }
         for name, (output, contrast) in OUTPUTS.items()
     }
-    table["the unit's own"] = {method: share(explain, scenes) for method, explain in blind(model, facets.unit)}
-    print("positive mass on the facet's own side of a mosaic of two (chance .50)")
+    table["unit"] = {method: share(explain, scenes) for method, explain in unit_explainers(model, facets.unit)}
+    print("share of positive attributions on the facet's side of a mosaic of two images (chance .50)")
     print(f"{'':26}" + "".join(f"{name:>18}" for name in table))
     for method in table["logits"]:
         print(
@@ -119,25 +119,25 @@ def print_mosaics(model: nn.Module, facets: FacetSet, images: Images, spec: Inpu
 
 
 def print_cost(model: nn.Module, facets: FacetSet, images: Images, spec: InputSpec) -> None:
-    """Seconds of integrated gradients: all facets, one through us, one through Captum; the quicker of two goes."""
+    """Print seconds of integrated gradients for all facets and for one, and of Captum for one; minimum of two runs."""
     x = spec(images[0][None])
     explained = FacetModel(model, facets)
     ours, captums = FacetAttribution(ca.IntegratedGradients, explained), ca.IntegratedGradients(explained)
-    goes = {
+    calls = {
         "Captum, one facet": lambda: captums.attribute(x, target=0),
         "one facet": lambda: ours.attribute(x, target=0),
         f"all {len(facets)} facets together": lambda: ours.attribute(x),
     }
-    times = {name: min(seconds(go) for _ in range(2)) for name, go in goes.items()}
-    print("\nintegrated gradients of an image, 50 steps")
+    times = {name: min(seconds(call) for _ in range(2)) for name, call in calls.items()}
+    print("\nintegrated gradients of one image, 50 steps")
     for name, time_ in times.items():
         print(f"{name:26}{time_:8.2f} s{time_ / times['Captum, one facet']:8.2f} x")
 
 
-def seconds(go: Callable[[], object]) -> float:
-    """How long a call takes."""
+def seconds(call: Callable[[], object]) -> float:
+    """Return the duration of a call."""
     began = time.perf_counter()
-    go()
+    call()
     return time.perf_counter() - began
 
 
@@ -151,7 +151,7 @@ def print_tcav(
     layer: str,
     n_images: int = 30,
 ) -> None:
-    """The class against its own facets and another unit's."""
+    """Print TCAV scores of the class for its facets and for the facets of another unit."""
     everything = ImageFolder(folder, spec)
     top = top_images(model, Unit.parse(other), everything, 3 * n_images, input_spec=spec)
     others = find_facets(model, top.unit, top, n_facets=3, input_spec=spec)
@@ -170,14 +170,14 @@ def print_tcav(
 
 
 def main() -> None:
-    """Find the facets, print the tables."""
+    """Find the facets and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images")
     for name in ("model", "weights", "unit"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--random", help="folder of images of all kinds")
     parser.add_argument("--other", help="another unit, as LAYER:N")
-    parser.add_argument("--layer", help="where TCAV looks; by default the code's layer")
+    parser.add_argument("--layer", help="layer for TCAV; by default the code's layer")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--only", choices=("mosaic", "cost", "tcav"))
     args = parser.parse_args()

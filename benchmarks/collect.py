@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""What collecting costs: python benchmarks/collect.py [--images 1000] [--folder FOLDER]
+"""Measure the cost of collecting codes: python benchmarks/collect.py [--images 1000] [--folder FOLDER]
 
-Prints, as ratios in one run: the throughput of collecting codes against the bare model's forward pass at the same
-batch, images in memory and, given a folder, decoded on the way; peak memory of collecting 1 and 8 times as many
-images, each in a process of its own; and the time from 10,000 codes of 512 dimensions to facets.
+Prints the throughput of `collect` as a share of the bare model's forward pass with the same batch size, for images in
+memory and, with --folder, for images that are decoded; peak memory for 1 and 8 times as many images, each measured in
+a separate process; and the time to find facets in 10,000 codes of 512 dimensions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SPEC = InputSpec(224)
 
 
 class Noise:
-    """As many images as asked for, each made when it is asked for."""
+    """A dataset of random images, each generated when it is read."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -50,12 +50,12 @@ class Noise:
 
 
 def network() -> nn.Module:
-    """SqueezeNet 1.0; speed doesn't depend on its weights."""
+    """Return SqueezeNet 1.0 with random weights; speed does not depend on weights."""
     return torchvision.models.squeezenet1_0(weights=None).eval()
 
 
 def seconds(works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Of the quickest of three goes at each, in turns, since machines drift."""
+    """Return the minimum of three runs of each; runs alternate, because a machine's speed drifts."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(3):
         for name, work in works.items():
@@ -66,22 +66,22 @@ def seconds(works: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def bare(model: nn.Module, images: Tensor, memory_format: torch.memory_format) -> None:
-    """The forward pass alone, of images normalised beforehand."""
+    """Run the forward pass alone, on images that are normalized already."""
     with torch.no_grad():
         for batch in images.split(BATCH):
             model(batch.contiguous(memory_format=memory_format))
 
 
 def speed(n_images: int, folder: str | None) -> None:
-    """Throughput of collecting, as a share of the bare forward pass's."""
+    """Print the throughput of `collect` as a share of the bare forward pass."""
     model, images = network(), torch.rand(n_images, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    normalised = SPEC(images)
+    normalized = SPEC(images)
     sources: dict[str, Images] = {"images in memory": images}
     if folder is not None:
         sources["images decoded"] = ImageFolder(folder, SPEC)
     forward = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
     works: dict[str, Callable[[], object]] = {
-        **{name: partial(bare, model, normalised, kind) for name, kind in forward.items()},
+        **{name: partial(bare, model, normalized, kind) for name, kind in forward.items()},
         **{
             name: partial(collect, model, UNIT, source, input_spec=SPEC, batch_size=BATCH)
             for name, source in sources.items()
@@ -95,7 +95,7 @@ def speed(n_images: int, folder: str | None) -> None:
 
 
 def peak(n_images: int, stored: bool) -> float:
-    """Peak memory in MiB of a process that collects so many images."""
+    """Return the peak memory in MiB of a process that collects the codes of n_images images."""
     code = f"import collect as c; c.collect_in({n_images}, {stored})"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True, text=True
@@ -104,7 +104,7 @@ def peak(n_images: int, stored: bool) -> float:
 
 
 def collect_in(n_images: int, stored: bool) -> None:
-    """Collect, and print this process's peak memory in KiB, as Linux tells it."""
+    """Collect codes and print this process's peak memory in KiB, from /proc."""
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         store = f"{folder}/rows" if stored else None
@@ -113,7 +113,7 @@ def collect_in(n_images: int, stored: bool) -> None:
 
 
 def memory(n_images: int) -> None:
-    """Peak memory, 1 against 8 times as many images."""
+    """Print peak memory for 1 and 8 times as many images."""
     for stored in (False, True):
         one, eight = peak(n_images, stored), peak(8 * n_images, stored)
         where = "in files" if stored else "in memory"
@@ -122,7 +122,7 @@ def memory(n_images: int) -> None:
 
 
 def facets() -> None:
-    """10,000 codes of 512 dimensions to facets, with default settings and with auto."""
+    """Print the time to find facets in 10,000 codes of 512 dimensions, with the default settings and with auto."""
     codes, _ = planted_codes(10, 10_000, 512)
     codes = codes.astype(np.float32)
     for name, finder in (("default", FacetFinder(random_state=0)), ("auto", FacetFinder("auto", random_state=0))):
@@ -132,7 +132,7 @@ def facets() -> None:
 
 
 def main() -> None:
-    """Measure, print."""
+    """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--folder")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
-"""Runs' images in one picture: python benchmarks/contact_sheet.py PICTURE RUN [RUN …] [--columns 5] [--starts].
+"""Draw the images of runs on one sheet: python benchmarks/contact_sheet.py PICTURE RUN [RUN …] [--columns 5] [--starts]
 
-Several runs stand side by side. A run is a folder with images/facet_NN.png, as `captum-mfv run` and
-benchmarks/quality.py leave them.
+A run is a folder with images/facet_NN.png, as `captum-mfv run` and benchmarks/quality.py write it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from PIL import Image
 
 
 def sheet(pictures: list[Image.Image], columns: int, gap: int = 3) -> Image.Image:
-    """Pictures of one size row by row, a gap between them."""
+    """Return a grid of pictures of one size, row by row."""
     width, height = (side + gap for side in pictures[0].size)
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
@@ -24,7 +23,7 @@ def sheet(pictures: list[Image.Image], columns: int, gap: int = 3) -> Image.Imag
 
 
 def side_by_side(sheets: list[Image.Image], gap: int = 28) -> Image.Image:
-    """Sheets in a row."""
+    """Return sheets in one row."""
     page = Image.new("RGB", (sum(one.width + gap for one in sheets) - gap, max(one.height for one in sheets)), "white")
     left = 0
     for one in sheets:
@@ -34,13 +33,13 @@ def side_by_side(sheets: list[Image.Image], gap: int = 28) -> Image.Image:
 
 
 def main() -> None:
-    """Read the runs, write the picture."""
+    """Read the runs and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--columns", type=int, default=5)
-    parser.add_argument("--side", type=int, default=128, help="of each image, in pixels")
-    parser.add_argument("--starts", action="store_true", help="the start images instead")
+    parser.add_argument("--side", type=int, default=128, help="side of each image in pixels")
+    parser.add_argument("--starts", action="store_true", help="draw the start images")
     args = parser.parse_args()
     names = "facet_??_start.png" if args.starts else "facet_??.png"
     sheets = []

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""What many renders leave behind in one process: python benchmarks/endurance.py [--renders 200] [--model squeezenet1_0]
+"""Measure leaks over many renders: python benchmarks/endurance.py [--renders 200] [--model squeezenet1_0]
 
-Renders two facets again and again. Before and after each render another process, which renders nothing, takes a few
-steps of the bare model: a machine that gets slower or faster for a while does so for both, and a process that ages
-doesn't. Prints the medians of the first and of the last fifty renders, after ten that warm up: seconds, seconds over
-those of the bare model, and memory; and how many hooks, threads, open files and tensors there are more at the end.
+Renders two facets repeatedly. Before and after each render, another process runs a few steps of the bare model: a
+change of the machine's speed affects both processes, a slowdown of the rendering process only one. Prints medians of
+the first and the last fifty renders, after ten warm-up renders: seconds, seconds divided by those of the bare model,
+and memory; and the increase in hooks, threads, open files and tensors.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _WARM, _COMPARED = 10, 50
 
 
 def resident() -> float:
-    """Memory of this process in MiB, as Linux tells it."""
+    """Return the memory of this process in MiB, from /proc."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return float(found.group(1)) / 1024 if found else float("nan")
 
 
 def held(model: nn.Module) -> Counter[str]:
-    """What a call could leave behind."""
+    """Count hooks, threads, open files and tensors."""
     gc.collect()
     names = [name for name in vars(nn.Module()) if name.endswith("hooks")]
     return Counter(
@@ -54,7 +54,7 @@ def held(model: nn.Module) -> Counter[str]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the duration of one call in seconds."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -62,13 +62,13 @@ def timed(work: Callable[[], object]) -> float:
 
 @cache
 def network(name: str) -> nn.Module:
-    """The model, with random weights."""
+    """Return the model with random weights."""
     torch.set_num_threads(2)
     return torchvision.models.get_model(name, weights=None).eval()
 
 
 def bare(name: str, size: int) -> float:
-    """Seconds of some steps of the bare model; what the other process does."""
+    """Return the seconds of three steps of the bare model, run in the other process."""
     images = torch.zeros(2, 3, size, size, requires_grad=True)
 
     def steps() -> None:
@@ -79,7 +79,7 @@ def bare(name: str, size: int) -> float:
 
 
 def main() -> None:
-    """Render, print."""
+    """Render repeatedly and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--renders", type=int, default=200)
     parser.add_argument("--model", default="squeezenet1_0")
@@ -109,12 +109,12 @@ def main() -> None:
             memory.append(resident())
         after = held(model)
     relative = [own / bare for own, bare in zip(seconds, others, strict=True)]
-    rows = (("seconds", seconds, "s"), ("over the bare model's", relative, "x"), ("memory", memory, "MiB"))
+    rows = (("seconds", seconds, "s"), ("relative to the bare model", relative, "x"), ("memory", memory, "MiB"))
     for name, every, unit in rows:
         values = every[_WARM:]
         begin, end = median(values[:_COMPARED]), median(values[-_COMPARED:])
         print(f"{name}: first {_COMPARED} {begin:.3f} {unit}, last {_COMPARED} {end:.3f} {unit}, {end / begin:.3f} x")
-    print("more than before:", ", ".join(f"{name} {after[name] - before[name]}" for name in after))
+    print("increase:", ", ".join(f"{name} {after[name] - before[name]}" for name in after))
 
 
 if __name__ == "__main__":

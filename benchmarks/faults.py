@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""What becomes of a run that is stopped anywhere: python benchmarks/faults.py [--points N] [--json FILE]
+"""Interrupt a run at every point and resume it: python benchmarks/faults.py [--points N] [--json FILE]
 
-A small run is done once undisturbed. Then it is stopped at each of N points, evenly spread over all of its points:
-before and after every write that reaches the disk, at every rename and at the beginning and end of every stage; by
-kill -9, by a full disk, and by Ctrl-C. After each stop every file in the folder must be whole; then the same command
-goes on, and the folder must be the undisturbed run's, byte for byte (of the manifest all but the seconds that stages
-took). Prints a table. Needs a system with fork.
+A small run is completed once. Then the run is interrupted at N evenly spaced points: before and after each fsync and
+rename, and at the start and end of each stage; by kill -9, by a full disk, and by Ctrl-C. After each interruption,
+every file in the folder must be complete; then the same command resumes the run, and the folder must be byte-identical
+to that of the completed run, except for the manifest's timings. Prints a table. Needs a system with fork.
 """
 
 from __future__ import annotations
@@ -49,27 +48,27 @@ def make():
 
 
 def prepare(folder: Path, crops: bool = True) -> jobs.RunSettings:
-    """A model file, images, and the job: on crops of a hidden unit's peaks, which has one stage more, or on images."""
+    """Write a model file and images, and return the settings: on crops of a hidden unit's peaks, or on images."""
     (folder / "images").mkdir()
     for i, image in enumerate(digits()[0][:48]):
         Image.fromarray((image[0] * 255).byte().numpy()).save(folder / "images" / f"{i:02}.png")
     (folder / "net.py").write_text(_MODEL)
-    # images enough for two batches of the collection
+    # enough images for two batches of the collection
     return jobs.RunSettings("net.py:make", "2:3", "images", top_k=36 if crops else None, facets=3, steps=8)
 
 
 def kill() -> None:
-    """As kill -9, the kernel's killer when memory is out, or a power cut does."""
+    """End the process at once, as kill -9, the kernel's out-of-memory killer or a power cut does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fill_disk() -> None:
-    """As a write does where the disk is full."""
+    """Raise the error of a write to a full disk."""
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def interrupt() -> None:
-    """As Ctrl-C does."""
+    """Raise the error of Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -77,7 +76,7 @@ FAULTS: dict[str, Callable[[], None]] = {"kill -9": kill, "full disk": fill_disk
 
 
 class Points:
-    """Counts the points that a run passes; at one of them the fault happens."""
+    """Counts the points that a run passes, and calls the fault at one of them."""
 
     def __init__(self, at: int | None = None, fault: Callable[[], None] = kill) -> None:
         self.n = 0
@@ -85,13 +84,13 @@ class Points:
         self._fault = fault
 
     def passed(self) -> None:
-        """A point."""
+        """Count a point."""
         self.n += 1
         if self.n == self._at:
             self._fault()
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """A function with a point before it and one after it."""
+        """Return the function with a point before and after each call."""
 
         def wrapped(*args: Any, **options: Any) -> Any:
             self.passed()
@@ -102,7 +101,7 @@ class Points:
         return wrapped
 
     def stage(self, stage: Callable[..., Any]) -> Callable[..., Any]:
-        """`RunWriter.stage` with a point when it begins and one when it has ended."""
+        """Return `RunWriter.stage` with a point at the start and end of the stage."""
 
         @contextmanager
         def wrapped(folder: RunWriter, name: str) -> Iterator[None]:
@@ -114,8 +113,8 @@ class Points:
         return wrapped
 
 
-def attempt(job: jobs.RunSettings, points: Points, told: Path) -> None:
-    """The run, in a process of its own that has changed what it passes on its way; its end is told in a file."""
+def attempt(job: jobs.RunSettings, points: Points, report: Path) -> None:
+    """Run the job in a separate process with patched functions; the process writes its number of points to a file."""
     if (child := os.fork()) == 0:
         code = 1
         try:
@@ -130,25 +129,25 @@ def attempt(job: jobs.RunSettings, points: Points, told: Path) -> None:
             code = 0
         except (OSError, KeyboardInterrupt):
             code = 2
-        except BaseException as error:  # whatever it is, the parent must hear of it
+        except BaseException as error:  # any error must reach the parent
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         finally:
-            told.write_text(json.dumps({"passed": points.n, "modules": list(sys.modules)}))
+            report.write_text(json.dumps({"passed": points.n, "modules": list(sys.modules)}))
             os._exit(code)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1:
-        raise RuntimeError("the run failed by itself")
+        raise RuntimeError("the run failed without a fault")
 
 
 def broken(folder: Path) -> list[str]:
-    """Files of a folder that can't be read whole; those of writes under way are hidden ones."""
+    """Return the folder's incomplete files, except hidden ones, which are temporary files of writes."""
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         try:
             if not hidden:
                 _READ.get(path.suffix, Path.read_bytes)(path)
-        except Exception as error:  # any means that it isn't whole
+        except Exception as error:  # any error: the file is incomplete
             found.append(f"{path.relative_to(folder)}: {error}")
     return found
 
@@ -172,7 +171,7 @@ _READ: dict[str, Callable[[Path], object]] = {
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Every file's bytes by its path; of the manifest all but the seconds. A leftover of a stopped write counts."""
+    """Return each file's bytes by path, temporary files included; the manifest's timings without their seconds."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -184,7 +183,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def stop_everywhere(n_points: int | None, faults: list[str], crops: bool) -> dict[str, Any]:
-    """Counts for each fault, in a temporary folder."""
+    """Return the counts of each fault, from runs in a temporary folder."""
     with tempfile.TemporaryDirectory() as place:
         before = Path.cwd()
         os.chdir(place)
@@ -195,12 +194,12 @@ def stop_everywhere(n_points: int | None, faults: list[str], crops: bool) -> dic
 
 
 def _stop_everywhere(job: jobs.RunSettings, n_points: int | None, faults: list[str]) -> dict[str, Any]:
-    run, told = Path("run"), Path("told.json")
-    attempt(job, Points(), told)
-    first, wanted = json.loads(told.read_text()), content(run)
+    run, report = Path("run"), Path("report.json")
+    attempt(job, Points(), report)
+    first, wanted = json.loads(report.read_text()), content(run)
     total = first["passed"]
     shutil.rmtree(run)
-    for name in first["modules"]:  # once, not in every process that is started from this one
+    for name in first["modules"]:  # once, rather than in each forked process
         with suppress(Exception):
             importlib.import_module(name)
     chosen = np.unique(np.linspace(1, total, n_points or total).round().astype(int)).tolist()
@@ -208,11 +207,11 @@ def _stop_everywhere(job: jobs.RunSettings, n_points: int | None, faults: list[s
     for fault in faults:
         counts = {"stopped": 0, "half-written": 0, "different": 0}
         for at in chosen:
-            told.unlink(missing_ok=True)
-            attempt(job, Points(at, FAULTS[fault]), told)
-            counts["stopped"] += not told.exists() or json.loads(told.read_text())["passed"] < total
+            report.unlink(missing_ok=True)
+            attempt(job, Points(at, FAULTS[fault]), report)
+            counts["stopped"] += not report.exists() or json.loads(report.read_text())["passed"] < total
             counts["half-written"] += bool(broken(run)) if run.exists() else 0
-            attempt(job, Points(), told)
+            attempt(job, Points(), report)
             there = content(run)
             if there != wanted:
                 names = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
@@ -224,17 +223,17 @@ def _stop_everywhere(job: jobs.RunSettings, n_points: int | None, faults: list[s
 
 
 def main() -> None:
-    """Stop, go on, print."""
+    """Interrupt, resume and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", type=int, help="how many of the points; by default every one")
-    parser.add_argument("--whole", action="store_true", help="a run on whole images, not on crops of peaks")
+    parser.add_argument("--points", type=int, help="number of points; by default all points")
+    parser.add_argument("--whole", action="store_true", help="run on whole images instead of crops")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--json", type=Path, help="write the counts there too")
+    parser.add_argument("--json", type=Path, help="also write the counts to this file")
     args = parser.parse_args()
     began = time.perf_counter()
     found = stop_everywhere(args.points, args.faults, not args.whole)
     print(f"{found['points in the run']} points in the run; {time.perf_counter() - began:.0f} s\n")
-    print("| fault | runs stopped | files half-written | runs that went on to other bytes |\n|---|---|---|---|")
+    print("| fault | interrupted | runs with incomplete files | resumed runs that differ |\n|---|---|---|---|")
     for fault in args.faults:
         counts = found[fault]
         print(f"| {fault} | {counts['stopped']} | {counts['half-written']} | {counts['different']} |")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Facets against known ones: python benchmarks/find_facets.py MODEL WEIGHTS LAYER:INDEX IMAGES LABELS.json [--seeds 5]
+"""Compare with known facets: python benchmarks/find_facets.py MODEL WEIGHTS LAYER:INDEX IMAGES LABELS.json [--seeds 5]
 
-LABELS.json maps each image's path in the folder to its known group. Prints, for ways of telling images apart and of
-clustering them, the adjusted Rand index and the normalised mutual information over seeds, and the time of a seed.
+LABELS.json maps each image's path in the folder to its known group. Prints, for each code and clustering method, the
+adjusted Rand index and the normalized mutual information over seeds, and the seconds per seed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from captum_mfv.attr import pure_code
 from captum_mfv.facets import cluster
 
 
-def ways(k: int, seed: int) -> dict[str, FacetFinder]:
-    """Finders by name; all but the last two are told k."""
+def finders(k: int, seed: int) -> dict[str, FacetFinder]:
+    """Return finders by name; all but the last two use the known number of facets, k."""
     return {
         "PCA, t-SNE, k-means (the paper's)": FacetFinder(k, random_state=seed),
         "PCA, k-means": FacetFinder(k, embedding=None, random_state=seed),
@@ -36,24 +36,24 @@ def ways(k: int, seed: int) -> dict[str, FacetFinder]:
 
 
 def table(name: str, collection: Collection, known: list[int], seeds: int) -> None:
-    """One row for each way."""
+    """Print one row for each finder."""
     k = len(set(known))
-    for way in ways(k, 0):
+    for finder in finders(k, 0):
         began = time.perf_counter()
-        found = [cluster(collection, ways(k, seed)[way]).labels for seed in range(seeds)]
+        found = [cluster(collection, finders(k, seed)[finder]).labels for seed in range(seeds)]
         spent = (time.perf_counter() - began) / seeds
         rand = [adjusted_rand_score(known, labels) for labels in found]
         mutual = [normalized_mutual_info_score(known, labels) for labels in found]
         numbers = sorted({int(labels.max()) + 1 for labels in found})
         print(
-            f"{name:12} {way:34} {np.mean(rand):5.3f} ± {np.std(rand):.3f}  {np.mean(mutual):5.3f}"
+            f"{name:12} {finder:34} {np.mean(rand):5.3f} ± {np.std(rand):.3f}  {np.mean(mutual):5.3f}"
             f"  {'/'.join(map(str, numbers)):>8} facets  {spent:5.1f} s",
             flush=True,
         )
 
 
 def main() -> None:
-    """Collect once, cluster every way, print."""
+    """Collect codes once and print a row for each code and finder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("model", "weights", "unit", "images", "labels"):
         parser.add_argument(name)

@@ -1,8 +1,7 @@
-"""Fuzzing for as long as one likes: what is accepted, refused by name, and, of which there must be none, anything else.
+"""Fuzz for any length of time: count inputs that are accepted, that raise an `MFVError`, and that reveal a bug.
 
-The tests do the same for seconds. Run from the repository's root: ``python benchmarks/fuzz.py --seconds 300``. With
-``--guided TARGET``, atheris (``pip install atheris``) looks for inputs that reach lines of this package not reached
-yet.
+The tests do the same for a few seconds. Run from the repository's root: ``python benchmarks/fuzz.py --seconds 300``.
+With ``--guided TARGET``, atheris (``pip install atheris``) searches for inputs that reach new lines of this package.
 """
 
 import argparse
@@ -36,7 +35,7 @@ _COLUMNS = ("inputs", "accepted", "refused", "uncaught", "outside")
 
 
 class Tally:
-    """What became of a target's inputs until its time is over, which is a `KeyboardInterrupt`."""
+    """Outcomes of a target's inputs; raises `KeyboardInterrupt` when the target's time is over."""
 
     def __init__(self, target: Target, seconds: float) -> None:
         self.target = target
@@ -45,7 +44,7 @@ class Tally:
         self.bugs: dict[str, str] = {}
 
     def __call__(self, value: object) -> None:
-        """Use one input, and count it."""
+        """Run the target on one input, and count the outcome."""
         if monotonic() > self.end:
             raise KeyboardInterrupt
         self.counts["inputs"] += 1
@@ -60,7 +59,7 @@ class Tally:
             self.bugs[f"{type(error).__name__}: {str(error)[:200]}"] = trace
 
     def test(self, begin: int) -> Callable[[], None]:
-        """All of it as a test of hypothesis, of 500 inputs, which doesn't use its last parameter."""
+        """Return a hypothesis test that runs the target on 500 inputs."""
         options = settings(
             max_examples=500,
             database=None,
@@ -70,8 +69,8 @@ class Tally:
         )
         return seed(begin)(options(given(self.target.inputs)(lambda value: self(value))))
 
-    def tell(self) -> bool:
-        """Print a line, and what went wrong; whether anything did."""
+    def summarize(self) -> bool:
+        """Print a row of counts, and the bugs to stderr; return whether there are bugs."""
         print(f"{self.target.name:24}", *(f"{self.counts[column]:9}" for column in _COLUMNS), flush=True)
         for bug, trace in self.bugs.items():
             print(bug, trace, sep="\n", file=sys.stderr)
@@ -83,18 +82,18 @@ def fuzz(tally: Tally, begin: int) -> bool:
         while True:
             tally.test(begin)()
             begin += 1
-    return tally.tell()
+    return tally.summarize()
 
 
 def guide(tally: Tally, begin: int, folder: str) -> None:
-    """The same, on inputs that coverage leads to; ends the process, as libFuzzer does."""
+    """Fuzz with inputs guided by coverage; ends the process, as libFuzzer does."""
     test = tally.test(begin)
 
     def once(content: bytes) -> None:
         try:
             test.hypothesis.fuzz_one_input(content)
         except KeyboardInterrupt:
-            failed = tally.tell()
+            failed = tally.summarize()
             shutil.rmtree(folder)
             os._exit(failed)
 
@@ -104,10 +103,10 @@ def guide(tally: Tally, begin: int, folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="in all")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds for all targets together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="targets whose names begin so")
-    parser.add_argument("--guided", metavar="TARGET", help="one target, by atheris")
+    parser.add_argument("--only", default="", help="prefix of the targets' names")
+    parser.add_argument("--guided", metavar="TARGET", help="fuzz one target with atheris")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")

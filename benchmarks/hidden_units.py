@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Units of a layer, ranked: python benchmarks/hidden_units.py MODEL WEIGHTS LAYER IMAGES SHEET.png --units 3 37 100
+"""Rank units of a layer: python benchmarks/hidden_units.py MODEL WEIGHTS LAYER IMAGES SHEET.png --units 3 37 100
 
-Collects the top images of all units in one pass, finds their facets, prints how multifaceted each unit is, the most
-multifaceted first, and draws a contact sheet: a unit's strongest crops, then the crops nearest to each facet's center.
+Finds the top images of all units in one pass and the facets of each unit, prints the units sorted by multifacetedness,
+and draws a contact sheet: each unit's strongest crops, then the crops nearest to each facet's center.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SIDE, _STRONGEST, _NEAREST = 72, 10, 4
 
 
 def row(top: TopImages, facets: FacetSet) -> Image.Image:
-    """A unit's row of the sheet."""
+    """Return the sheet's row of one unit."""
     groups = [range(_STRONGEST), *(facet.members[:_NEAREST] for facet in facets)]
     picks = [(int(i), g) for g, group in enumerate(groups) for i in group if i < len(top)]
     strip = Image.new("RGB", (_SIDE * len(picks) + 12 * len(groups), _SIDE + 14), "white")
@@ -30,7 +30,7 @@ def row(top: TopImages, facets: FacetSet) -> Image.Image:
 
 
 def main() -> None:
-    """Collect, find, print, draw."""
+    """Rank the units and draw the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("model", "weights", "layer", "images", "sheet"):
         parser.add_argument(name)
@@ -44,12 +44,12 @@ def main() -> None:
     rows = []
     for top in tops:
         if len(top) < args.facets:
-            print(f"{top.unit}: {len(top)} images activate it; left out")
+            print(f"{top.unit}: left out, only {len(top)} images activate the unit")
             continue
         facets = find_facets(model, top.unit, top, n_facets=args.facets, input_spec=top.input_spec)
         rows.append((multifacetedness(facets), facets, top))
     rows.sort(key=lambda one: -one[0].score)
-    print("unit              multifacetedness      p   coverage   stability of its facets")
+    print("unit              multifacetedness      p   coverage   stability of facets")
     for found, facets, top in rows:
         stable = " ".join(f"{facet.stability:.2f}" for facet in facets)
         print(f"{top.unit!s:18}{found.score:16.3f}{found.p_value:7.3f}{found.coverage:11.2f}   {stable}")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""How many images a network takes fastest at once on a CPU: python benchmarks/portions.py [--models NAME …]
+"""Measure the fastest batch size on a CPU: python benchmarks/portions.py [--models NAME …]
 
-For each of torchvision's models, seconds that 32 images take in portions of each size, forward alone and with the
-gradient with respect to the images, and the size that `memory.cpu_batch_size` takes by itself.
+Prints, for each of torchvision's models, the seconds that 32 images take in batches of each size, for the forward pass
+alone and with the gradient with respect to the images, and the size that `activations.batching.cpu_batch_size` returns.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _SIZES, _N = (1, 2, 4, 8, 16, 32), 32
 
 
 def forward(model: nn.Module, batch: Tensor) -> None:
-    """A forward pass."""
+    """Run a forward pass."""
     with torch.no_grad():
         model(batch)
 
 
 def gradient(model: nn.Module, batch: Tensor) -> None:
-    """A forward pass and the gradient with respect to its images."""
+    """Run a forward pass and compute the gradient with respect to the images."""
     x = batch.clone(memory_format=torch.preserve_format).requires_grad_()
     torch.autograd.grad(model(x).sum(), x)
 
 
-def seconds(work: Callable[[nn.Module, Tensor], None], model: nn.Module, images: Tensor, goes: int) -> dict[int, float]:
-    """Of all images in portions of each size, sizes in turn; medians."""
+def seconds(work: Callable[[nn.Module, Tensor], None], model: nn.Module, images: Tensor, runs: int) -> dict[int, float]:
+    """Return median seconds for all images by batch size; the sizes alternate."""
     times: dict[int, list[float]] = {size: [] for size in _SIZES}
-    for _ in range(goes):
+    for _ in range(runs):
         for size in _SIZES:
             began = time.perf_counter()
             for batch in images.split(size):
@@ -47,23 +47,23 @@ def seconds(work: Callable[[nn.Module, Tensor], None], model: nn.Module, images:
 
 
 def main() -> None:
-    """Measure, print."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["squeezenet1_0", "resnet18", "vgg11"])
-    parser.add_argument("--goes", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    print("| network | pass |", " | ".join(map(str, _SIZES)), "| taken |")
+    print("| network | pass |", " | ".join(map(str, _SIZES)), "| chosen |")
     print("|---" * (len(_SIZES) + 3) + "|")
     for name in args.models:
         model = torchvision.models.get_model(name, weights=None).eval().requires_grad_(False)
         model = model.to(memory_format=torch.channels_last)
         images = torch.rand(_N, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-        taken = cpu_batch_size(model, InputSpec(), _N)
+        chosen = cpu_batch_size(model, InputSpec(), _N)
         for work in (forward, gradient):
-            times = seconds(work, model, images, args.goes)
+            times = seconds(work, model, images, args.runs)
             row = " | ".join(f"{found:.2f}" for found in times.values())
-            print(f"| {name} | {work.__name__} | {row} | {taken} |", flush=True)
+            print(f"| {name} | {work.__name__} | {row} | {chosen} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,30 @@
 #!/usr/bin/env python
-"""Are the images of facets recognised by another network, and what makes them so? Ours against peers, with controls.
+"""Evaluate facets' images with an independent network: recipes, controls and other packages.
 
     python benchmarks/quality.py IMAGES --model squeezenet1_0 --weights W --unit classifier.1:945 \
         --judge mobilenet_v1.py:mobilenet_v1_075 --judge-unit classifier:945 --out out/quality
 
-Finds the facets of a unit, draws them by every method at the same number of steps, each in a process of its own, shows
-the images to a network that took no part, and prints a table (`captum_mfv.metrics.EvaluationScores`), with controls:
+Finds the facets of a unit, renders them with each method in the same number of steps, each method in a separate
+process, and prints the scores by an independent network, the judge (`captum_mfv.metrics.EvaluationScores`):
 
-retention  share of images whose nearest facet center, in the judge's codes by cosine, is their own; chance is 1 / k
-centered   the same with the mean code of the images, and of the real images, removed
-top-1      share of images that the judge calls the class, and probability, the mean one of the class
-predicts   share of the real images whose nearest facet image (both centered) is their facet's: do the images tell
-           what the facets are? For "all real images" the mean of the facet's other images stands for its image
-distance   mean distance to the nearest real image, where 1 is as near as real images are to each other
-precision  share of images in a real image's neighborhood; covered, share of real images with one in theirs
-seconds    of drawing all images; memory is the peak of the process, model and images included
+retention  share of images whose most similar facet center, by cosine of the judge's codes, is their own facet's;
+           chance is 1 / k
+centered   retention after subtracting the mean code of the images, and of the real images
+top-1      share of images whose most likely class is the judge's unit; probability is the mean of that class
+predicts   share of real images whose most similar facet image (both centered) is their own facet's; in the row "all
+           real images", the mean of the facet's other real images is used as its image
+distance   mean distance to the nearest real image; 1: as near as real images are to each other
+precision  share of images in the neighborhood of a real image
+covered    share of real images that have an image in their neighborhood
+seconds    time to render all images; MiB is the peak memory of the process, with model and images
 
-Peers that know nothing of facets (Lucent) draw as many images of the unit; their retention is their best match to
-facets in any order. Peers of one image a call (Horama: `pip install horama einops`) are called once for each facet,
-MACO under the spectrum of the facet's images, accentuation from the real image nearest to the facet's center; with two
-crops a step, each of as many pixels as by its defaults, where ours sees an image once.
+Lucent has no facets: it renders as many images of the unit, which are matched to facets in the order that is best for
+retention. Horama (`pip install horama einops`) renders one image per call and is called once for each facet: MACO with
+the spectrum of the facet's images, accentuation from the real image nearest to the facet's center; each step uses two
+crops of its default size, where `render_facets` uses one image.
 
-Each method's images go to OUT, one folder a method and seed, with the facets as JSON, and OUT/sheet.jpg shows all.
-What is there already isn't drawn again.
+Images are written to OUT, one folder for each method and seed, with the facets as JSON; OUT/sheet.jpg shows all
+images. Methods whose images exist are not rendered again.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +76,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What every method works on."""
+    """Input of every method."""
 
     model: nn.Module
     spec: InputSpec
@@ -84,26 +87,26 @@ class Scene:
 
     @property
     def unit(self) -> Unit:
-        """The unit."""
+        """Unit of the facets."""
         return self.facets.unit
 
     def recipe(self, name: str) -> Recipe:
-        """A recipe in as many steps as every other."""
+        """Return a recipe with the common number of steps."""
         return get_recipe(name).with_steps(self.steps)
 
     def render(self, recipe: str) -> list[Tensor]:
-        """One image per facet by our loop."""
+        """Return one image per facet from `render_facets`."""
         options = {"recipe": self.recipe(recipe), "input_spec": self.spec, "seed": self.seed}
         return [one.image for one in render_facets(self.model, self.facets, self.images, **options)]
 
     def control(self, name: str) -> list[Tensor]:
-        """The same with one thing taken away."""
+        """Return the images of a control."""
         options = {"input_spec": self.spec, "seed": self.seed}
         drawn = draw_control(name, self.model, self.facets, self.images, self.recipe("facet"), **options)
         return [one.image for one in drawn]
 
     def lucent(self, diversity: bool) -> list[Tensor]:
-        """As many images of the unit as there are facets, as Lucent draws them by default."""
+        """Return as many images of the unit as there are facets, with Lucent's defaults."""
         from lucent.optvis import objectives, param
         from lucent.optvis.render import render_vis
 
@@ -123,12 +126,12 @@ class Scene:
         return list(torch.from_numpy(made).permute(0, 3, 1, 2))
 
     def horama_maco(self) -> list[Tensor]:
-        """Horama's MACO, the spectrum that of each facet's images."""
+        """Return images from Horama's MACO with the spectrum of each facet's images."""
         import horama
 
         torch.manual_seed(self.seed)
         made = []
-        with TemporaryDirectory() as folder, chdir(folder):  # where Horama looks for its spectrum
+        with TemporaryDirectory() as folder, chdir(folder):  # Horama reads the spectrum from the working folder
             for facet in self.facets:
                 members = torch.stack([self.images[int(i)] for i in facet.members[:30]])
                 np.save("spectrum_decorrelated.npy", mean_magnitudes(members).numpy())
@@ -136,7 +139,7 @@ class Scene:
         return [self.shown(image) for image in made]
 
     def horama_accentuation(self) -> list[Tensor]:
-        """Horama's feature accentuation of each facet's medoid."""
+        """Return images from Horama's feature accentuation of each facet's medoid."""
         import horama
 
         torch.manual_seed(self.seed)
@@ -150,13 +153,13 @@ class Scene:
         return [self.shown(image) for image in made]
 
     def drive(self, inputs: Tensor) -> Tensor:
-        """The unit's mean activation on normalised images."""
+        """Return the unit's mean activation on normalized images."""
         return self.unit.read(self.model(inputs)).mean()
 
-    def shown(self, normalised: Tensor) -> Tensor:
-        """A normalised image of any size in [0, 1] at the model's."""
+    def shown(self, normalized: Tensor) -> Tensor:
+        """Return a normalized image of any size in [0, 1] at the model's size."""
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.spec.mean, self.spec.std))
-        return self.spec.resize((normalised.detach() * std + mean).clamp(0, 1)[None])[0]
+        return self.spec.resize((normalized.detach() * std + mean).clamp(0, 1)[None])[0]
 
 
 METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
@@ -173,7 +176,7 @@ METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """One method on one seed's facets, in a process of its own."""
+    """One method and the facets of one seed, in a separate process."""
 
     args: argparse.Namespace
     method: str
@@ -181,11 +184,11 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """Where its images go."""
+        """Folder of the images."""
         return self.args.out / f"{'-'.join(re.findall('[a-z]+', self.method.lower()))}_{self.seed}"
 
     def scene(self) -> Scene:
-        """What the method works on; facets that were found before are read."""
+        """Return the method's input; facets are loaded if they were found before."""
         model, spec = models.load(self.args.model, self.args.weights)
         images = ImageFolder(self.args.images, spec)
         known = self.args.out / f"facets_{self.seed}.safetensors"
@@ -195,7 +198,7 @@ class Task:
         return Scene(model, spec, images, FacetSet.load(known), self.args.steps, self.seed)
 
     def draw(self) -> None:
-        """Draw the images and write them, with what it cost."""
+        """Render the images, and write the images, their seconds and the peak memory."""
         torch.set_num_threads(self.args.threads)
         scene = self.scene()
         began = time.perf_counter()
@@ -212,7 +215,7 @@ class Task:
         (self.folder / "cost.json").write_text(json.dumps(cost))
 
     def images(self) -> list[Tensor]:
-        """The images as written, drawn if they aren't there."""
+        """Return the images from files, rendered if the files are missing."""
         if not (self.folder / "cost.json").exists():
             child = multiprocessing.get_context("spawn").Process(target=self.draw)
             child.start()
@@ -223,12 +226,12 @@ class Task:
         return [from_pil(Image.open(path).convert("RGB")) for path in paths]
 
     def cost(self) -> dict[str, float]:
-        """Seconds, and memory in KiB."""
+        """Return seconds, and memory in KiB."""
         return dict(json.loads((self.folder / "cost.json").read_text()))
 
 
 def matched(made: Sequence[Tensor], judge: Judge, real: LabeledOutput) -> list[Tensor]:
-    """Images of the unit alone in the order that matches them best to facets."""
+    """Return images of the unit in the order that matches them best to facets."""
     similar = confusion(judge(made).codes, real.kept().images.codes, real.kept().labels, centered=True)
     rows, facets = linear_sum_assignment(-similar)
     return [made[rows[k]] for k in np.argsort(facets)]
@@ -242,7 +245,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--unit", required=True, type=Unit.parse)
     parser.add_argument("--judge", required=True, help="torchvision name or file.py:function, with its InputSpec")
     parser.add_argument("--judge-unit", required=True, type=Unit.parse)
-    parser.add_argument("--judge-input", nargs=2, type=float, metavar=("MEAN", "STD"), help="of each channel")
+    parser.add_argument(
+        "--judge-input", nargs=2, type=float, metavar=("MEAN", "STD"), help="mean and std of each channel"
+    )
     parser.add_argument("--facets", type=int, default=10)
     parser.add_argument("--steps", type=int, default=get_recipe("facet").n_steps)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -261,7 +266,7 @@ def load_judge(args: argparse.Namespace) -> Judge:
 
 
 def main() -> None:
-    """Find, draw, judge, print."""
+    """Find facets, render, evaluate and print the table."""
     args = arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -288,19 +293,20 @@ def main() -> None:
 def add_ceilings(
     table: dict[str, list[Mapping[str, Estimate | None]]], judge: Judge, real: LabeledOutput, task: Task, seed: int
 ) -> None:
-    """Rows of the real images, and a line on the same facets from another seed."""
+    """Add rows of real images, and print retention with shuffled labels and agreement with another seed."""
     again = Task(task.args, "another seed", seed)
     both = again.folder.exists() and "another seed" in task.args.methods
     found = evaluate_images(judge(task.images()), real, again=judge(again.images()) if both else None, seed=seed)
     every = {"top1": found.real_top1, "probability": found.real_probability, "predicts": found.real_predicts}
     table.setdefault("all real images", []).append(every)
     table.setdefault("one real image of each facet", []).append(vars(found.controls["real image"]))
-    over_seeds = "" if found.over_seeds is None else f"; images of the same facet from another seed {found.over_seeds}"
-    print(f"seed {seed}: retention against shuffled labels {found.shuffled}{over_seeds}", flush=True)
+    over_seeds = f"; share nearest to their facet's image of another seed {show([vars(found)], 'over_seeds')}"
+    shuffled = f"{show([vars(found)], 'shuffled')}, p = {found.shuffled.p_value:.2g}"
+    print(f"seed {seed}: retention with shuffled labels {shuffled}{over_seeds if both else ''}", flush=True)
 
 
-def show(rows: Sequence[Mapping[str, Estimate | None]], column: str) -> str:
-    """A figure's mean over seeds, and of its interval's ends."""
+def show(rows: Sequence[Mapping[str, Any]], column: str) -> str:
+    """Return a score and its interval, means over seeds; empty if no row has the score."""
     found = [one for row in rows if (one := row.get(column)) is not None]
     if not found:
         return ""
@@ -311,18 +317,18 @@ def show(rows: Sequence[Mapping[str, Estimate | None]], column: str) -> str:
 def print_table(
     table: Mapping[str, Sequence[Mapping[str, Estimate | None]]], costs: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> None:
-    """Means over seeds, as Markdown."""
+    """Print means over seeds, as Markdown."""
     print(f"\n| images | {' | '.join(COLUMNS.values())} | seconds | MiB |\n|---|{'---|' * (len(COLUMNS) + 2)}")
     for name, rows in table.items():
         cells = [show(rows, column) for column in COLUMNS]
-        its = costs.get(name, [])
-        cells += [f"{np.mean([one['seconds'] for one in its]):.0f}" if its else ""]
-        cells += [f"{np.mean([one['memory'] for one in its]) / 1024:.0f}" if its else ""]
+        spent = costs.get(name, [])
+        cells += [f"{np.mean([one['seconds'] for one in spent]):.0f}" if spent else ""]
+        cells += [f"{np.mean([one['memory'] for one in spent]) / 1024:.0f}" if spent else ""]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def contact(tasks: Sequence[Task], path: Path, side: int = 128, margin: int = 190) -> None:
-    """All images, a row for each method, its name before it."""
+    """Draw all images, one row for each method."""
     pages = []
     for task in tasks:
         row = sheet([to_pil(image).resize((side, side)) for image in task.images()], task.args.facets)

@@ -1,12 +1,11 @@
 #!/usr/bin/env python
-"""How fast a step is: python benchmarks/speed.py [--size 227] [--facets 10] [--steps 24]
+"""Measure the duration of a step: python benchmarks/speed.py [--size 227] [--facets 10] [--steps 24]
 
-Prints, as ratios in one run on SqueezeNet 1.0 with a batch of facets: a step of the recipe `facet` against the bare
-model's forward pass and input gradient on the same batch; the same facets, objective and transforms through Lucent's
-render loop against ours; the same for a unit of features.5 with a plain objective and no transforms; the last of
-twenty calls against the first; and the peak memory of the process before Lucent is loaded. A machine's speed changes
-from one minute to the next, so a step of the bare model follows each step that is measured against it, and Lucent's
-loop and ours take turns.
+Prints ratios, measured on SqueezeNet 1.0 with a batch of facets: a step of the recipe `facet` to the bare model's
+forward pass and input gradient on the same batch; a step of Lucent's render loop to one of `render_facets`, with the
+same facets, objective and transforms; both for a unit of features.5 with a plain objective and no transforms; and the
+last of twenty calls to the first. Also prints the peak memory before Lucent is imported. Because a machine's speed
+drifts, a step of the bare model follows each measured step, and the two loops alternate.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from captum_mfv.optvis import initializer, objectives, transform
 from captum_mfv.optvis.recipes import Phase, Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 
-_ROUNDS = 4  # of our loop and Lucent's in turns
+_ROUNDS = 4  # alternations of the two loops
 
 
 class Clock:
-    """Seconds of steps, and of the bare model's between them.
+    """Seconds of steps, and of the bare model's steps between them.
 
     Args:
-        bare: a step of the bare model.
+        bare: function that runs a step of the bare model.
     """
 
     def __init__(self, bare: Callable[[], object]) -> None:
@@ -46,7 +45,7 @@ class Clock:
         self._began: float | None = None
 
     def __call__(self, *_: object) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         ended = time.perf_counter()
         if self._began is not None:
             self.steps.append(ended - self._began)
@@ -55,7 +54,7 @@ class Clock:
         self.bares.append(self._began - ended)
 
     def rest(self) -> None:
-        """What comes before the next step isn't one."""
+        """Ignore the time until the next step."""
         self._began = None
 
     @property
@@ -65,12 +64,12 @@ class Clock:
 
     @property
     def ratio(self) -> float:
-        """Of a step to the bare model's after it, a median."""
+        """Median ratio of a step to the bare model's step after it."""
         return median(mine / bare for mine, bare in zip(self.steps, self.bares[1:], strict=True))
 
 
 def bare(model: nn.Module, images: Tensor, layer: str) -> Callable[[], object]:
-    """Forward to a layer and gradient with respect to the images, weights frozen, in the faster memory format."""
+    """Return a step of the bare model: forward to a layer and input gradient, in the faster memory format."""
     model = copy.deepcopy(model).requires_grad_(False)
     names = [name for name, _ in model.named_children()]
     stem, _, index = layer.partition(".")
@@ -89,7 +88,7 @@ def bare(model: nn.Module, images: Tensor, layer: str) -> Callable[[], object]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call, the quickest of four."""
+    """Return the duration of a call, the minimum of four."""
     times = []
     for _ in range(4):
         began = time.perf_counter()
@@ -98,10 +97,10 @@ def seconds(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def watched(param_f: Any, clock: Clock) -> Any:
-    """A ``param_f`` whose image is asked for once a step."""
+def timed(param_f: Any, clock: Clock) -> Any:
+    """Return the ``param_f`` with a clock that is called once per step."""
 
-    def watching() -> Any:
+    def timed_f() -> Any:
         params, image_f = param_f()
 
         def image() -> Tensor:
@@ -111,11 +110,11 @@ def watched(param_f: Any, clock: Clock) -> Any:
 
         return params, image
 
-    return watching
+    return timed_f
 
 
 def compare(name: str, unit: Unit, recipe: Recipe, plain: bool, images: Tensor, args: argparse.Namespace) -> None:
-    """One unit and recipe: ours, the bare model, Lucent."""
+    """Print the times of one unit and recipe."""
     spec = InputSpec(args.size)
     model = torchvision.models.squeezenet1_0(weights=None).eval()
     facets = find_facets(model, unit, images, n_facets=args.facets, input_spec=spec)
@@ -144,7 +143,7 @@ def compare(name: str, unit: Unit, recipe: Recipe, plain: bool, images: Tensor, 
         render_vis(
             model,
             objective,
-            watched(param_f, lucents),
+            timed(param_f, lucents),
             transforms=transforms,
             thresholds=[args.steps // _ROUNDS],
             preprocess=False,
@@ -152,9 +151,7 @@ def compare(name: str, unit: Unit, recipe: Recipe, plain: bool, images: Tensor, 
             show_image=False,
             progress=False,
         )
-    print(
-        f"  the same through Lucent: {lucents.step:.3f} s, {lucents.step / own.step:.2f} x ours, in turns", flush=True
-    )
+    print(f"  in Lucent's loop: {lucents.step:.3f} s, {lucents.step / own.step:.2f} x render_facets's", flush=True)
 
 
 def _pieces(
@@ -169,7 +166,7 @@ def _pieces(
 
 
 def growth(steps: Callable[[int], object]) -> None:
-    """Twenty calls in one process."""
+    """Print the ratio of the last of twenty calls to the first."""
     times = []
     for _ in range(20):
         began = time.perf_counter()
@@ -180,13 +177,13 @@ def growth(steps: Callable[[int], object]) -> None:
 
 
 def peak() -> float:
-    """Peak memory of this process in MiB, as Linux tells it."""
+    """Return the peak memory of this process in MiB, from /proc."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return float(found.group(1)) / 1024 if found else float("nan")
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure both units."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=227)
     parser.add_argument("--facets", type=int, default=10)
