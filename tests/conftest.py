@@ -1,4 +1,4 @@
-"""Small models, images with known facets, and fingerprints: what every test module shares."""
+"""Shared by the test modules: small models, images with known facets, and fingerprints."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import captum_mfv as mfv
 
 torch.set_num_threads(1)  # two workers share two cores
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for subprocesses
 
 SPEC = mfv.InputSpec(32)
 DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -23,7 +23,7 @@ needs_pickles = pytest.mark.skipif(torch.__version__ < "2.10", reason="this PyTo
 
 
 def small_cnn(seed: int = 0) -> nn.Sequential:
-    """In-place ReLUs, batch norm with statistics, dropout: what a careless capture would change."""
+    """Return a CNN with in-place ReLUs, batch norm and dropout, which a careless capture would change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential()
@@ -40,7 +40,7 @@ def small_cnn(seed: int = 0) -> nn.Sequential:
 
 
 def planted_images(n_each: int = 20, seed: int = 0) -> tuple[Tensor, np.ndarray]:
-    """Three kinds of 32-pixel images: red discs, green stripes, blue checks; with noise."""
+    """Return three kinds of 32-pixel images with noise: red discs, green stripes, blue checks."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
     shapes = (
@@ -59,7 +59,7 @@ def planted_images(n_each: int = 20, seed: int = 0) -> tuple[Tensor, np.ndarray]
 
 
 class Keyed:
-    """Images that only a key can identify."""
+    """Images without a fingerprint, which need a key."""
 
     def __init__(self, images):
         self.images = images
@@ -72,7 +72,7 @@ class Keyed:
 
 
 class Failing:
-    """A forward hook that raises an error once a layer ran so many times."""
+    """A forward hook that raises an error after a number of calls."""
 
     def __init__(self, error: BaseException, after: int) -> None:
         self.error, self.left = error, after
@@ -84,7 +84,7 @@ class Failing:
 
 
 def fingerprint(model: nn.Module) -> dict[str, object]:
-    """Everything of a model, and of the process's random state, that a call must leave as it was."""
+    """Return all state of a model and of the process that a call must not change."""
     hooks = [name for name in vars(nn.Module()) if name.endswith("hooks")]
     return {
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
@@ -117,7 +117,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def unchanged(model):
-    """The model and the random state must be after the test as they were before."""
+    """Assert that the test changes neither the model nor the random state."""
     model.train()
     model.conv1.weight.requires_grad_(False)
     model.fc.weight.grad = torch.ones_like(model.fc.weight)

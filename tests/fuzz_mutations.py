@@ -1,4 +1,4 @@
-"""How files of every kind are mutated: strategies of hypothesis."""
+"""Hypothesis strategies that mutate files of each kind."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 
 def mutated_bytes(originals: list[bytes]) -> st.SearchStrategy[bytes]:
-    """One of some files with bytes changed, put in, left out, or cut off."""
+    """Return one of the files with bytes changed, inserted, deleted or cut off."""
     place = st.floats(0, 1, exclude_max=True)
     change = st.tuples(st.sampled_from(["set", "insert", "delete", "cut", "repeat"]), place, st.binary(max_size=8))
     return st.builds(_with_changes, st.sampled_from(originals), st.lists(change, max_size=6))
@@ -31,11 +31,11 @@ def _with_changes(content: bytes, changes: list[tuple[str, float, bytes]]) -> by
 
 
 def hostile_values(texts: list[str]) -> st.SearchStrategy[Any]:
-    """Values that JSON can hold and nobody expects."""
+    """Return unexpected values that JSON can represent."""
     numbers = [-1, 0, 1, 2, 9_001, 2**31, 2**40, 2**63, 10**30, -0.0, 1e-320, 1e15, 1e99, 1e308]
     words = ["", "x", "0", "nan", "\x1b[31m\x07", "\ud800", "\udcff", "a\0b", "<script>", "y" * 3000, "..", *texts]
     odd = [None, True, False, float("nan"), float("inf"), [], {}, [[]], [{}], {"": 0}, [0] * 100, *numbers, *words]
-    apart = st.sampled_from(odd).map(deepcopy)  # mutations of one input must not reach the next
+    apart = st.sampled_from(odd).map(deepcopy)  # a mutation must not change the next input
     return st.one_of(apart, st.integers(1, 3000).map(_nested), st.floats(), st.text(max_size=4))
 
 
@@ -47,7 +47,7 @@ def _nested(depth: int) -> Any:
 
 
 def mutated_json(original: Any, values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A JSON value with some of its parts replaced, left out, doubled or moved."""
+    """Return a JSON value with some parts replaced, deleted, duplicated or moved."""
     change = st.tuples(
         st.sampled_from(["replace", "replace", "replace", "delete", "double", "move"]),
         st.integers(0, 2**20),
@@ -95,7 +95,7 @@ def _dumped(value: Any) -> str:
 
 
 def deep_dumped(value: Any) -> bytes:
-    """JSON of values that are nested deeper than `json` goes."""
+    """Return the JSON of values nested deeper than `json` supports."""
     if isinstance(value, list) and len(value) == 1:
         depth = 0
         while isinstance(value, list) and len(value) == 1:
@@ -109,7 +109,7 @@ def deep_dumped(value: Any) -> bytes:
 
 
 def mutated_safetensors(content: bytes, values: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
-    """A safetensors file whose header, header's length or bytes lie."""
+    """Return a safetensors file with a false header, header length or content."""
     end = 8 + int.from_bytes(content[:8], "little")
     header, body = json.loads(content[8:end]), content[end:]
     kinds = st.sampled_from(["F64", "F16", "BF16", "I64", "I8", "U8", "BOOL", "C64", "F8_E4M3", "F4", "F32"])
@@ -127,7 +127,7 @@ def mutated_safetensors(content: bytes, values: st.SearchStrategy[Any]) -> st.Se
 
 
 def mutated_rows(content: bytes) -> st.SearchStrategy[bytes]:
-    """An npy file whose header lies, or whose numbers are odd ones."""
+    """Return an npy file with a false header or unusual numbers."""
     array = np.load(io.BytesIO(content))
     shapes = [(2**40, *array.shape[1:]), (*array.shape, 2**20), array.shape[:1], (), (0,), (len(array), 3), (-1, 2)]
     types = ["<f8", "<i2", "|b1", "<c8", "|O", "<U4", "|V4", ">f4", "x" * 99]
@@ -151,7 +151,7 @@ def mutated_rows(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 def mutated_toml(original: bytes, values: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
-    """A config whose values are others."""
+    """Return a config with other values."""
     names = [line.split(b" = ")[0] for line in original.splitlines() if b" = " in line]
     line = st.builds(
         lambda name, value: name + b" = " + deep_dumped(value), st.sampled_from([*names, b"x", b""]), values

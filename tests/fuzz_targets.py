@@ -1,4 +1,4 @@
-"""What is fuzzed, by the tests for seconds and by ``benchmarks/fuzz.py`` for as long as one likes."""
+"""Fuzz targets of the tests and of ``benchmarks/fuzz.py``, which runs for any length of time."""
 
 import io
 import json
@@ -44,7 +44,7 @@ SPEC = mfv.InputSpec(16)
 
 
 def network() -> tuple[nn.Module, mfv.InputSpec]:
-    """A small network, the same each time."""
+    """Return a small network with fixed weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -52,7 +52,7 @@ def network() -> tuple[nn.Module, mfv.InputSpec]:
 
 
 def pictures() -> list[bytes]:
-    """Small images in every format, mode and compression that is read."""
+    """Return small images in every supported format, mode and compression."""
     pixels = np.random.default_rng(0).integers(0, 255, (12, 9, 4), np.uint8)
     rgba = Image.fromarray(pixels)
     rgb = rgba.convert("RGB")
@@ -82,7 +82,7 @@ def pictures() -> list[bytes]:
 
 
 def targets(folder: Path) -> list[Target]:
-    """All targets, their files in an empty folder."""
+    """Return all targets; their files are written to an empty folder."""
     TiffImagePlugin.WRITE_LIBTIFF = False
     secret = folder / "secret"
     made = _tiny_run(folder, secret)
@@ -92,12 +92,12 @@ def targets(folder: Path) -> list[Target]:
     return [
         *_files(folder / "here", made, values),
         *_runs(folder, made, secret, values),
-        _gone_on(folder, secret, values),
+        _resumed(folder, secret, values),
     ]
 
 
 def _files(here: Path, made: Path, values: st.SearchStrategy[Any]) -> list[Target]:
-    """Files that are read one by one, each in the same place."""
+    """Return the targets that read one file."""
     use = _Use(here)
     tensors, text = (made / "tensors.safetensors").read_bytes(), (made / "run.toml").read_bytes()
     state = network()[0].state_dict()
@@ -118,7 +118,7 @@ def _files(here: Path, made: Path, values: st.SearchStrategy[Any]) -> list[Targe
 
 
 class _Use:
-    """What a user does with a file of a folder."""
+    """Uses of a file, as a user would make them."""
 
     def __init__(self, here: Path) -> None:
         self.here = here
@@ -161,7 +161,7 @@ class _Use:
 
 
 class _WithLayers(nn.Module):
-    """A model that has the layers that a facet set names, if they can be names."""
+    """A model with the layers that a facet set names, if the names are valid."""
 
     def __init__(self, facets: mfv.FacetSet) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class _WithLayers(nn.Module):
 
 
 def _tiny_run(folder: Path, secret: Path) -> Path:
-    """A finished run of a few small images, and beside it a folder whose files have the images' names."""
+    """Return a finished run on small images; next to it is a folder with the same file names."""
     images = folder / "images"
     images.mkdir()
     secret.mkdir()
@@ -190,7 +190,7 @@ def _job(images: Path) -> RunSettings:
 
 
 def _stopped(folder: Path, where: type, method: str, calls: int) -> Path:
-    """A run that was stopped in a method's call, once it had done what it does."""
+    """Return a run that was interrupted after a number of calls of a method."""
     path, plain, left = folder / f"stopped in {method}", getattr(where, method), calls
 
     def stopping(*args: Any) -> None:
@@ -210,7 +210,7 @@ def _stopped(folder: Path, where: type, method: str, calls: int) -> Path:
 
 
 def _judge(path: Path, held_out: Path) -> None:
-    """Evaluate a run, with a control and images held out."""
+    """Evaluate a run with a control and held-out images."""
     model, _ = network()
     evaluate(
         mfv.RunFolder.read(path),
@@ -223,7 +223,7 @@ def _judge(path: Path, held_out: Path) -> None:
 
 
 def _changes(made: Path, secret: Path, values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, Any]]:
-    """A file of a run's folder, and bytes or something that is no file to put in its place."""
+    """Return a file's path in a run's folder, and the bytes, link or folder that replaces the file."""
     mutations = {
         ".json": lambda content: mutated_json(json.loads(content), values).map(deep_dumped),
         ".safetensors": lambda content: mutated_safetensors(content, values),
@@ -231,18 +231,18 @@ def _changes(made: Path, secret: Path, values: st.SearchStrategy[Any]) -> st.Sea
     }
     files = [path for path in sorted(made.rglob("*")) if path.is_file()]
     names = [str(path.relative_to(made)) for path in files]
-    told, plain = [], []
+    structured, plain = [], []
     for path, name in zip(files, names, strict=True):
         content = path.read_bytes()
         plain.append(st.tuples(st.just(name), mutated_bytes([content])))
         if path.suffix in mutations:
-            told.append(st.tuples(st.just(name), mutations[path.suffix](content)))
+            structured.append(st.tuples(st.just(name), mutations[path.suffix](content)))
     odd = ["missing", "folder", "pipe", "circle", secret / "0.png", Path("/dev/zero"), Path("/etc")]
-    return st.one_of(*told, st.one_of(*plain), st.tuples(st.sampled_from(names), st.sampled_from(odd)))
+    return st.one_of(*structured, st.one_of(*plain), st.tuples(st.sampled_from(names), st.sampled_from(odd)))
 
 
 def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]) -> list[Target]:
-    """Run folders with another file in the place of one of theirs: read, and evaluated."""
+    """Return the targets that read or evaluate a run's folder with one file replaced."""
     copy, other, inputs = folder / "copy", mfv.RunFolder.read(made), _changes(made, secret, values)
     _copy(made, copy)
 
@@ -279,24 +279,24 @@ def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]
     ]
 
 
-def _gone_on(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> Target:
-    """The same of runs that were stopped, gone on with."""
+def _resumed(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> Target:
+    """Return the target that resumes an interrupted run with one file replaced."""
     stopped = _stopped(folder, Store, "finish", 1), _stopped(folder, Checkpoint, "save", 2)
     inputs = st.one_of(*(st.tuples(st.just(made), _changes(made, secret, values)) for made in stopped))
-    copies, numbers = folder / "gone on", count()
+    copies, numbers = folder / "resumed", count()
 
     def use(what: tuple[Path, tuple[str, Any]]) -> None:
         made, (name, kind) = what
         one, before = copies / str(next(numbers)), Path.cwd()
         shutil.copytree(made, one)
         _put(one / name, kind)
-        os.chdir(one)  # folders are removed by names alone, relative to one that is held open
+        os.chdir(one)  # a relative path, as folders are removed relative to an open folder
         try:
             assert run(_job(folder / "images"), one).finished
         finally:
             os.chdir(before)
 
-    return Target("run folders: go on", inputs, use, (copies, folder / "images", *stopped))
+    return Target("run folders: resume", inputs, use, (copies, folder / "images", *stopped))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -307,7 +307,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _put(path: Path, kind: Any) -> None:
-    """Put bytes, a link or something that is no file in a file's place."""
+    """Replace a file by bytes, a link, a pipe or a folder."""
     if path.is_dir() and not path.is_symlink():
         path.rmdir()
     path.unlink(missing_ok=True)

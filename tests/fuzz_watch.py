@@ -1,4 +1,4 @@
-"""What fuzzing watches over: an input is used or refused by name, and nothing outside some folders is opened."""
+"""Checks of fuzzing: an input is accepted or raises an `MFVError`, and no file outside the folders is opened."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from captum_mfv.errors import MFVError
 
 
 class Watch:
-    """Notes what is opened, listed or started outside of some folders; an audit hook can't be taken away again."""
+    """Records accesses outside the folders with an audit hook, which cannot be removed."""
 
     LIBRARIES = tuple(
         os.path.realpath(path) for path in {sys.prefix, sys.base_prefix, *filter(None, sys.path), mfv.__path__[0]}
@@ -31,7 +31,7 @@ class Watch:
 
     @contextmanager
     def over(self, *folders: Path, listed: tuple[Path, ...] = ()):
-        """Inside, whatever lies in none of the folders is noted; ``listed`` may be listed, no more."""
+        """Record accesses outside the folders in this context; ``listed`` folders may only be listed."""
         self.folders, self.listed = tuple(map(os.path.realpath, folders)), tuple(map(os.path.realpath, listed))
         self.outside.clear()
         self.thread = threading.get_ident()
@@ -43,7 +43,7 @@ class Watch:
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.thread is None or event not in self._EVENTS:
             return
-        thread, self.thread = self.thread, None  # what is done here isn't looked at
+        thread, self.thread = self.thread, None  # the hook's accesses are not recorded
         try:
             self._EVENTS[event](self, event, *arguments)
         finally:
@@ -54,7 +54,7 @@ class Watch:
             return
         found = os.path.realpath(os.fsdecode("." if path is None else path))
         allowed = self.folders + self.LIBRARIES + ((*self.listed,) if event in ("os.listdir", "os.scandir") else ())
-        allowed += ("/dev/null", f"/proc/{os.getpid()}/maps")  # the latter of threadpoolctl
+        allowed += ("/dev/null", f"/proc/{os.getpid()}/maps")  # the latter is opened by threadpoolctl
         if not any(found == folder or found.startswith(f"{folder}/") for folder in allowed):
             self.outside.append(f"{event} {found!r}")
 
@@ -78,14 +78,14 @@ WATCH = Watch()
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed: inputs, and what is done with one; `MFVError` is an answer, any other error a bug.
+    """A function to fuzz and its inputs; an `MFVError` rejects an input, any other error is a bug.
 
     Args:
-        name: what it is called.
-        inputs: the strategy.
-        use: what is done with an input.
-        folders: where files may be opened.
-        listed: folders that may be listed, and no more.
+        name: name of the target.
+        inputs: strategy of the inputs.
+        use: function that is called with an input.
+        folders: folders in which files may be opened.
+        listed: folders that may only be listed.
     """
 
     name: str
@@ -95,11 +95,11 @@ class Target:
     listed: tuple[Path, ...] = ()
 
     def accepts(self, value: Any) -> bool:
-        """Whether an input is used; False: it is refused by name.
+        """Return whether an input is accepted; False: it raises an `MFVError`.
 
         Raises:
-            AssertionError: if anything outside the folders was opened.
-            Exception: whatever else comes: a bug.
+            AssertionError: if a file outside the folders was opened.
+            Exception: any other error, which is a bug.
         """
         with WATCH.over(*self.folders, listed=self.listed):
             try:
@@ -114,4 +114,4 @@ class Target:
 
 
 class ReadOutside(AssertionError):
-    """Something outside the folders was opened, listed or run."""
+    """A file outside the folders was opened, listed or executed."""

@@ -17,14 +17,14 @@ from captum_mfv.errors import UnitError
 X = torch.rand(2, 3, 32, 32)
 
 
-def test_an_in_place_relu_does_not_change_what_was_captured_before_it(model):
+def test_an_in_place_relu_does_not_change_an_output_captured_before_it(model):
     with torch.no_grad(), capture(model, ["conv2", "relu2"]) as run:
         outputs = run(X)
     assert (outputs["conv2"] < 0).any()
     assert torch.equal(outputs["conv2"].relu(), outputs["relu2"])
 
 
-def test_the_forward_pass_stops_after_the_last_layer_wanted(model):
+def test_the_forward_pass_stops_after_the_last_captured_layer(model):
     seen = []
     model.fc.register_forward_hook(lambda *args: seen.append(args))
     with capture(model, ["conv1", "conv2"]) as run:
@@ -35,7 +35,7 @@ def test_the_forward_pass_stops_after_the_last_layer_wanted(model):
         assert len(seen) == 1
 
 
-def test_gradients_flow_through_what_was_captured(model):
+def test_gradients_flow_through_captured_outputs(model):
     x = X.clone().requires_grad_()
     with capture(model, ["conv2"]) as run:
         run(x)["conv2"].sum().backward()
@@ -50,17 +50,17 @@ def test_a_failing_forward_pass_leaves_no_hook(model, bad):
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_ctrl_c_leaves_no_hook_and_no_mode(model):
+def test_ctrl_c_leaves_no_hook_and_no_changed_mode(model):
     with pytest.raises(KeyboardInterrupt), guard(model), capture(model, ["fc"]):
         raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_tracing_changes_nothing(model):
+def test_tracing_does_not_change_the_model(model):
     trace(model, X)
 
 
-def test_a_layer_is_found_by_name_or_as_itself_and_a_typo_is_told_the_nearest(model):
+def test_a_layer_is_found_by_name_or_module_and_the_error_for_a_typo_lists_the_nearest(model):
     assert layer_name(model, model.conv2) == layer_name(model, "conv2") == "conv2"
     with pytest.raises(UnitError, match=r"no layer 'conv3'; the nearest are conv"):
         layer_name(model, "conv3")
@@ -68,7 +68,7 @@ def test_a_layer_is_found_by_name_or_as_itself_and_a_typo_is_told_the_nearest(mo
         layer_name(model, nn.Linear(1, 1))
 
 
-def test_the_default_code_is_the_last_layer_with_positions_that_is_not_mere_dropout(model):
+def test_the_default_code_is_the_last_layer_with_positions_other_than_dropout(model):
     assert code_layer(trace(model, X), "fc") == "relu2"
     assert code_layer(trace(model, X), "conv1") == "conv1"
 
@@ -83,7 +83,7 @@ class Shared(nn.Module):
         return self.act(self.two(self.act(self.one(x)))), None
 
 
-def test_a_layer_that_runs_twice_is_ambiguous_and_one_that_never_runs_is_named():
+def test_a_layer_that_runs_twice_or_never_raises_an_error():
     model = Shared()
     with pytest.raises(UnitError, match="runs 2 times"):
         spatial_layers(trace(model, X), "act")
@@ -93,7 +93,7 @@ def test_a_layer_that_runs_twice_is_ambiguous_and_one_that_never_runs_is_named()
         run(X)
 
 
-def test_captures_may_be_nested_and_each_ends_its_own_pass(model):
+def test_captures_can_be_nested_and_each_stops_one_forward_pass(model):
     x = torch.rand(2, 3, 32, 32)
     with capture(model, ["conv1"]) as outer:
 
@@ -102,13 +102,13 @@ def test_captures_may_be_nested_and_each_ends_its_own_pass(model):
                 return run(x)["conv2"]
 
         with pytest.raises(Exception) as stopped:
-            inner(x)  # conv1, which the outer one wants, comes first
+            inner(x)  # the outer capture ends the pass at conv1
         assert type(stopped.value).__name__ == "_Stop"
         assert outer(x)["conv1"].shape == (2, 12, 16, 16)
     assert inner(x).shape == (2, 24, 8, 8)
 
 
-def test_nothing_of_a_pass_is_kept_once_it_is_over(model):
+def test_no_output_is_kept_after_the_forward_pass(model):
     held = []
     model.relu1.register_forward_hook(lambda module, args, output: held.append(weakref.ref(output)))
     gc.disable()
@@ -142,7 +142,7 @@ class TokensFirst(nn.Module):
 
 @pytest.fixture(scope="module")
 def token_models():
-    """The same network twice: with its tokens first, and with the batch first."""
+    """Return the same network token-first and batch-first."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         first, second = TokensFirst(False).eval(), TokensFirst(True).eval()
@@ -151,7 +151,7 @@ def token_models():
 
 
 @pytest.mark.parametrize("n", [1, 2, 16])
-def test_a_token_first_layer_is_captured_with_the_batch_first(token_models, n):
+def test_a_token_first_layer_is_captured_batch_first(token_models, n):
     x = torch.rand(n, 3, 32, 32)
     found = []
     for model in token_models:
@@ -164,7 +164,7 @@ def test_a_token_first_layer_is_captured_with_the_batch_first(token_models, n):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_facets_of_a_token_first_network_are_those_of_the_same_network_with_the_batch_first(token_models):
+def test_facets_of_a_token_first_network_equal_those_of_the_batch_first_network(token_models):
     images = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for unit in ("two:3", Unit("one", 2, "max"), "head:1"):
         first, second = (
@@ -175,7 +175,7 @@ def test_facets_of_a_token_first_network_are_those_of_the_same_network_with_the_
         assert np.allclose(first.codes, second.codes, atol=1e-5)
 
 
-def test_attributions_to_a_token_first_layer_are_those_with_the_batch_first(token_models):
+def test_attributions_to_a_token_first_layer_equal_those_of_the_batch_first_network(token_models):
     images = torch.rand(16, 3, 32, 32)  # as many as tokens
     first, second = (pure_code(model, "head:1", "one", input_spec=InputSpec(32))(images) for model in token_models)
     assert first.shape == (16, 8)
@@ -185,20 +185,20 @@ def test_attributions_to_a_token_first_layer_are_those_with_the_batch_first(toke
     assert [row.score for row in rows[0]] == pytest.approx([row.score for row in rows[1]], abs=0.1)
 
 
-def test_a_layer_without_a_batch_axis_is_refused_by_name(token_models):
+def test_a_layer_without_a_batch_axis_raises_an_error(token_models):
     with pytest.raises(UnitError, match=r"position .* has no batch axis"):
         resolve(token_models[0], "position:3", None, InputSpec(32))
 
 
 def fixed_size():
-    """A network that takes 32-pixel images only."""
+    """Return a network that accepts only 32-pixel images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(), nn.Flatten()
         return nn.Sequential(*layers, nn.Linear(512, 3)).eval()
 
 
-def test_crops_run_only_the_layers_that_are_needed(planted):
+def test_crops_run_only_the_layers_up_to_the_unit(planted):
     model = fixed_size()
     top = top_images(model, Unit("2", 3, "max"), planted[0], 20, input_spec=InputSpec(32))
     assert top.cropped
@@ -209,7 +209,7 @@ def test_crops_run_only_the_layers_that_are_needed(planted):
         find_facets(model, "5:1", top, n_facets=2, input_spec=top.input_spec)
 
 
-def test_units_and_codes_are_given_as_strings_and_modules(model, planted):
+def test_units_and_codes_can_be_strings_and_modules(model, planted):
     options = {"n_facets": 3, "input_spec": SPEC}
     by_names = find_facets(model, "fc:1", planted[0], code="relu2:max", **options)
     assert (by_names.unit, by_names.code) == (Unit("fc", 1), Code("relu2", "max"))
@@ -228,7 +228,7 @@ def test_units_and_codes_are_given_as_strings_and_modules(model, planted):
 
 
 @pytest.mark.parametrize("work", [collect, find_facets, top_images])
-def test_a_batch_size_below_one_is_refused_before_any_work(model, work):
+def test_a_batch_size_below_one_raises_an_error_before_the_model_runs(model, work):
     model.register_forward_hook(Failing(AssertionError("the model ran"), 0))
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         work(model, "fc:1", X, batch_size=0)

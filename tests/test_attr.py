@@ -1,4 +1,4 @@
-"""The table of Captum's methods: every one explains facets, or says why it can't, and leaves no hook."""
+"""Captum's methods: each explains facets or raises an error with the reason, and leaves no hook."""
 
 import threading
 
@@ -17,7 +17,7 @@ PATCHES = (torch.arange(32)[:, None] // 16 * 2 + torch.arange(32) // 16)[None, N
 
 
 class TwoInputs(nn.Module):
-    """Two inputs, which are added; no ReLU in place and no dropout, so that every rule finds its modules."""
+    """A network that adds two inputs, without in-place ReLU and dropout, as some methods require."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ REFUSED = {
     "RemoteLLMAttribution": "text",
 }
 ABSTRACT = {"Attribution", "GradientAttribution", "PerturbationAttribution", "LayerAttribution", "NeuronAttribution"}
-NEEDS_PARTS = {"LimeBase"}  # an interpretable model, a similarity and a sampler of the user's; Lime is it with ours
+NEEDS_PARTS = {"LimeBase"}  # a user's interpretable model, similarity and sampler; Lime has defaults
 
 
 def halves(x):
@@ -125,17 +125,17 @@ def test_every_attribution_that_captum_exports_is_in_the_table():
 def explainer(name, model, contrast=False):
     if name in INPUT:
         return FacetAttribution(INPUT[name][0], model, contrast=contrast), INPUT[name][1]
-    layer = inner(model).conv2 if name == "LayerLRP" else inner(model).relu2  # LRP's rules are of modules with weights
+    layer = inner(model).conv2 if name == "LayerLRP" else inner(model).relu2  # LRP needs modules with weights
     return LayerFacetAttribution(getattr(ca, name), model, layer, contrast=contrast), LAYER[name]
 
 
 def explain(name, model, x, target, contrast=False):
-    """Attributions by a method of the table, and the method."""
+    """Return attributions by a method of the table."""
     found, options = explainer(name, model, contrast)
     return found.attribute(x, target=target, **({} if options is None else options(x)))
 
 
-# What Captum itself says of its methods.
+# Captum's own warnings
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks"),
     pytest.mark.filterwarnings("ignore:You are providing multiple inputs for Lime"),
@@ -145,7 +145,7 @@ TARGETS = {"int": 1, "list": [0, 2, 1], "tensor": torch.tensor([0, 2, 1]), "all"
 
 @pytest.mark.parametrize("output", ["logits", "gated"])
 @pytest.mark.parametrize("name", [*INPUT, *LAYER])
-def test_every_method_explains_facets_or_says_why_not(name, output, table_facets, images):
+def test_every_method_explains_facets_or_raises_an_error(name, output, table_facets, images):
     model = TwoInputs().eval()
     facet_model = FacetModel(model, table_facets, output)
     if output == "gated" and ("DeepLift" in name or "LRP" in name):
@@ -163,11 +163,11 @@ def test_every_method_explains_facets_or_says_why_not(name, output, table_facets
     for kind, target in TARGETS.items():
         parallel = kind == "list"
         if name == "LayerFeatureAblation" and not torch.cuda.is_available():
-            parallel = False  # Captum scatters the layer to devices that a DataParallel on the CPU hasn't
+            parallel = False  # Captum scatters the layer to devices, which a DataParallel on the CPU lacks
         found = explain(name, nn.DataParallel(facet_model) if parallel else facet_model, images, target)
         assert found.shape == ((3, 3, *shape) if target is None else (3, *shape))
         assert torch.isfinite(found).all()
-        assert found.abs().sum() > 0 or name == "GuidedGradCam"  # whose ReLU may leave nothing of a facet
+        assert found.abs().sum() > 0 or name == "GuidedGradCam"  # its ReLU can set all attributions to 0
     pair = explain(name, facet_model, (images, images / 2), 1)
     if name in LAYER:
         assert pair.shape == (3, *shape)
@@ -178,7 +178,7 @@ def test_every_method_explains_facets_or_says_why_not(name, output, table_facets
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_explain_facets_says_why(name, table_facets):
+def test_unsupported_methods_raise_an_error_with_the_reason(name, table_facets):
     made = LayerFacetAttribution if name.startswith("Layer") else FacetAttribution
     layer = {"layer": None} if name.startswith("Layer") else {}
     with pytest.raises(FacetError, match=REFUSED[name]):
@@ -189,7 +189,7 @@ def test_what_cannot_explain_facets_says_why(name, table_facets):
     "name", ["Saliency", "InputXGradient", "IntegratedGradients", "FeatureAblation", "Occlusion", "ShapleyValues"]
 )
 @pytest.mark.parametrize(("output", "contrast"), [("logits", True), ("gated", False)])
-def test_all_facets_at_once_are_what_each_is_alone(name, output, contrast, table_facets, images):
+def test_attributions_of_all_facets_equal_those_of_each_facet(name, output, contrast, table_facets, images):
     model, images = FacetModel(TwoInputs().eval().double(), table_facets, output), images.double()
     for x in (images, images[:1], (images, images / 2)):
         together = explain(name, model, x, None, contrast)
@@ -200,7 +200,7 @@ def test_all_facets_at_once_are_what_each_is_alone(name, output, contrast, table
             assert torch.allclose(got, want, atol=1e-6 * float(want.abs().max()))
 
 
-def test_rows_of_baselines_masks_and_forward_arguments_go_with_their_inputs(table_facets, images):
+def test_rows_of_baselines_masks_and_forward_arguments_match_their_inputs(table_facets, images):
     model = FacetModel(TwoInputs().eval(), table_facets)
     options = {"baselines": images.flip(0), "additional_forward_args": images / 3}
     found = FacetAttribution(ca.IntegratedGradients, model).attribute(images, n_steps=5, **options)
@@ -234,7 +234,7 @@ def test_all_facets_together_run_the_model_once(table_facets, images):
     assert seen == [21]
 
 
-def test_a_method_keeps_what_captum_says_of_it(table_facets, images):
+def test_a_method_keeps_captums_properties(table_facets, images):
     model = FacetModel(TwoInputs().eval(), table_facets)
     exact = FacetAttribution(ca.IntegratedGradients, model)
     assert exact.multiplies_by_inputs
@@ -251,7 +251,7 @@ def test_a_method_keeps_what_captum_says_of_it(table_facets, images):
 
 
 @pytest.mark.filterwarnings("ignore:The neuron_selector provided is a callable")
-def test_captums_neuron_methods_take_a_facet_model_as_it_is(table_facets, images):
+def test_captums_neuron_methods_accept_a_facet_model(table_facets, images):
     model = FacetModel(TwoInputs().eval(), table_facets)
     through = ca.NeuronConductance(model, model.model.net.relu2)
     found = through.attribute(images, lambda layer: layer.flatten(1).sum(1), target=1, n_steps=4)
@@ -290,7 +290,7 @@ def test_contrast_is_a_facet_against_the_mean_of_the_others(table_facets, images
         ),
     ],
 )
-def test_what_does_not_fit_says_what_would(make, error, match, table_facets):
+def test_wrong_arguments_raise_an_error_that_names_the_right_one(make, error, match, table_facets):
     with pytest.raises(error, match=match):
         make(FacetModel(TwoInputs(), table_facets))
 
@@ -322,7 +322,7 @@ def test_a_failing_module_leaves_no_hook(name, table_facets, images):
     assert same(before["hooks"], fingerprint(network)["hooks"])
 
 
-def test_replicas_that_share_their_hooks_keep_to_their_own_layers(table_facets, images):
+def test_replicas_that_share_hooks_use_their_own_layers(table_facets, images):
     model = FacetModel(TwoInputs().eval(), table_facets, "gated")
     wanted = model(images)
 
@@ -348,7 +348,7 @@ def test_replicas_that_share_their_hooks_keep_to_their_own_layers(table_facets, 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:Converting a tensor to a Python boolean")
 @pytest.mark.parametrize("output", ["logits", "gated"])
-def test_a_traced_facet_model_is_the_facet_model(output, table_facets, images):
+def test_a_traced_facet_model_equals_the_facet_model(output, table_facets, images):
     model = FacetModel(TwoInputs().eval(), table_facets, output)
     traced = torch.jit.trace(model, images)
     assert torch.allclose(traced(images / 2), model(images / 2), atol=1e-5)
@@ -361,7 +361,7 @@ def unit_alone(model, facets):
     return lambda x: facets.unit.read(model(SPEC(x)))[:, None]
 
 
-def test_gated_columns_sum_to_the_units_activation_and_logits_tell_the_facet(facets, planted):
+def test_gated_outputs_sum_to_the_units_activation_and_the_largest_logit_is_the_facets(facets, planted):
     images, _ = planted
     model = small_cnn()
     gated = FacetModel(model, facets, "gated", SPEC)(images)
@@ -378,7 +378,7 @@ def test_gated_columns_sum_to_the_units_activation_and_logits_tell_the_facet(fac
         (ca.FeatureAblation, {"feature_mask": "patches"}),
     ],
 )
-def test_attributions_of_the_facets_sum_to_the_units_own(method, options, facets, planted):
+def test_attributions_of_the_facets_sum_to_the_units(method, options, facets, planted):
     x = planted[0][:3].clone().requires_grad_()
     if "feature_mask" in options:
         options = {"feature_mask": (torch.arange(32)[:, None] // 8 * 4 + torch.arange(32) // 8)[None, None]}
@@ -389,7 +389,7 @@ def test_attributions_of_the_facets_sum_to_the_units_own(method, options, facets
     assert (parts - whole).abs().max() < 1e-5 * whole.abs().max()
 
 
-def test_an_unknown_output_or_layer_is_refused(table_facets):
+def test_an_unknown_output_or_layer_raises_an_error(table_facets):
     with pytest.raises(FacetError, match="logits or gated"):
         FacetModel(TwoInputs(), table_facets, "probabilities")
     with pytest.raises(UnitError, match="the nearest are"):

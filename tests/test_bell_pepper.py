@@ -1,4 +1,4 @@
-"""On real images and a real network: the facets that the paper's authors found with another one."""
+"""Real images and a real network: comparison with the facets that the paper's authors found with another network."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""The command, as a user types it."""
+"""The command line."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ MODEL = """
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A model file, its weights, a folder of images with three known groups, and their table."""
+    """Return a folder with a model file, weights, images of three known groups, and the table of the groups."""
     root = tmp_path_factory.mktemp("inputs")
     (root / "model.py").write_text(textwrap.dedent(MODEL))
     weights = small_cnn().state_dict()
@@ -71,12 +71,12 @@ def call(words, capsys):
     return ended.value.code, captured.out, captured.err
 
 
-def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
+def test_a_run_writes_every_documented_file(inputs, tmp_path, capsys):
     out = tmp_path / "run"
-    status, said, _ = call(arguments(inputs, out, labels=inputs / "labels.json"), capsys)
+    status, printed, _ = call(arguments(inputs, out, labels=inputs / "labels.json"), capsys)
     assert status == 0
-    assert re.search(r"adjusted Rand index 1\.000", said)
-    assert f"page: {out / 'report.html'}" in said
+    assert re.search(r"adjusted Rand index 1\.000", printed)
+    assert f"page: {out / 'report.html'}" in printed
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     images = [f"images/facet_0{k}{suffix}.png" for k in range(3) for suffix in ("", "_start")]
     members = ["", *(f"_member_{n}" for n in range(6))]
@@ -93,7 +93,7 @@ def test_a_run_leaves_everything_the_contract_names(inputs, tmp_path, capsys):
     assert (metrics["adjusted_rand_index"], metrics["agreement"]) == (1, 1)
 
 
-def test_overlays_are_of_the_method_that_was_asked_for_and_an_unknown_one_is_refused(inputs, tmp_path, capsys):
+def test_overlays_use_the_requested_method_and_an_unknown_method_is_an_error(inputs, tmp_path, capsys):
     overlays = []
     for method in ("Occlusion", "Saliency"):
         out = tmp_path / method
@@ -111,7 +111,7 @@ def judged(inputs, out, capsys, *more):
     return call([*words, *more], capsys)
 
 
-def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs, tmp_path, capsys):
+def test_a_finished_run_is_evaluated_by_another_network_and_the_page_shows_it(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     assert call(arguments(inputs, out), capsys)[0] == 0
     before = json.loads((out / "metrics.json").read_text())
@@ -123,10 +123,10 @@ def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs
         "--weights",
         inputs / "w.safetensors",
     ]
-    status, said, _ = judged(inputs, out, capsys, "--judge-unit", "6:1", *held)
+    status, printed, _ = judged(inputs, out, capsys, "--judge-unit", "6:1", *held)
     assert status == 0
-    assert re.search(r"retention +1\.00 \(0\.44 to 1\.00, n = 3\)", said)
-    assert re.search(r"held-out images +\d\.\d\d \(.*n = 60", said)
+    assert re.search(r"retention +1\.00 \(0\.44 to 1\.00, n = 3\)", printed)
+    assert re.search(r"held-out images +\d\.\d\d \(.*n = 60", printed)
     after = json.loads((out / "metrics.json").read_text())
     judge = after.pop("judge")
     assert after == before
@@ -140,15 +140,15 @@ def test_a_finished_run_is_judged_by_another_network_and_its_page_says_so(inputs
     assert "real images held out" in page
 
 
-def test_controls_are_drawn_once_with_the_runs_recipe_and_stand_on_the_page(inputs, tmp_path, capsys):
+def test_controls_are_rendered_once_with_the_runs_recipe_and_are_on_the_page(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     assert call(arguments(inputs, out, steps=3), capsys)[0] == 0
     model = ["--model", f"{inputs}/model.py:make", "--weights", inputs / "w.safetensors", "--quiet"]
     asked = ["--control", "shuffled clusters", "--control", "another seed"]
-    status, said, _ = judged(inputs, out, capsys, *asked, *model)
+    status, printed, _ = judged(inputs, out, capsys, *asked, *model)
     assert status == 0
-    assert re.search(r"shuffled clusters +\d\.\d\d", said)
-    assert "same facet, another seed" in said
+    assert re.search(r"shuffled clusters +\d\.\d\d", printed)
+    assert "same facet, another seed" in printed
     drawn = sorted(path.relative_to(out).as_posix() for path in out.glob("controls/*/*.png"))
     assert drawn == [
         f"controls/{name}/facet_0{k}.png" for name in ("another-seed", "shuffled-clusters") for k in range(3)
@@ -157,7 +157,7 @@ def test_controls_are_drawn_once_with_the_runs_recipe_and_stand_on_the_page(inpu
     assert list(controls) == ["real image", "start", "shuffled clusters", "another seed"]
     assert "shuffled clusters" in (out / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for path in out.glob("controls/*/*.png")}
-    assert judged(inputs, out, capsys, *asked)[1] == said  # they are there: no model is needed
+    assert judged(inputs, out, capsys, *asked)[1] == printed  # the images exist: no model is needed
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("controls/*/*.png")}
 
 
@@ -165,9 +165,9 @@ def test_a_model_with_other_weights_renders_no_controls(inputs, tmp_path, capsys
     out = tmp_path / "run"
     assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
     before = (out / "metrics.json").read_bytes()
-    other = ["--model", f"{inputs}/model.py:make", "--control", "noise start", "--quiet"]  # without its weights
-    status, said, error = judged(inputs, out, capsys, *other)
-    assert (status, said, error.count("\n")) == (2, "", 1)
+    other = ["--model", f"{inputs}/model.py:make", "--control", "noise start", "--quiet"]  # without the weights
+    status, printed, error = judged(inputs, out, capsys, *other)
+    assert (status, printed, error.count("\n")) == (2, "", 1)
     assert "the model isn't that of" in error
     assert not (out / "controls").exists()
     assert (out / "metrics.json").read_bytes() == before
@@ -186,11 +186,11 @@ def test_a_run_on_crops_has_controls_too(inputs, tmp_path, capsys):
     words = arguments(inputs, out, unit="2:3", facets=2, steps=2)
     assert call([*words, "--top-k", "30"], capsys)[0] == 0
     model = ["--model", f"{inputs}/model.py:make", "--weights", inputs / "w.safetensors", "--quiet"]
-    status, said, errors = judged(inputs, out, capsys, "--control", "noise start", *model)
-    assert (status, "noise start" in said) == (0, True), errors
+    status, printed, errors = judged(inputs, out, capsys, "--control", "noise start", *model)
+    assert (status, "noise start" in printed) == (0, True), errors
 
 
-def test_a_unit_that_noise_leaves_silent_has_a_page_without_the_image_of_the_whole_unit(tmp_path, capsys):
+def test_a_unit_that_is_zero_on_noise_has_a_page_without_the_baseline_image(tmp_path, capsys):
     from captum_mfv.datasets import planted_images as discs
 
     for i, image in enumerate(discs(n_each=6)[0]):
@@ -206,20 +206,20 @@ def test_a_unit_that_noise_leaves_silent_has_a_page_without_the_image_of_the_who
 
 
 def test_controls_are_listed(capsys):
-    status, said, _ = call(["list", "controls"], capsys)
+    status, printed, _ = call(["list", "controls"], capsys)
     assert status == 0
-    assert [line[:22].strip() for line in said.splitlines()] == list(CONTROLS)
+    assert [line[:22].strip() for line in printed.splitlines()] == list(CONTROLS)
 
 
-def test_a_judge_without_a_unit_gives_codes_alone(inputs, tmp_path, capsys):
+def test_a_judge_without_a_unit_returns_only_codes(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
-    status, said, _ = judged(inputs, out, capsys, "--judge-code", "2:max", "--judge-input", "0.5", "0.5")
-    assert (status, "top1" in said, "retention" in said) == (0, False, True)
+    status, printed, _ = judged(inputs, out, capsys, "--judge-code", "2:max", "--judge-input", "0.5", "0.5")
+    assert (status, "top1" in printed, "retention" in printed) == (0, False, True)
     assert json.loads((out / "metrics.json").read_text())["judge"]["scores"]["top1"] is None
 
 
-def test_what_cannot_be_judged_is_refused_in_a_line_and_loses_nothing(inputs, tmp_path, capsys):
+def test_an_evaluation_that_cannot_run_prints_one_line_and_changes_no_file(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
     kept = (out / "metrics.json").read_bytes()
@@ -239,27 +239,27 @@ def test_what_cannot_be_judged_is_refused_in_a_line_and_loses_nothing(inputs, tm
     assert (out / "metrics.json").read_bytes() == kept
 
 
-def test_a_folder_that_names_images_outside_its_own_is_not_followed(inputs, tmp_path, capsys):
+def test_paths_outside_the_folder_of_images_are_not_read(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     assert call(arguments(inputs, out, steps=2), capsys)[0] == 0
     rows = (out / "facets.json").read_text()
     (out / "facets.json").write_text(re.sub(r'"path": "[^"]+"', '"path": "../images/000.png"', rows))
     status, _, error = call(["report", out], capsys)
     assert status == 0
-    assert "data:image/webp" in (out / "report.html").read_text()  # the starts
+    assert "data:image/webp" in (out / "report.html").read_text()  # the start images
     status, _, error = judged(inputs, out, capsys)
     assert (status, "isn't the run's folder of images" in error) == (2, True)
 
 
-def test_the_number_of_facets_can_be_found(inputs, tmp_path, capsys):
+def test_the_number_of_facets_can_be_auto(inputs, tmp_path, capsys):
     out = tmp_path / "run"
-    status, said, _ = call(arguments(inputs, out, facets="auto", labels=inputs / "labels.json"), capsys)
-    assert (status, "3 facets of 6:1" in said) == (0, True)
+    status, printed, _ = call(arguments(inputs, out, facets="auto", labels=inputs / "labels.json"), capsys)
+    assert (status, "3 facets of 6:1" in printed) == (0, True)
     assert json.loads((out / "metrics.json").read_text())["p_value"] < 0.01
     assert "a single cluster with the same covariance" in (out / "report.html").read_text()
 
 
-def test_a_hidden_unit_is_seen_through_the_crops_of_its_peaks(inputs, tmp_path, capsys):
+def test_a_hidden_unit_is_run_on_the_crops_of_its_peaks(inputs, tmp_path, capsys):
     out = tmp_path / "run"
     words = arguments(inputs, out, unit="2:3", facets=2, **{"top-k": 30})
     assert call(words, capsys)[0] == 0
@@ -305,7 +305,7 @@ def test_a_hidden_unit_of_a_network_with_one_input_size_is_run_and_evaluated_on_
     assert status == 0, errors
 
 
-def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, monkeypatch):
+def test_a_run_of_a_hidden_unit_resumes_from_its_top_images(inputs, tmp_path, capsys, monkeypatch):
     words = arguments(inputs, tmp_path / "run", unit="2:3", facets=2, **{"top-k": 30})
     with monkeypatch.context() as patch:
         patch.setattr("captum_mfv.jobs.steps.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -318,8 +318,8 @@ def test_a_hidden_unit_goes_on_from_its_top_images(inputs, tmp_path, capsys, mon
 
 
 CHEAP = {
-    "an attribution that isn't there": {"attribution": "Gradients"},
-    "a device that isn't there": {"device": "gpu"},
+    "an unknown attribution": {"attribution": "Gradients"},
+    "an unknown device": {"device": "gpu"},
     "an unknown precision": {"dtype": "int8"},
     "an unknown recipe": {"recipe": "papermean"},
     "no folder of images": {"images": "/nowhere"},
@@ -332,7 +332,7 @@ CHEAP = {
 
 
 @pytest.mark.parametrize("case", CHEAP)
-def test_everything_that_is_cheap_is_checked_before_the_model_is_loaded(case, inputs, tmp_path, capsys, monkeypatch):
+def test_cheap_checks_run_before_the_model_is_loaded(case, inputs, tmp_path, capsys, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("the model is loaded")
 
@@ -343,8 +343,8 @@ def test_everything_that_is_cheap_is_checked_before_the_model_is_loaded(case, in
     places = {"other": tmp_path / "other.json", "used": tmp_path / "used"}
     changes = {name: str(value).format(**places) for name, value in CHEAP[case].items()}
     out = tmp_path / "out"
-    status, said, error = call(arguments(inputs, changes.pop("out", out), **changes), capsys)
-    assert (status, said, error.count("\n"), out.exists()) == (2, "", 1, False)
+    status, printed, error = call(arguments(inputs, changes.pop("out", out), **changes), capsys)
+    assert (status, printed, error.count("\n"), out.exists()) == (2, "", 1, False)
 
 
 def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
@@ -354,19 +354,19 @@ def test_the_same_seed_gives_byte_identical_images(inputs, tmp_path, capsys):
         assert path.read_bytes() == (tmp_path / "two" / "images" / path.name).read_bytes()
 
 
-def test_a_finished_run_is_not_done_again_and_a_stopped_one_goes_on(inputs, tmp_path, capsys, monkeypatch):
+def test_a_finished_run_is_not_repeated_and_an_interrupted_one_resumes(inputs, tmp_path, capsys, monkeypatch):
     words = arguments(inputs, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr("captum_mfv.jobs.steps.render_facets", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        status, _, said = call(words, capsys)
+        status, _, error = call(words, capsys)
     assert status == 130
-    assert "rerun the same command to resume" in said
+    assert "rerun the same command to resume" in error
     facets = (tmp_path / "run" / "facets.json").stat().st_mtime_ns
     assert call(words, capsys)[0] == 0
     assert (tmp_path / "run" / "facets.json").stat().st_mtime_ns == facets
     image = (tmp_path / "run" / "images" / "facet_00.png").stat().st_mtime_ns
-    status, said, told = call(words, capsys)
-    assert (status, "nothing to do" in told, "page: " in said) == (0, True, True)
+    status, printed, error = call(words, capsys)
+    assert (status, "nothing to do" in error, "page: " in printed) == (0, True, True)
     assert (tmp_path / "run" / "images" / "facet_00.png").stat().st_mtime_ns == image
 
 
@@ -375,19 +375,19 @@ BAD = {
     "a missing model file": ({"model": "nowhere.py:make"}, "no file 'nowhere.py'"),
     "an unknown layer": ({"unit": "conv7:1"}, "no layer 'conv7'; the nearest are"),
     "a unit without index": ({"unit": "6"}, "isn't LAYER:INDEX"),
-    "a unit that is not there": ({"unit": "6:99"}, "units 0 to 4; there is no unit 99"),
-    "a folder that is not there": ({"images": "/nowhere"}, "isn't a folder of images"),
+    "a missing unit": ({"unit": "6:99"}, "units 0 to 4; there is no unit 99"),
+    "a missing folder": ({"images": "/nowhere"}, "isn't a folder of images"),
     "a folder without images": ({"images": "{empty}"}, "holds no images"),
     "a folder of text": ({"images": "{text}", "facets": 1}, "no image can be read"),
-    "weights that are not there": ({"weights": "/nowhere.safetensors"}, "no weights file"),
-    "weights that are no safetensors": ({"weights": "{text}/notes.safetensors"}, "isn't a safetensors file"),
+    "missing weights": ({"weights": "/nowhere.safetensors"}, "no weights file"),
+    "weights in another format": ({"weights": "{text}/notes.safetensors"}, "isn't a safetensors file"),
     "a pickle with code": ({"weights": "{text}/evil.pth"}, "as safetensors"),
     "weights of another model": ({"weights": "{text}/other.safetensors"}, "don't fit.*lacking 0.bias"),
     "more facets than images": ({"facets": 61}, "61 facets can't be found in 60 images"),
     "no facets": ({"facets": 0}, "facets must be at least 1 or 'auto', not 0"),
     "an unknown recipe": ({"recipe": "papermean"}, "no recipe 'papermean'; there are .*did you mean paper-mean"),
     "no number": ({"facets": "many"}, "facets must be an integer or 'auto', not 'many'"),
-    "a recipe file that isn't there": ({"recipe": "mine.json"}, "mine.json can't be read as a recipe"),
+    "a missing recipe file": ({"recipe": "mine.json"}, "mine.json can't be read as a recipe"),
     "no size": ({"size": 0}, "--size.*size must be at least 1, not 0"),
     "an unknown device": ({"device": "gpu"}, "--device gpu can't be used"),
     "an unknown precision": ({"dtype": "int8"}, "dtype must be 'bfloat16' or 'float16', not 'int8'"),
@@ -399,7 +399,7 @@ BAD = {
     "a folder in use": ({"out": "{text}"}, "isn't empty and holds no run"),
     "a table of other images": ({"labels": "{text}/labels.json"}, "names none of the images in .*such as '000.png'"),
     "fewer top images than facets": ({"top-k": 2}, "top_k must be at least the number of facets, 3"),
-    "a table that is none": ({"labels": "{text}/notes.safetensors"}, "isn't a JSON table"),
+    "a table that isn't JSON": ({"labels": "{text}/notes.safetensors"}, "isn't a JSON table"),
 }
 
 
@@ -417,23 +417,23 @@ def test_bad_input_gets_one_line_exit_2_and_no_traceback(case, inputs, tmp_path,
         name: value.format(empty=tmp_path / "empty", text=text) if isinstance(value, str) else value
         for name, value in changes.items()
     }
-    status, said, errors = call(
+    status, printed, errors = call(
         [*arguments(inputs, changes.pop("out", tmp_path / "out"), **changes), "--quiet"], capsys
     )
     lines = [line for line in errors.splitlines() if "left out" not in line]
-    assert (status, said, len(lines)) == (2, "", 1)
+    assert (status, printed, len(lines)) == (2, "", 1)
     assert re.search(message, lines[0])
     assert [path for path in (tmp_path / "out").glob("*") if not path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("words", [["run"], ["jump"], ["run", "--nothing"], ["report"], ["report", "/nowhere"]])
 def test_bad_usage_gets_one_line_too(words, capsys):
-    status, said, errors = call(words, capsys)
-    assert (status, said, errors.count("\n")) == (2, "", 1)
+    status, printed, errors = call(words, capsys)
+    assert (status, printed, errors.count("\n")) == (2, "", 1)
     assert errors.startswith("captum-mfv: error: ")
 
 
-def test_unreadable_images_are_named_once_and_the_run_goes_on(inputs, tmp_path, capsys):
+def test_unreadable_images_are_named_once_and_the_run_continues(inputs, tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(8):
@@ -455,8 +455,8 @@ def test_the_page_is_rebuilt_self_contained_and_escapes_names(inputs, tmp_path, 
     assert call(arguments(inputs, out, images=folder, facets=2), capsys)[0] == 0
     first = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
-    status, said, _ = call(["report", out], capsys)
-    assert (status, said.strip()) == (0, str(out / "report.html"))
+    status, printed, _ = call(["report", out], capsys)
+    assert (status, printed.strip()) == (0, str(out / "report.html"))
     html = (out / "report.html").read_text()
     assert html.encode() == first
     assert html.count("<script") == 1
@@ -467,31 +467,33 @@ def test_the_page_is_rebuilt_self_contained_and_escapes_names(inputs, tmp_path, 
     assert "&lt;script&gt;" in (out / "report.html").read_text()
 
 
-def test_runs_are_compared_on_one_page_and_what_is_no_run_is_refused(inputs, tmp_path, capsys):
+def test_runs_are_compared_on_one_page_and_other_folders_are_an_error(inputs, tmp_path, capsys):
     for facets in (2, 3):
         assert call(arguments(inputs, tmp_path / f"of-{facets}", facets=facets), capsys)[0] == 0
     words = ["compare", tmp_path / "of-2", tmp_path / "of-3", "--out", tmp_path / "compare.html"]
-    status, said, _ = call(words, capsys)
-    assert (status, said.strip()) == (0, str(tmp_path / "compare.html"))
+    status, printed, _ = call(words, capsys)
+    assert (status, printed.strip()) == (0, str(tmp_path / "compare.html"))
     html = (tmp_path / "compare.html").read_text()
     assert html.count("of-3") >= 3
     assert "overlap" in html
     for wrong in (["compare", tmp_path / "of-2"], ["compare", tmp_path / "of-2", tmp_path / "none"], ["compare"]):
-        status, said, error = call([*wrong, "--out", tmp_path / "no.html"], capsys)
-        assert (status, said, error.count("\n")) == (2, "", 1)
+        status, printed, error = call([*wrong, "--out", tmp_path / "no.html"], capsys)
+        assert (status, printed, error.count("\n")) == (2, "", 1)
     assert not (tmp_path / "no.html").exists()
 
 
-def test_help_teaches_with_examples_in_groups_and_says_what_exit_codes_mean(capsys):
-    status, said, _ = call(["run", "--help"], capsys)
+def test_help_has_groups_examples_and_the_meaning_of_exit_codes(capsys):
+    status, printed, _ = call(["run", "--help"], capsys)
     assert status == 0
-    for example in re.findall(r"captum-mfv run .*(?:\\\\\n.*)?", said):
-        assert set(re.findall(r"--[\w-]+", example)) <= set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", said, re.MULTILINE))
-    headings = re.findall(r"^(\S.*):$", said, re.MULTILINE)
+    for example in re.findall(r"captum-mfv run .*(?:\\\\\n.*)?", printed):
+        assert set(re.findall(r"--[\w-]+", example)) <= set(
+            re.findall(r"^ +(?:-\w, )?(--[\w-]+)", printed, re.MULTILINE)
+        )
+    headings = re.findall(r"^(\S.*):$", printed, re.MULTILINE)
     assert headings == ["Model, unit and images", "Facets", "Synthesized images", "The run", "Other"]
-    assert "[default: 10]" in said
-    _, said, _ = call(["--help"], capsys)
-    assert re.findall(r"^ +(\d+) ", said, re.MULTILINE) == ["0", "2", "130", "1"]
+    assert "[default: 10]" in printed
+    _, printed, _ = call(["--help"], capsys)
+    assert re.findall(r"^ +(\d+) ", printed, re.MULTILINE) == ["0", "2", "130", "1"]
     assert call(["--version"], capsys)[1].startswith("captum-mfv, version ")
 
 
@@ -503,7 +505,7 @@ def same_files(one, two, names):
 RESULT = ["facets.json", "tensors.safetensors", "metrics.json", "images/facet_02.png", "attributions/facet_01.png"]
 
 
-def test_a_run_is_repeated_from_its_own_config_wherever_one_stands(inputs, tmp_path, capsys, monkeypatch):
+def test_a_run_is_repeated_from_its_config_in_any_working_directory(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(inputs)
     names = {"model": "model.py:make", "weights": "w.safetensors", "images": "images", "labels": "labels.json"}
     recipe = {**json.loads(RECIPES["facet"].to_json()), "name": "mine"}
@@ -521,7 +523,7 @@ def test_a_run_is_repeated_from_its_own_config_wherever_one_stands(inputs, tmp_p
     assert [manifest["seed"] for manifest in manifests] == [3, 4]
 
 
-def test_the_demo_is_repeated_from_its_config_too(tmp_path, capsys, monkeypatch):
+def test_the_demo_is_repeated_from_its_config(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("captum_mfv.jobs.inputs.get_recipe", lambda name: RECIPES[name].with_steps(2))
     few = [values[::6] for values in digits()]
@@ -546,41 +548,41 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_a_config_that_does_not_fit_is_refused_in_a_line(case, tmp_path, capsys):
+def test_an_invalid_config_prints_one_line(case, tmp_path, capsys):
     text, message = CONFIGS[case]
     (tmp_path / "run.toml").write_text(text)
     words = ["run", "--config", tmp_path / "run.toml", "--model", "x", "--unit", "a:1", "--images", "y", "--out", "z"]
-    status, said, error = call(words, capsys)
-    assert (status, said, error.count("\n")) == (2, "", 1)
+    status, printed, error = call(words, capsys)
+    assert (status, printed, error.count("\n")) == (2, "", 1)
     assert re.search(message, error)
     assert "can't be read" in call(["run", "--config", tmp_path / "none.toml"], capsys)[2]
 
 
-def test_what_is_said_goes_to_standard_error_and_results_to_standard_output(inputs, tmp_path, capsys):
-    status, said, told = call(arguments(inputs, tmp_path / "run", steps=2), capsys)
-    assert (status, len(said.splitlines())) == (0, 5)
-    assert "synthesizing 3 images in 2 steps" in told
-    assert not set(told) & {"\r", "█", "%"}
+def test_progress_goes_to_standard_error_and_results_to_standard_output(inputs, tmp_path, capsys):
+    status, printed, error = call(arguments(inputs, tmp_path / "run", steps=2), capsys)
+    assert (status, len(printed.splitlines())) == (0, 5)
+    assert "synthesizing 3 images in 2 steps" in error
+    assert not set(error) & {"\r", "█", "%"}
     assert call([*arguments(inputs, tmp_path / "still", steps=2), "--quiet"], capsys) == (0, "", "")
     logger = logging.getLogger("captum_mfv")
     assert (logger.level, logger.handlers) == (logging.NOTSET, [])
 
 
-def test_verbose_says_layers_code_and_what_took_how_long(inputs, tmp_path, capsys, monkeypatch):
+def test_verbose_prints_layers_code_and_the_seconds_of_each_stage(inputs, tmp_path, capsys, monkeypatch):
     def warn(*arguments, **options):
         warnings.warn("old <thing>", DeprecationWarning, stacklevel=2)
         return check_method(*arguments, **options)
 
     monkeypatch.setattr("captum_mfv.jobs.inputs.check_method", warn)
-    _, said, told = call([*arguments(inputs, tmp_path / "run", steps=2), "--verbose"], capsys)
-    assert len(said.splitlines()) == 5
+    _, printed, error = call([*arguments(inputs, tmp_path / "run", steps=2), "--verbose"], capsys)
+    assert len(printed.splitlines()) == 5
     for words in ("unit 6:1, read by mean; code: mean of 3", "distribution reads 1, 2, 3", "DeprecationWarning: old"):
-        assert words in told
+        assert words in error
     stages = ["facets", "images", "baseline", "attributions", "metrics", "report"]
-    assert re.findall(r"([a-z]+) took \d+\.\d s", told) == stages
+    assert re.findall(r"([a-z]+) took \d+\.\d s", error) == stages
     assert "old <thing>" not in call(arguments(inputs, tmp_path / "calm", steps=2), capsys)[2]
-    status, _, told = call([*arguments(inputs, tmp_path / "no"), "-q", "-v"], capsys)
-    assert (status, "are mutually exclusive" in told) == (2, True)
+    status, _, error = call([*arguments(inputs, tmp_path / "no"), "-q", "-v"], capsys)
+    assert (status, "are mutually exclusive" in error) == (2, True)
 
 
 def test_models_and_layers_are_listed_without_a_download(inputs, capsys, monkeypatch):
@@ -588,67 +590,67 @@ def test_models_and_layers_are_listed_without_a_download(inputs, capsys, monkeyp
         raise AssertionError("a download")
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
-    _, said, _ = call(["list", "models"], capsys)
-    assert {"squeezenet1_0", "resnet50", "vit_b_16"} <= set(said.split())
-    status, said, told = call(["list", "layers", "--model", "squeezenet1_0", "--unit", "classifier.1:945"], capsys)
-    lines = [re.split(r"  +", line) for line in said.splitlines()]
+    _, printed, _ = call(["list", "models"], capsys)
+    assert {"squeezenet1_0", "resnet50", "vit_b_16"} <= set(printed.split())
+    status, printed, error = call(["list", "layers", "--model", "squeezenet1_0", "--unit", "classifier.1:945"], capsys)
+    lines = [re.split(r"  +", line) for line in printed.splitlines()]
     assert status == 0
     assert ["classifier.1", "Conv2d", "1000 x 13 x 13", "1000"] in lines
     assert [line[0] for line in lines if line[-1] == "*"] == ["features.12"]
-    assert told == "* code of classifier.1 by default\n"
-    _, said, _ = call(["list", "layers", "--model", f"{inputs}/model.py:make"], capsys)
-    assert [line.split()[0] for line in said.splitlines()] == ["layer", *"0123456"]
+    assert error == "* code of classifier.1 by default\n"
+    _, printed, _ = call(["list", "layers", "--model", f"{inputs}/model.py:make"], capsys)
+    assert [line.split()[0] for line in printed.splitlines()] == ["layer", *"0123456"]
     for more, words in ((["--model", "resnet51"], "resnet50"), (["--model", "alexnet", "--unit", "x"], "no layer 'x'")):
-        status, said, told = call(["list", "layers", *more], capsys)
-        assert (status, said, words in told) == (2, "", True)
+        status, printed, error = call(["list", "layers", *more], capsys)
+        assert (status, printed, words in error) == (2, "", True)
 
 
 COMPLETED = {
     "commands": ("captum-mfv ", "run", "plain"),
     "options": ("captum-mfv run --top", "--top-k", "plain"),
     "models": ("captum-mfv run --model squeeze", "squeezenet1_1", "plain"),
-    "a model of one's own": ("captum-mfv run --model ./", "./", "file"),
+    "a model file": ("captum-mfv run --model ./", "./", "file"),
     "recipes": ("captum-mfv run --recipe paper", "paper-mean", "plain"),
-    "recipes to look at": ("captum-mfv list recipes ma", "maco", "plain"),
+    "recipes to list": ("captum-mfv list recipes ma", "maco", "plain"),
     "folders": ("captum-mfv run --images pe", "pe", "dir"),
     "files": ("captum-mfv run --config r", "r", "file"),
 }
 
 
 @pytest.mark.parametrize("case", COMPLETED)
-def test_shells_complete(case, capsys, monkeypatch):
+def test_shell_completion_offers_the_candidates(case, capsys, monkeypatch):
     line, found, kind = COMPLETED[case]
     words = line.split(" ")
     for name, value in {"": "zsh_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}.items():
         monkeypatch.setenv(name or "_CAPTUM_MFV_COMPLETE", value)
-    status, said, _ = call([], capsys)
-    rows = said.splitlines()
+    status, printed, _ = call([], capsys)
+    rows = printed.splitlines()
     assert status == 0
     assert (kind, found) in list(zip(rows[::3], rows[1::3], strict=True))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_documented_line_gives_each_shell_its_script(shell, capsys, monkeypatch):
+def test_the_documented_line_prints_the_completion_script_of_each_shell(shell, capsys, monkeypatch):
     monkeypatch.setenv("_CAPTUM_MFV_COMPLETE", f"{shell}_source")
-    status, said, _ = call([], capsys)
-    assert (status, f"_CAPTUM_MFV_COMPLETE={shell}_complete" in said) == (0, True)
+    status, printed, _ = call([], capsys)
+    assert (status, f"_CAPTUM_MFV_COMPLETE={shell}_complete" in printed) == (0, True)
     monkeypatch.delenv("_CAPTUM_MFV_COMPLETE")
     assert f"_CAPTUM_MFV_COMPLETE={shell}_source" in call(["--help"], capsys)[1]
 
 
 def test_the_module_is_the_command_and_a_closed_pipe_is_no_error():
-    own = "ignore:Implicitly cleaning up:ResourceWarning"  # PyTorch 2.6's
+    own = "ignore:Implicitly cleaning up:ResourceWarning"  # a warning of PyTorch 2.6
     command = f"{sys.executable} -W error -W '{own}' -m captum_mfv list models | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alexnet\n", "")
 
 
-def test_recipes_are_listed_and_one_can_be_changed_and_given_back(inputs, tmp_path, capsys):
-    status, said, _ = call(["list", "recipes"], capsys)
+def test_recipes_are_listed_and_an_edited_recipe_can_be_used(inputs, tmp_path, capsys):
+    status, printed, _ = call(["list", "recipes"], capsys)
     assert status == 0
-    assert [line.split()[0] for line in said.splitlines()] == list(RECIPES)
-    status, said, _ = call(["list", "recipes", "facet"], capsys)
-    data = json.loads(said)
+    assert [line.split()[0] for line in printed.splitlines()] == list(RECIPES)
+    status, printed, _ = call(["list", "recipes", "facet"], capsys)
+    data = json.loads(printed)
     data["name"], data["start"], data["phases"][0]["weights"]["total_variation"] = "mine", "medoid", 0.05
     (tmp_path / "mine.json").write_text(json.dumps(data))
     out = tmp_path / "run"
@@ -662,7 +664,7 @@ def test_recipes_are_listed_and_one_can_be_changed_and_given_back(inputs, tmp_pa
         assert file.get_tensor("transparency").shape == (3, 48, 48)
 
 
-def test_the_precision_and_the_device_are_the_users(inputs, tmp_path, capsys):
+def test_the_precision_and_the_device_are_those_of_the_options(inputs, tmp_path, capsys):
     words = arguments(inputs, tmp_path / "run", device="cpu", dtype="bfloat16")
     assert call(words, capsys)[0] == 0
     assert "--dtype bfloat16" in json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]["command"]

@@ -1,4 +1,4 @@
-"""One pass over a dataset: top images of many units with their crops, rows in files, passes that go on."""
+"""Passes over a dataset: top images of many units with their crops, rows in files, resumed passes."""
 
 import json
 from functools import partial
@@ -51,7 +51,7 @@ def test_top_images_are_the_strongest_peaks_and_their_crops_drive_the_unit_as_mu
         (Unit("conv2", np.eye(24)[3]), lambda out: out[:, 3].mean((1, 2))),
     ],
 )
-def test_units_without_a_peak_have_whole_images(unit, read, images):
+def test_top_images_of_units_without_a_peak_are_not_cropped(unit, read, images):
     model = small_cnn()
     top = top_images(model, unit, images, 5, input_spec=SPEC)
     values = read(outputs(model, unit.layer, images))
@@ -62,7 +62,7 @@ def test_units_without_a_peak_have_whole_images(unit, read, images):
     assert torch.equal(stack(top, range(len(top))), images[top.indices])
 
 
-def test_many_units_take_one_pass_and_the_same_images_as_one_by_one(images):
+def test_many_units_take_one_pass_and_have_the_same_images_as_each_alone(images):
     model = small_cnn()
     passes = []
     model.conv1.register_forward_hook(lambda *_: passes.append(1))
@@ -125,7 +125,7 @@ def test_a_stopped_scan_for_top_images_resumes_to_the_same_result(images, tmp_pa
         top_images(small_cnn(), units, rest, 15, **stored)
 
 
-def test_facets_of_a_hidden_unit_are_found_in_what_its_peaks_see(images):
+def test_facets_of_a_hidden_unit_are_found_in_the_crops_of_its_peaks(images):
     model = small_cnn()
     top = top_images(model, Unit("conv2", 3, "max"), images, 60, input_spec=SPEC)
     facets = find_facets(model, top.unit, top, n_facets=3, input_spec=top.input_spec)
@@ -133,7 +133,7 @@ def test_facets_of_a_hidden_unit_are_found_in_what_its_peaks_see(images):
     assert len(facets.labels) == len(top)
 
 
-def test_a_dead_unit_has_no_images_and_says_so(images):
+def test_a_dead_unit_has_no_images_and_a_clear_error(images):
     model = small_cnn()
     nn.init.constant_(model.conv2.bias, -1e3)
     top = top_images(model, Unit("relu2", 3, "max"), images, input_spec=SPEC)
@@ -156,7 +156,7 @@ def test_no_images_are_an_error(data, k, message):
         top_images(small_cnn(), Unit("fc", 0), data, k, input_spec=SPEC)
 
 
-def test_identical_images_have_one_facet_or_an_error_that_counts_them(images):
+def test_identical_images_have_one_facet_or_an_error_with_the_number_of_distinct_codes(images):
     same_image = images[:1].expand(20, -1, -1, -1)
     with pytest.raises(FacetError, match="1 distinct codes"):
         find_facets(small_cnn(), Unit("conv2", 3), same_image, n_facets=3, input_spec=SPEC)
@@ -170,7 +170,7 @@ def test_one_image_is_one_facet(images):
 
 
 class Stops:
-    """Images that interrupt the process after some."""
+    """Images that raise KeyboardInterrupt after a number of images."""
 
     fingerprint = "images"
 
@@ -188,13 +188,13 @@ class Stops:
 
 
 @pytest.fixture
-def eager_notes(monkeypatch):
-    """How far a pass came is noted after every batch."""
+def saved_every_batch(monkeypatch):
+    """Save the state of a pass after every batch."""
     monkeypatch.setattr("captum_mfv.activations.codes._SECONDS", 0.0)
 
 
-@pytest.mark.usefixtures("eager_notes")
-def test_a_stopped_pass_goes_on_where_it_ended(images, tmp_path):
+@pytest.mark.usefixtures("saved_every_batch")
+def test_an_interrupted_pass_resumes_where_it_ended(images, tmp_path):
     model, unit = small_cnn(), Unit("fc", 1)
     before = fingerprint(model)
     with pytest.raises(KeyboardInterrupt):
@@ -299,7 +299,7 @@ def test_top_images_are_identified_by_their_dataset_and_place(images):
 
 
 @pytest.mark.parametrize("content", ["{", json.dumps({"parts": {}, "n_done": 3}), json.dumps([1])])
-def test_a_store_that_cannot_be_read_is_refused(content, images, tmp_path):
+def test_a_store_that_cannot_be_read_is_an_error(content, images, tmp_path):
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(RunError, match="can't be continued"):
         collect(small_cnn(), Unit("fc", 1), images, input_spec=SPEC, store=tmp_path)
@@ -316,8 +316,8 @@ def test_a_store_that_cannot_be_read_is_refused(content, images, tmp_path):
         b"short",
     ],
 )
-@pytest.mark.usefixtures("eager_notes")
-def test_a_store_whose_arrays_are_not_such_as_the_pass_makes_is_refused(rows, images, tmp_path):
+@pytest.mark.usefixtures("saved_every_batch")
+def test_a_store_with_arrays_of_another_shape_or_type_is_an_error(rows, images, tmp_path):
     options = {"input_spec": SPEC, "batch_size": 10, "store": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         collect(small_cnn(), Unit("fc", 1), Stops(images, 30), **options)
@@ -329,7 +329,7 @@ def test_a_store_whose_arrays_are_not_such_as_the_pass_makes_is_refused(rows, im
     assert path.stat().st_size == size
 
 
-@pytest.mark.usefixtures("eager_notes")
+@pytest.mark.usefixtures("saved_every_batch")
 def test_stored_rows_that_were_changed_are_refused(images, tmp_path):
     options = {"input_spec": SPEC, "batch_size": 10, "store": tmp_path}
     with pytest.raises(KeyboardInterrupt):
@@ -344,7 +344,7 @@ def test_rows_written_again_have_new_checksums(tmp_path):
     store.write([0, 1, 2], {"rows": np.ones((3, 2), np.float32)})
     store.finish()
     again = Store(4, {}, tmp_path)
-    again.write([1, 2], {"rows": np.zeros((2, 2), np.float32)})  # stopped here, before the state is saved
+    again.write([1, 2], {"rows": np.zeros((2, 2), np.float32)})  # interrupted before the state is saved
     del again
     resumed = Store(4, {}, tmp_path)
     assert resumed.n_done == 1
@@ -363,7 +363,7 @@ def test_a_store_of_more_rows_than_images_is_refused(n_done, tmp_path):
         Store(4, {}, tmp_path)
 
 
-def test_a_folder_of_other_things_is_refused(images, tmp_path):
+def test_a_folder_of_other_files_is_an_error(images, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="something other"):
         collect(small_cnn(), Unit("fc", 1), images, input_spec=SPEC, store=tmp_path)
@@ -371,13 +371,13 @@ def test_a_folder_of_other_things_is_refused(images, tmp_path):
 
 
 class Last(nn.Module):
-    """Channels last, as Swin's blocks return them."""
+    """A layer that returns channels last, as Swin's blocks do."""
 
     def forward(self, x):
         return x.permute(0, 2, 3, 1)
 
 
-def test_channels_last_maps_are_told_not_guessed(images):
+def test_channels_last_maps_need_the_option(images):
     model = nn.Sequential(small_cnn().conv1, Last(), nn.Flatten(), nn.LazyLinear(4)).eval()
     model(images[:1])
     with pytest.raises(UnitError, match=r"layer 1 returns \(N, 16, 16, 12\).*write channels='last'"):
@@ -393,7 +393,7 @@ def test_channels_last_maps_are_told_not_guessed(images):
     assert auto.codes.shape == (120, 12)
 
 
-def test_the_place_of_channels_is_first_last_or_open():
+def test_channels_are_first_last_or_none():
     for make in (lambda: Unit("1", 0, channels="middle"), lambda: Code("1", channels="middle")):
         with pytest.raises(UnitError, match="channels must be first, last or None, not 'middle'"):
             make()

@@ -35,7 +35,7 @@ def random_images():
     return torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def test_concepts_are_the_facets_images_nearest_first_with_ids_of_their_own(found, scene):
+def test_concepts_are_the_facets_images_nearest_first_with_unique_ids(found, scene):
     concepts = facet_concepts(found, scene, n_images=5, input_spec=PLANTED_SPEC)
     assert [concept.name for concept in concepts] == [f"facet{k}_of_unit_0" for k in range(4)]
     for concept, facet in zip(concepts, found, strict=True):
@@ -79,7 +79,7 @@ def table(network, concepts, randoms, scene, **options):
 
 
 class Mean(torch.nn.Module):
-    """The planted unit's mean as a class score, (N, 1)."""
+    """A class score, (N, 1): the planted unit's mean."""
 
     def __init__(self, network):
         super().__init__()
@@ -102,17 +102,15 @@ def test_a_units_own_facets_drive_it_and_an_ignored_one_does_not(network, scene,
 
 
 def captums(model, concepts, randoms, scene, folder):
-    """The first concept's share against each random one, by Captum's own TCAV."""
+    """Return the first concept's score against each random concept, from Captum's TCAV."""
     tcav = TCAV(model, "detectors", classifier=CentroidClassifier(), save_path=str(folder))
     pairs = [[concepts[0], other] for other in randoms]
     scores = tcav.interpret(PLANTED_SPEC(scene[:12]).requires_grad_(), pairs, target=0)
     return [float(scores[f"{concepts[0].id}-{other.id}"]["detectors"]["sign_count"][0]) for other in randoms]
 
 
-@pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning")  # Captum, as it reads a CAV
-def test_the_scores_are_captums_and_facet_sets_in_one_folder_of_its_do_not_mix(
-    network, scene, found, random_images, tmp_path
-):
+@pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning")  # raised when Captum loads a CAV
+def test_scores_equal_captums_and_facet_sets_can_share_a_cache_folder(network, scene, found, random_images, tmp_path):
     model = Mean(network)
     randoms = random_concepts(random_images, 4, 20, input_spec=PLANTED_SPEC)
     own = facet_concepts(found, scene, n_images=8, input_spec=PLANTED_SPEC)
@@ -124,7 +122,7 @@ def test_the_scores_are_captums_and_facet_sets_in_one_folder_of_its_do_not_mix(
     assert [np.mean(shares) for shares in theirs] == pytest.approx([rows[0].score for rows in ours])
 
 
-def test_captums_own_tcav_takes_the_concepts_and_the_classifier(network, scene, found, tmp_path):
+def test_captums_tcav_accepts_the_concepts_and_the_classifier(network, scene, found, tmp_path):
     concepts = facet_concepts(found, scene, n_images=8, input_spec=PLANTED_SPEC)
     tcav = TCAV(
         Mean(network), "detectors", classifier=CentroidClassifier(), save_path=str(tmp_path), model_id=found.fingerprint
@@ -135,7 +133,7 @@ def test_captums_own_tcav_takes_the_concepts_and_the_classifier(network, scene, 
     assert scores[key]["detectors"]["sign_count"].shape == (4,)
 
 
-def test_what_cannot_be_tested_is_refused(network, scene, found):
+def test_wrong_arguments_of_tcav_raise_an_error(network, scene, found):
     concepts = facet_concepts(found, scene, n_images=4, input_spec=PLANTED_SPEC)
     with pytest.raises(FacetError, match="at least 3"):
         table(Mean(network), concepts[:1], concepts[1:3], scene)
@@ -145,7 +143,7 @@ def test_what_cannot_be_tested_is_refused(network, scene, found):
         tcav_table(Mean(network), scene[:2], 0, concepts[:1], concepts[1:], layers=["detector"])
 
 
-def test_significance_is_that_of_ranks_and_takes_numbers_that_do_not_vary():
+def test_the_p_value_is_of_ranks_and_is_defined_for_constant_scores():
     from captum_mfv.concept import _p_value
 
     assert _p_value([1.0, 1, 1], [1, 1]) == 1
@@ -172,7 +170,7 @@ def test_tcav_of_a_token_first_layer_compares_images_not_tokens(n_inputs, random
     assert first == last
 
 
-def test_tcav_of_a_half_precision_model_is_that_of_the_float32_model(network, found, scene, random_images):
+def test_tcav_of_a_half_precision_model_equals_the_float32_models(network, found, scene, random_images):
     concepts = facet_concepts(found, scene, n_images=8, input_spec=PLANTED_SPEC)
     randoms = random_concepts(random_images, 4, 8, seed=np.int64(0), input_spec=PLANTED_SPEC)
     wanted = table(Mean(network), concepts, randoms, scene)
@@ -206,7 +204,7 @@ def test_wrong_arguments_of_concepts_are_named(call, error, message, found, scen
         call(found, scene)
 
 
-def test_concepts_of_an_image_folder_read_no_file_before_they_are_used(found, scene, tmp_path):
+def test_concepts_of_an_image_folder_read_files_only_when_used(found, scene, tmp_path):
     for number, image in enumerate(scene):
         to_pil(image).save(tmp_path / f"{number:03d}.png")
     folder = ImageFolder(tmp_path, PLANTED_SPEC)

@@ -1,4 +1,4 @@
-"""A run's settings: one declaration for Python, the command, TOML and JSON Schema."""
+"""Settings of a run, declared once for Python, the command, TOML and JSON Schema."""
 
 import json
 import os
@@ -26,7 +26,7 @@ VALUES = {
 
 @pytest.mark.parametrize("case", VALUES)
 @pytest.mark.parametrize("folder", [".", "out/run", "/elsewhere"])
-def test_what_is_written_is_read_again_from_the_same_place(case, folder, tmp_path, monkeypatch):
+def test_settings_are_read_as_written(case, folder, tmp_path, monkeypatch):
     place = tmp_path / folder.strip("/")
     place.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -43,7 +43,7 @@ def test_paths_are_relative_to_the_file_and_names_may_have_hyphens(tmp_path):
     assert found == {"images": str(tmp_path.parent / "peppers"), "top_k": 3, "out": str(tmp_path / "~x")}
 
 
-def test_every_recipe_is_a_name_and_no_path():
+def test_the_names_of_recipes_are_not_paths():
     assert to_toml({"recipe": "facet"}, "/out") == 'recipe = "facet"\n'
     assert not [name for name in RECIPES if name.endswith(".json")]
 
@@ -76,7 +76,7 @@ def test_invalid_settings_raise_an_error_that_names_the_setting(changes, message
         RunSettings(**{"model": "resnet50", "unit": "fc:1", "images": "images", **changes})
 
 
-def test_every_declared_option_is_one_of_the_command_and_of_the_schema():
+def test_every_declared_option_is_in_the_command_and_in_the_schema():
     options = {parameter.name: parameter for parameter in app.commands["run"].params}
     assert options.keys() - declared_options().keys() == {"config"}
     properties = config_model().model_json_schema()["properties"]
@@ -103,7 +103,7 @@ def test_the_commands_help_does_not_wait_for_pydantic_or_torch():
     assert not {"pydantic", "torch", "numpy"} & set(done.stdout.split())
 
 
-def test_text_is_a_number_where_a_number_is_wanted_and_errors_name_the_bound():
+def test_text_is_converted_to_numbers_and_errors_name_the_bound():
     assert (validate_option("crop_fraction", "0.5"), validate_option("steps", "7")) == (0.5, 7)
     with pytest.raises(ValueError, match="crop-fraction must be at most 1, not 2"):
         validate_option("crop_fraction", "2")

@@ -1,4 +1,4 @@
-"""What README and docs show runs: blocks, docstrings, notebooks; pages that Sphinx executes are left to its build."""
+"""Examples in README, docs, docstrings and notebooks run; pages that Sphinx executes run in the build of the docs."""
 
 import doctest
 import importlib
@@ -32,9 +32,9 @@ def names(paths):
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
-@pytest.mark.filterwarnings("ignore:no image without facets")  # noise leaves the network built by hand silent
+@pytest.mark.filterwarnings("ignore:no image without facets")  # the unit with hand-set weights is 0 on noise
 @pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=lambda page: page.name)
-def test_a_pages_examples_run_one_after_the_other_and_those_that_download_compile(page, tmp_path, monkeypatch):
+def test_a_pages_examples_run_in_order_and_examples_with_downloads_compile(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = {}
     for downloads, source in PYTHON[page]:
@@ -44,7 +44,7 @@ def test_a_pages_examples_run_one_after_the_other_and_those_that_download_compil
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
-def test_a_page_with_cells_is_one_that_sphinx_executes(page):
+def test_every_page_with_cells_is_executed_by_sphinx(page):
     assert ("```{code-cell}" in TEXT[page]) == TEXT[page].startswith("---\nfile_format: mystnb\n")
 
 
@@ -69,7 +69,7 @@ def test_the_readme_has_two_set_up_commands_of_one_line_each():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_what_docstrings_show_is_what_comes(name):
+def test_examples_in_docstrings_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
@@ -89,7 +89,7 @@ def test_the_reference_lists_every_module():
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("docs/images/*")), ids=lambda path: path.name)
-def test_pictures_are_small(path):
+def test_pictures_in_the_docs_are_small(path):
     assert path.stat().st_size <= 200 * 1024
 
 
@@ -103,7 +103,7 @@ spec, n_top, n_facets, steps, folder, device = mfv.InputSpec(32), 20, 2, 2, "ima
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_a_notebook_runs_whatever_model_its_model_cell_gives(path, tmp_path, monkeypatch):
+def test_a_notebook_runs_with_another_model_in_its_model_cell(path, tmp_path, monkeypatch):
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()
@@ -121,7 +121,7 @@ def test_a_notebook_runs_whatever_model_its_model_cell_gives(path, tmp_path, mon
 
 
 def cells(path):
-    """Tags and source of a notebook's code cells but those that install."""
+    """Return tags and source of a notebook's code cells, except cells that install packages."""
     notebook = json.loads(path.read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = [(cell["metadata"].get("tags", []), "".join(cell["source"])) for cell in code]

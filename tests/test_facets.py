@@ -19,7 +19,7 @@ def blobs(k=4, n=40, dimensions=64, seed=0):
 
 @pytest.mark.parametrize("embedding", ["tsne", None])
 @pytest.mark.parametrize("clusterer", [None, AgglomerativeClustering()])
-def test_separable_facets_are_found_exactly_by_any_clusterer(embedding, clusterer):
+def test_separable_facets_are_found_exactly_with_any_clusterer(embedding, clusterer):
     codes, labels = blobs()
     finder = FacetFinder(4, embedding=embedding, clusterer=clusterer, random_state=0).fit(codes)
     assert adjusted_rand_score(labels, finder.labels_) == 1
@@ -46,13 +46,13 @@ def test_the_same_seed_finds_the_same_facets_and_no_global_generator_is_touched(
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
-def test_a_finder_is_an_estimator():
+def test_a_finder_is_a_scikit_learn_estimator():
     finder = FacetFinder(3, embedding=None, random_state=1)
     assert clone(finder).get_params() == finder.get_params()
     assert finder.set_params(n_facets=2).fit_predict(blobs()[0]).max() == 1
 
 
-def test_noise_stays_without_a_facet():
+def test_noise_has_no_facet():
     codes, labels = blobs(k=2)
     codes = np.vstack([codes, 100 + np.eye(2, 64) * 100])
     finder = FacetFinder(2, embedding=None, clusterer=DBSCAN(eps=15, min_samples=3)).fit(codes)
@@ -69,7 +69,7 @@ def test_noise_stays_without_a_facet():
         (np.full((9, 3), np.nan), 2, "NaN"),
     ],
 )
-def test_codes_without_so_many_facets_are_refused(codes, k, message):
+def test_more_facets_than_distinct_codes_are_an_error(codes, k, message):
     with pytest.raises(ValueError, match=message):
         FacetFinder(k).fit(codes)
     with pytest.raises(TypeError, match="n_facets"):
@@ -77,7 +77,7 @@ def test_codes_without_so_many_facets_are_refused(codes, k, message):
 
 
 @pytest.mark.parametrize("n_images", [1, 2, 3, 4, 5])
-def test_few_images_have_facets_too(n_images):
+def test_few_images_can_have_facets(n_images):
     finder = FacetFinder(n_images, random_state=0).fit(np.random.default_rng(0).normal(size=(n_images, 8)))
     assert sorted(finder.labels_) == list(range(n_images))
 
@@ -94,7 +94,7 @@ def test_planted_facets_are_found_through_the_network(planted, facets):
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_finding_facets_leaves_the_model_as_it_was(model, planted):
+def test_finding_facets_does_not_change_the_model(model, planted):
     find_facets(model, Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC)
     with pytest.raises(UnitError):
         find_facets(model, Unit("fc", 99), planted[0], n_facets=3, input_spec=SPEC)
@@ -107,7 +107,7 @@ def test_facets_do_not_depend_on_the_batch_size(planted, facets):
 
 
 class Holes:
-    """Every third image can't be read."""
+    """Images of which every third raises an error."""
 
     def __init__(self, images):
         self.images = images
@@ -121,7 +121,7 @@ class Holes:
         return self.images[index]
 
 
-def test_members_are_indices_of_the_dataset_though_some_images_cannot_be_read(planted):
+def test_members_are_indices_of_the_dataset_if_some_images_are_unreadable(planted):
     images, labels = planted
     with pytest.warns(UserWarning, match="broken"):
         found = find_facets(small_cnn(), Unit("fc", 1), Holes(images), n_facets=3, input_spec=SPEC)
@@ -174,14 +174,14 @@ def test_agreement_is_the_share_of_images_nearest_to_the_center_of_their_own_fac
 
 
 @pytest.mark.parametrize("seed", ["0", 0.5, -1, True])
-def test_a_seed_is_any_integer_and_nothing_else(seed, facets, planted):
+def test_seeds_are_integers_of_any_type_and_nothing_else(seed, facets, planted):
     with pytest.raises((TypeError, ValueError), match="seed must be an integer"):
         find_facets(small_cnn(), Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC, seed=seed)
     again = find_facets(small_cnn(), Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC, seed=np.int64(0))
     assert np.array_equal(again.labels, facets.labels)
 
 
-def test_a_facet_set_survives_its_file(facets, tmp_path):
+def test_a_saved_facet_set_is_loaded_unchanged(facets, tmp_path):
     facets.save(tmp_path / "facets.safetensors")
     loaded = FacetSet.load(tmp_path / "facets.safetensors")
     assert (loaded.fingerprint, loaded.unit, loaded.code) == (facets.fingerprint, facets.unit, facets.code)
@@ -191,12 +191,12 @@ def test_a_facet_set_survives_its_file(facets, tmp_path):
         FacetSet.load(tmp_path / "bad.safetensors")
 
 
-def test_the_key_tells_contents_apart(facets, planted):
+def test_fingerprints_of_different_contents_differ(facets, planted):
     other = find_facets(small_cnn(seed=1), Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC)
     assert other.fingerprint != facets.fingerprint
 
 
-def test_conv_units_directions_and_modules_work_like_logits(planted):
+def test_conv_units_directions_and_modules_can_be_units(planted):
     model = small_cnn()
     for unit in (Unit("conv2", 3, "max"), Unit(model.conv2, 3), Unit("conv2", np.ones(24))):
         found = find_facets(model, unit, planted[0], n_facets=3, input_spec=SPEC)

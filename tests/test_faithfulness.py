@@ -24,14 +24,14 @@ def test_a_score_of_one_pixel_falls_with_the_first_step_and_rises_with_it():
     assert np.allclose(deletion_curve(total, x, -x, 0, n_steps=16).area, 1 - 1 / 32)
 
 
-def test_a_score_that_adds_up_over_pixels_has_half_the_area_in_any_order():
+def test_a_score_that_is_a_sum_over_pixels_has_area_one_half_in_random_order():
     x = torch.ones(1, 3, 8, 8)
     order = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for curve in (deletion_curve, insertion_curve):
         assert np.allclose(curve(total, x, order, 0, n_steps=8).area, 0.5)
 
 
-def test_pixels_become_the_baseline_and_an_image_that_scores_no_more_than_it_has_no_area():
+def test_pixels_become_the_baseline_and_an_image_that_scores_no_higher_has_no_area():
     x = torch.ones(2, 1, 2, 2)
     curve = deletion_curve(total, x, x, torch.tensor([0, 0]), baselines=3.0, n_steps=2)
     assert curve.scores.tolist() == [[4, 8, 12]] * 2
@@ -40,7 +40,7 @@ def test_pixels_become_the_baseline_and_an_image_that_scores_no_more_than_it_has
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(1, 1, 2, 2), torch.ones(2, 1, 3, 2)])
-def test_attributions_of_other_images_are_refused(wrong):
+def test_attributions_of_other_images_are_an_error(wrong):
     with pytest.raises(FacetError, match="same rows and pixels"):
         deletion_curve(total, torch.ones(2, 1, 2, 2), wrong, 0)
     with pytest.raises(FacetError, match="n_steps"):
@@ -61,7 +61,7 @@ def test_exact_attributions_of_a_linear_score_have_no_infidelity_and_no_sensitiv
     assert (blurred.sensitivity > exact.sensitivity).all()
 
 
-def test_a_facets_attributions_find_its_pixels_sooner_than_another_facets():
+def test_a_facets_attributions_rank_its_pixels_higher_than_another_facets():
     network, (scene, _) = planted_network()[0], planted_images(distractor=8)
     finder = FacetFinder(4, embedding=None, random_state=0)
     facets = find_facets(network, Unit("unit", 0), scene, finder=finder, input_spec=PLANTED_SPEC)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, and two at once."""
+"""Interrupted runs, and two processes on one folder."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with 
 
 @forks
 @pytest.mark.parametrize(("images", "points"), [([], 12), (["--whole"], 24)], ids=["crops", "whole images"])
-def test_a_run_that_is_killed_anywhere_loses_nothing_and_goes_on_to_the_same_bytes(images, points, tmp_path):
+def test_a_run_killed_at_any_point_resumes_to_byte_identical_files(images, points, tmp_path):
     counts = tmp_path / "counts.json"
     options = ["--points", str(points), "--faults", "kill -9", "--json", str(counts)]
     command = [sys.executable, str(FAULTS), *images, *options]
@@ -88,7 +88,7 @@ def test_rendering_resumes_from_its_checkpoint_to_the_same_images(
         (lambda facets, images: {"key": "other"}, "images"),
     ],
 )
-def test_a_checkpoint_of_another_rendering_is_refused_and_kept(change, named, facets, planted, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_rendering_is_an_error_and_kept(change, named, facets, planted, tmp_path, monkeypatch):
     monkeypatch.setattr(files.Checkpoint, "due", True)
     path = tmp_path / "a.safetensors"
     options = {"steps": 2, "input_spec": SPEC, "checkpoint": path}
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_a_dataset_without_a_fingerprint_needs_a_key(model, face
     assert torch.equal(one.image, other.image)
 
 
-def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, planted, tmp_path, monkeypatch):
+def test_a_checkpoint_changed_at_any_byte_is_an_error(facets, planted, tmp_path, monkeypatch):
     monkeypatch.setattr(files.Checkpoint, "due", True)
     path = tmp_path / "a.safetensors"
     options = {"steps": 4, "input_spec": SPEC, "checkpoint": path}
@@ -130,7 +130,7 @@ def test_a_checkpoint_that_was_changed_is_refused_wherever_it_was(facets, plante
 @pytest.mark.parametrize(
     "change", ["param.0", "optimizer.0.exp_avg", "generators", "phase", "step", "history.activation"]
 )
-def test_a_forged_checkpoint_is_refused(change, facets, planted, tmp_path, monkeypatch):
+def test_a_forged_checkpoint_is_an_error(change, facets, planted, tmp_path, monkeypatch):
     monkeypatch.setattr(files.Checkpoint, "due", True)
     save, options = files.Checkpoint.save, {"steps": 4, "input_spec": SPEC, "checkpoint": tmp_path / "a.st"}
     without = {name: torch.ones(2, 3) for name in (change,)}
@@ -140,7 +140,7 @@ def test_a_forged_checkpoint_is_refused(change, facets, planted, tmp_path, monke
         render_facets(small_cnn(), facets, planted[0], **options)
 
 
-def test_a_collection_goes_on_with_the_batches_it_began_with(planted, tmp_path):
+def test_an_interrupted_collection_resumes_with_the_same_batches(planted, tmp_path):
     class Stopping:
         fingerprint = dataset_fingerprint(planted[0])
 
@@ -163,7 +163,7 @@ def test_a_collection_goes_on_with_the_batches_it_began_with(planted, tmp_path):
     assert made.fingerprint == wanted.fingerprint
 
 
-def test_a_folder_is_for_one_process_and_the_second_is_told_which(tmp_path):
+def test_a_folder_is_locked_by_one_process_and_the_error_names_the_process(tmp_path):
     held = f"with hold({str(tmp_path / 'run')!r}):\n print('held', flush=True)\n input()"
     code = f"from captum_mfv.storage.files import hold\n{held}"
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -174,11 +174,11 @@ def test_a_folder_is_for_one_process_and_the_second_is_told_which(tmp_path):
     first.communicate()
     with files.hold(tmp_path / "run"):
         pass
-    assert [item.name for item in (tmp_path / "run").iterdir()] == [".lock"], "it was not made here"
+    assert [item.name for item in (tmp_path / "run").iterdir()] == [".lock"], "the folder of another process is kept"
 
 
 @forks
-def test_a_lock_is_exclusive_also_for_who_opened_it_before_it_was_released(tmp_path):
+def test_a_lock_is_exclusive_if_its_file_was_opened_before_the_release(tmp_path):
     import fcntl
 
     with pytest.raises(Stop), files.hold(tmp_path / "new"):
@@ -189,12 +189,12 @@ def test_a_lock_is_exclusive_also_for_who_opened_it_before_it_was_released(tmp_p
     os.close(opened)
 
 
-def test_a_file_that_another_process_removes_meanwhile_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "exists", lambda path: True)  # as it was a moment ago
+def test_a_file_removed_by_another_process_counts_as_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # the file existed when the folder was listed
     assert inside(tmp_path, ".owner") == tmp_path / ".owner"
 
 
-def test_a_file_is_no_folder_to_lock(tmp_path):
+def test_a_file_cannot_be_locked_as_a_folder(tmp_path):
     (tmp_path / "file").write_text("words")
     with pytest.raises(RunError, match="can't be a run's folder"), files.hold(tmp_path / "file"):
         pass
@@ -202,7 +202,7 @@ def test_a_file_is_no_folder_to_lock(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The script that stops runs, in a folder with its job."""
+    """Yield benchmarks/faults.py as a module, in a folder with the files of a job."""
     spec = importlib.util.spec_from_file_location("faults", FAULTS)
     faults = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(faults)
@@ -217,7 +217,7 @@ STAGES = {"top images", "facets", "images", "baseline", "attributions", "metrics
 
 
 def stages_done(caplog):
-    """The stages that were done since the last call."""
+    """Return the stages that ran since the last call."""
     done = [record.args[0] for record in caplog.records if record.msg == "%s took %.1f s"]
     caplog.clear()
     return done
@@ -235,8 +235,8 @@ def stages_done(caplog):
     ],
     ids=lambda value: "-".join(sorted(value)),
 )
-@pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")  # a few steps gain nothing
-def test_an_update_redoes_the_stages_that_depend_on_the_change_and_equals_a_new_run(
+@pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")  # a few steps gain no activation
+def test_an_update_repeats_the_stages_that_depend_on_the_change_and_equals_a_new_run(
     change, redone, finished, tmp_path, caplog
 ):
     caplog.set_level("DEBUG", "captum_mfv")
@@ -256,7 +256,7 @@ def test_an_update_redoes_the_stages_that_depend_on_the_change_and_equals_a_new_
 
 
 @pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")
-def test_an_update_keeps_the_evaluation_unless_what_was_evaluated_changes(finished, tmp_path):
+def test_an_update_keeps_the_evaluation_unless_the_images_change(finished, tmp_path):
     out, job = Path("evaluated"), replace(finished.job, top_k=None)
     model, spec = models.load(job.model)
 
@@ -284,7 +284,7 @@ def test_an_update_keeps_the_evaluation_unless_what_was_evaluated_changes(finish
 
 
 @pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")
-def test_an_update_that_is_killed_leaves_no_file_of_the_old_run(finished, tmp_path, monkeypatch):
+def test_an_interrupted_update_leaves_no_file_of_the_old_run(finished, tmp_path, monkeypatch):
     out, job = Path("killed"), replace(finished.job, facets=3)
     jobs.run(job, out)
     with monkeypatch.context() as patch:
@@ -317,18 +317,18 @@ facets = find_facets(wide, Unit("4", 0), images, n_facets=3, input_spec=InputSpe
 few = render_facets(wide, facets, images, **options, max_batch=2)
 taken = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (taken + 500 * 2**20, resource.RLIM_INFINITY))
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     made = render_facets(wide, facets, images, **options, max_batch=24)
-print([str(one.message) for one in said if "memory" in str(one.message)])
+print([str(one.message) for one in caught if "memory" in str(one.message)])
 print(max(float((one.image - other.image).abs().max()) for one, other in zip(made, few, strict=True)))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's limit on memory")
-def test_a_process_whose_memory_is_limited_draws_the_same_a_few_images_at_a_time():
+def test_a_process_with_limited_memory_renders_the_same_images_in_smaller_batches():
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said, difference = done.stdout.splitlines()
-    assert said == '["memory doesn\'t hold a batch of 24 images; continuing with 12"]'
+    messages, difference = done.stdout.splitlines()
+    assert messages == '["memory doesn\'t hold a batch of 24 images; continuing with 12"]'
     assert float(difference) < 1e-3

@@ -27,9 +27,9 @@ def scene():
     return network, images, find_facets(network, Unit("unit", 0), images, finder=finder, input_spec=PLANTED_SPEC)
 
 
-@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum, of DeepLift
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum's DeepLift
 @pytest.mark.parametrize("method", [None, "IntegratedGradients", "InputXGradient", "LayerGradCam", "DeepLift"])
-def test_the_map_of_a_facet_lies_on_what_shows_it(method, scene):
+def test_the_map_of_a_facet_is_on_the_facets_object(method, scene):
     network, images, facets = scene
     before = fingerprint(network)
     members = [images[facet.members[0]] for facet in facets]
@@ -43,7 +43,7 @@ def test_the_map_of_a_facet_lies_on_what_shows_it(method, scene):
     assert [key for key in before if not same(before[key], after[key])] == []
 
 
-def test_the_default_map_shares_out_the_facets_score_against_the_others_exactly(facets, planted):
+def test_the_default_map_sums_to_the_facets_score_against_the_others(facets, planted):
     model = small_cnn()
     x = planted[0][[0, 25, 45]]
     maps = facet_maps(model, facets, x, [0, 1, 2], input_spec=SPEC)
@@ -53,10 +53,10 @@ def test_the_default_map_shares_out_the_facets_score_against_the_others_exactly(
     against = [scores[k, k] - (scores[k].sum() - scores[k, k]) / 2 for k in range(3)]
     coarse = facet_maps(model, facets, x, [0, 1, 2], method="LayerGradientXActivation", input_spec=SPEC)
     assert torch.equal(maps, coarse)
-    assert torch.allclose(maps.mean((1, 2)) * 64, torch.stack(against), rtol=1e-4)  # 64 positions, spread evenly
+    assert torch.allclose(maps.mean((1, 2)) * 64, torch.stack(against), rtol=1e-4)  # spread evenly over 64 positions
 
 
-def test_a_method_that_there_is_not_or_that_has_no_positions_is_refused(facets, planted):
+def test_an_unknown_method_or_one_without_positions_raises_an_error(facets, planted):
     for name in ("Grad", "NeuronGradient", "visualization"):
         with pytest.raises(FacetError, match="IntegratedGradients"):
             facet_maps(small_cnn(), facets, planted[0][:1], [0], method=name, input_spec=SPEC)
@@ -66,7 +66,7 @@ def image_and_map():
     return torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0)), torch.randn(2, 1, 5, 6)
 
 
-def test_attributions_are_drawn_on_the_callers_axes_and_pyplot_is_left_alone():
+def test_attributions_are_drawn_on_the_callers_axes_without_pyplot():
     figure = Figure()
     axes = figure.subplots(1, 2)
     images, maps = image_and_map()
@@ -79,7 +79,7 @@ def test_attributions_are_drawn_on_the_callers_axes_and_pyplot_is_left_alone():
     assert matplotlib._pylab_helpers.Gcf.figs == {}
 
 
-def test_without_axes_there_is_a_figure_of_its_own():
+def test_without_axes_a_new_figure_is_created():
     images, maps = image_and_map()
     drawn = plot_attributions(images, maps[:, 0])
     assert drawn.shape == (2,)
@@ -87,7 +87,7 @@ def test_without_axes_there_is_a_figure_of_its_own():
 
 
 @pytest.mark.parametrize("sign", ["positive", "negative", "absolute_value", "all"])
-def test_nothing_to_show_and_tiny_values_are_drawn_without_a_warning(sign):
+def test_zeros_and_tiny_values_are_drawn_without_a_warning(sign):
     images, _ = image_and_map()
     for maps in (torch.zeros(2, 20, 30), torch.full((2, 20, 30), 1e-12), torch.full((2, 20, 30), -1e-12)):
         plot_attributions(images[:, :1], maps, sign=sign)
@@ -99,19 +99,19 @@ def test_an_overlay_has_the_images_size_and_is_the_same_each_time():
     png = overlay_png(images[0], maps[0, 0])
     assert png == overlay_png(images[0], maps[0, 0])
     assert Image.open(io.BytesIO(png)).size == (30, 20)
-    grey = np.asarray(Image.open(io.BytesIO(overlay_png(images[0], torch.zeros(20, 30)))).convert("RGB")).astype(int)
-    assert np.abs(grey[..., 0] - grey[..., 1]).max() <= 1
+    gray = np.asarray(Image.open(io.BytesIO(overlay_png(images[0], torch.zeros(20, 30)))).convert("RGB")).astype(int)
+    assert np.abs(gray[..., 0] - gray[..., 1]).max() <= 1
 
 
 @pytest.mark.parametrize("wrong", [{"titles": ["one"]}, {"axes": Figure().subplots(1, 3)}])
-def test_as_many_of_each_as_images(wrong):
+def test_images_attributions_and_titles_must_have_the_same_number(wrong):
     images, maps = image_and_map()
     with pytest.raises(ValueError, match="2 images need"):
         plot_attributions(images, maps, **wrong)
 
 
 def rendered(facets, n_steps=20, seed=0):
-    """Renderings as the loop makes them, without the loop: two phases, of which the second has a term more."""
+    """Return renderings of two phases, of which the second has an additional term, without running the loop."""
     draw = torch.Generator().manual_seed(seed)
     late = np.where(np.arange(n_steps) < n_steps // 2, np.nan, 1).astype(np.float32)
     return [
@@ -132,7 +132,7 @@ def rendered(facets, n_steps=20, seed=0):
     ]
 
 
-def test_facets_are_drawn_with_their_starts_and_nearest_images_beneath(facets, planted):
+def test_facets_are_drawn_with_starts_and_nearest_images_below(facets, planted):
     axes = plot_facets(rendered(facets), starts=True, images=planted[0], n_nearest=2)
     assert axes.shape == (3, 4)
     for facet, column in zip(facets, axes, strict=True):
@@ -144,7 +144,7 @@ def test_facets_are_drawn_with_their_starts_and_nearest_images_beneath(facets, p
     assert [axis.get_ylabel() for axis in axes[0]] == ["", "start", "nearest", ""]
 
 
-def test_facets_are_a_grid_in_which_each_has_its_place_and_its_colour(facets):
+def test_facets_are_drawn_in_a_grid_with_one_color_each(facets):
     axes = plot_facets([*rendered(facets), *rendered(facets, seed=1)], columns=4)
     assert axes.shape == (6,)
     assert len(axes[0].figure.axes) == 6
@@ -154,14 +154,14 @@ def test_facets_are_a_grid_in_which_each_has_its_place_and_its_colour(facets):
     assert (faded.shape, float(faded[..., 3].max())) == ((32, 32, 4), 0.5)
 
 
-def test_a_facet_with_fewer_members_than_are_shown_leaves_places_empty(facets, planted):
+def test_a_facet_with_fewer_members_than_requested_has_empty_cells(facets, planted):
     few = replace(facets[0], members=facets[0].members[:1])
     (column,) = plot_facets(replace(rendered(facets)[0], facet=few), images=planted[0], n_nearest=3)
     assert [len(axis.images) for axis in column] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("n_dimensions", [1, 2, 5])
-def test_the_map_has_a_point_for_each_image_that_could_be_read(facets, n_dimensions):
+def test_the_map_has_a_point_for_each_readable_image(facets, n_dimensions):
     labels, embedding = facets.labels.copy(), np.random.default_rng(0).normal(size=(60, n_dimensions))
     labels[:4], embedding[0] = -1, np.nan
     axis = plot_embedding(replace(facets, labels=labels, embedding=embedding.astype(np.float32)), legend=True)
@@ -171,7 +171,7 @@ def test_the_map_has_a_point_for_each_image_that_could_be_read(facets, n_dimensi
     assert axis.get_legend().get_texts()[0].get_text() == "no facet, 3 images"
 
 
-def test_seventy_facets_differ_in_colour_or_marker():
+def test_seventy_facets_differ_in_color_or_marker():
     signs = [(facet_color(index), facet_marker(index)) for index in range(-1, 70)]
     assert len(set(signs)) == 71
     assert len({color for color, _ in signs}) == 11
@@ -186,7 +186,7 @@ def test_a_history_has_a_panel_for_each_term_and_a_line_for_each_facet(facets):
     assert names == ["facet 0", "facet 1", "facet 2"]
 
 
-def test_the_running_mean_is_of_what_there_is(facets):
+def test_the_running_mean_leaves_out_missing_values(facets):
     (axis,) = plot_history(rendered(facets)[0], terms=["total_variation"], window=7)
     values = axis.lines[0].get_ydata()
     assert np.isnan(values[:10]).all()
@@ -205,7 +205,7 @@ def drawn_on(facets, planted, axes):
     ]
 
 
-def test_the_callers_axes_come_back_and_pyplot_is_left_alone(facets, planted):
+def test_plots_return_the_callers_axes_and_do_not_use_pyplot(facets, planted):
     axes = Figure().subplots(2, 3)
     flat = list(axes.reshape(-1))
     backend, settings = matplotlib.get_backend(), dict(matplotlib.rcParams)
@@ -236,13 +236,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_drawn_is_named(case, facets):
+def test_wrong_arguments_of_plots_are_named(case, facets):
     call, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         call(facets)
 
 
-def test_a_runs_folder_gives_its_renderings_back(facets, tmp_path):
+def test_renderings_are_read_from_a_runs_folder(facets, tmp_path):
     folder = RunWriter(tmp_path, {"stages": [], "timings": {}, "seed": 0, "recipe": "facet"})
     with pytest.raises(RunError, match="can't be read"):
         folder.read_renderings(facets)

@@ -1,4 +1,4 @@
-"""Whatever a public call does to a model, and wherever it fails, the model is afterwards as it was."""
+"""No public call changes the model, even if the call raises an error."""
 
 import warnings
 
@@ -30,7 +30,7 @@ def _evaluate(model, facets):
 
 
 def _attribute(model, facets):
-    if not model.training:  # a FacetModel is a module that runs in its mode, as Captum has it
+    if not model.training:  # a FacetModel runs in the mode of the module, as Captum expects
         explain = FacetAttribution(IntegratedGradients, FacetModel(model, facets, input_spec=SPEC))
         explain.attribute(IMAGES[:2], n_steps=3)
 
@@ -72,9 +72,7 @@ def found():
     training=st.booleans(),
     frozen=st.booleans(),
 )
-def test_a_models_fingerprint_is_unchanged_by_any_call_errors_included(
-    call, found, layer, after, error, training, frozen
-):
+def test_no_call_changes_a_models_fingerprint_even_if_it_raises(call, found, layer, after, error, training, frozen):
     model = small_cnn().train(training)
     model.conv1.weight.requires_grad_(not frozen)
     model.fc.weight.grad = torch.ones_like(model.fc.weight)

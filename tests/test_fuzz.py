@@ -1,4 +1,4 @@
-"""Mutated input of every kind: it is used or refused by name, and nothing outside its folder is opened."""
+"""Mutated input of every kind is accepted or raises an `MFVError`, and no file outside its folder is opened."""
 
 import warnings
 
@@ -9,17 +9,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from captum_mfv.errors import MFVWarning
 
-EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: go on": 25, "images": 150}
+EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: resume": 25, "images": 150}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MFVWarning)  # of two steps, which gain nothing
+        warnings.simplefilter("ignore", MFVWarning)  # two steps gain no activation
         return {target.name: target for target in targets(tmp_path_factory.mktemp("fuzz"))}
 
 
-@pytest.mark.filterwarnings("ignore")  # decoders' and numpy's, of bytes that mean nothing
+@pytest.mark.filterwarnings("ignore")  # warnings of decoders and NumPy about random bytes
 @pytest.mark.parametrize(
     "name",
     [
@@ -31,10 +31,10 @@ def found(tmp_path_factory):
         "configs",
         "run folders",
         "run folders: evaluate",
-        "run folders: go on",
+        "run folders: resume",
     ],
 )
-def test_whatever_comes_is_used_or_refused_by_name_and_nothing_else_is_opened(found, name):
+def test_any_input_is_accepted_or_raises_an_mfv_error_and_no_other_file_is_opened(found, name):
     target, accepted = found[name], []
 
     @settings(

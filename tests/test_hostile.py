@@ -1,4 +1,4 @@
-"""Input that means harm, or is broken: refused in a sentence, run never, and nothing is read that wasn't named."""
+"""Malicious or broken input raises a one-line error, is never executed, and opens no other files."""
 
 import json
 import os
@@ -44,7 +44,7 @@ MODEL = "conftest:small_cnn"
 
 
 def command(capsys, *arguments):
-    """Exit status and what is on standard error."""
+    """Return the exit status and standard error."""
     with pytest.raises(SystemExit) as ended:
         cli.main(list(map(str, arguments)))
     return ended.value.code, capsys.readouterr().err
@@ -54,7 +54,7 @@ def command(capsys, *arguments):
 
 
 def hostile_folder(root):
-    """Two images, and all that a folder may hold instead of images."""
+    """Return a folder of two images and of other entries with the names of images."""
     root.mkdir()
     Image.new("RGB", (1, 1), "red").save(root / "a_pixel.png")
     Image.new("RGB", (40, 30), "red").save(root / f"{'b' * 251}.png")
@@ -72,7 +72,7 @@ def hostile_folder(root):
     return root
 
 
-def test_what_is_no_image_is_passed_over_and_named_and_nothing_blocks(tmp_path):
+def test_files_that_are_not_images_are_skipped_and_named_and_do_not_block(tmp_path):
     folder = ImageFolder(hostile_folder(tmp_path / "images"), SPEC)
     assert len(folder.fingerprint) == 32
     with warnings.catch_warnings(record=True) as caught:
@@ -87,19 +87,19 @@ def test_what_is_no_image_is_passed_over_and_named_and_nothing_blocks(tmp_path):
 def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path, capsys):
     with plain_warnings():
         list(batches(ImageFolder(hostile_folder(tmp_path / "images"), SPEC)))
-    said = capsys.readouterr().err
-    assert "j\u241b[31m\u240a.png" in said
-    assert "\x1b" not in said
-    status, said = command(capsys, "report", tmp_path / "no\x1b[31mwhere")
+    error = capsys.readouterr().err
+    assert "j\u241b[31m\u240a.png" in error
+    assert "\x1b" not in error
+    status, error = command(capsys, "report", tmp_path / "no\x1b[31mwhere")
     assert status == 2
-    assert "\x1b" not in said
+    assert "\x1b" not in error
 
 
 # Weights
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_not_finite_are_named(tmp_path, number):
+def test_weights_that_are_not_finite_raise_an_error_with_their_name(tmp_path, number):
     state = small_cnn().state_dict()
     state["conv2.weight"][3, 1, 0, 0] = number
     save_file(state, tmp_path / "w.safetensors")
@@ -108,13 +108,13 @@ def test_weights_that_are_not_finite_are_named(tmp_path, number):
 
 
 def masked():
-    """A model with an infinite mask, as those of attention are."""
+    """Return a model with an infinite mask, as in attention."""
     model = small_cnn()
     model.register_buffer("mask", torch.full((2, 2), float("-inf")))
     return model
 
 
-def test_infinite_masks_are_weights_like_others():
+def test_infinite_masks_are_accepted_as_weights():
     assert models.load("test_hostile:masked")[0].mask.isinf().all()
 
 
@@ -127,7 +127,7 @@ def test_infinite_masks_are_weights_like_others():
         (10).to_bytes(8, "little") + b'{"w":{}}  ',
     ],
 )
-def test_a_safetensors_header_that_lies_is_refused(tmp_path, content):
+def test_a_false_safetensors_header_is_an_error(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match="isn't a safetensors file"):
         models.load(MODEL, tmp_path / "w.safetensors")
@@ -163,7 +163,7 @@ def test_weights_that_are_a_pipe_do_not_block(tmp_path):
         ("activations", lambda found: found[:, None], "arrays of shapes"),
     ],
 )
-def test_arrays_of_a_facet_set_that_do_not_belong_together_are_refused(facets, tmp_path, array, change, message):
+def test_inconsistent_arrays_of_a_facet_set_are_an_error(facets, tmp_path, array, change, message):
     arrays = {**facets.arrays(), array: change(facets.arrays()[array])}
     (tmp_path / "f.safetensors").write_bytes(tensor_file(arrays, facets.header()))
     with pytest.raises(FacetError, match=message):
@@ -182,7 +182,7 @@ def test_arrays_of_a_facet_set_that_do_not_belong_together_are_refused(facets, t
         ("p_value", '"<script>"'),
     ],
 )
-def test_a_header_of_a_facet_set_that_lies_is_refused(facets, tmp_path, name, text):
+def test_a_false_header_of_a_facet_set_is_an_error(facets, tmp_path, name, text):
     (tmp_path / "f.safetensors").write_bytes(tensor_file(facets.arrays(), {**facets.header(), name: text}))
     with pytest.raises(FacetError, match="isn't a facet set"):
         FacetSet.load(tmp_path / "f.safetensors")
@@ -204,12 +204,12 @@ def test_a_header_of_a_facet_set_that_lies_is_refused(facets, tmp_path, name, te
         {"phases": [{"steps": 5, "weights": {"unit": 1}, "transforms": {"affine": {"degrees": float("nan")}}}]},
     ],
 )
-def test_numbers_that_would_make_a_grey_image_are_no_recipe(change):
+def test_numbers_that_would_give_a_gray_image_are_not_a_recipe(change):
     with pytest.raises(RecipeError):
         Recipe.from_dict({**json.loads(RECIPES["plain"].to_json()), **change})
 
 
-def test_a_file_that_is_nested_without_end_or_no_file_is_refused(tmp_path):
+def test_a_deeply_nested_file_or_a_pipe_is_an_error(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 200_000)
     (tmp_path / "deep.toml").write_text("x = " + "[" * 200_000)
     os.mkfifo(tmp_path / "pipe.json")
@@ -221,12 +221,12 @@ def test_a_file_that_is_nested_without_end_or_no_file_is_refused(tmp_path):
             read_toml(tmp_path / f"{name}.toml")
 
 
-# Run folders that somebody else made
+# Run folders from others
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A finished run, its images, and beside it a folder whose files have the images' names."""
+    """Return a folder with a finished run, its images, and a second folder with the same file names."""
     root = tmp_path_factory.mktemp("made")
     for folder, side in (("images", 32), ("secret", 40)):
         (root / folder).mkdir()
@@ -241,7 +241,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def theirs(made, tmp_path):
-    """A copy of the run's folder, to be tampered with."""
+    """Return a copy of the run's folder to tamper with."""
     for path in (made / "run").rglob("*"):
         if path.is_file():
             copy = tmp_path / "run" / path.relative_to(made / "run")
@@ -259,7 +259,7 @@ def tamper(folder, name, *keys, value):
 
 
 def shown(folder):
-    """How many of a run's real images can be read."""
+    """Return the number of a run's real images that can be read."""
     images = RunFolder.read(folder).member_images()
     count = 0
     for member in images.members:
@@ -274,12 +274,12 @@ def judge():
     return Judge(small_cnn(1), input_spec=SPEC)
 
 
-def test_the_runs_own_images_are_shown_and_judged(theirs):
+def test_the_runs_images_are_shown_and_evaluated(theirs):
     assert shown(theirs) == 12
     assert evaluate(RunFolder.read(theirs), judge(), judge_name="other").chance == 0.5
 
 
-def test_a_manifest_that_names_another_folder_with_the_same_names_gets_nothing_of_it(theirs, made):
+def test_another_folder_with_the_same_file_names_is_not_read(theirs, made):
     tamper(theirs, "manifest.json", "settings", "images", value=str(made / "secret"))
     folder = RunFolder.read(theirs)
     assert shown(theirs) == 0
@@ -290,12 +290,12 @@ def test_a_manifest_that_names_another_folder_with_the_same_names_gets_nothing_o
         evaluate(folder, judge(), judge_name="other")
 
 
-def test_a_manifest_without_a_hash_of_its_images_gets_none(theirs):
+def test_images_are_not_read_without_a_hash_in_the_manifest(theirs):
     tamper(theirs, "manifest.json", "settings", "images_hash", value=None)
     assert shown(theirs) == 0
 
 
-def test_links_that_replace_an_image_are_not_followed_unless_they_always_were_there(theirs, made, tmp_path):
+def test_links_that_replace_an_image_are_not_followed_unless_the_dataset_had_them(theirs, made, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for path in (made / "images").iterdir():
@@ -318,7 +318,7 @@ def test_members_outside_the_image_folder_are_not_read(theirs, path):
 
 
 @pytest.mark.parametrize("crop", [[0, 0, 10**6, 10**6], [-5, 0, 3, 8], [8, 8, 8, 8]])
-def test_a_crop_outside_of_its_image_is_not_cut(theirs, crop):
+def test_a_crop_outside_its_image_is_not_shown(theirs, crop):
     tamper(theirs, "facets.json", 0, "members", 0, "crop", value=crop)
     assert shown(theirs) == 11
 
@@ -327,7 +327,7 @@ def test_a_crop_outside_of_its_image_is_not_cut(theirs, crop):
     "name", ["manifest.json", "facets.json", "metrics.json", "tensors.safetensors", "images/facet_00.png"]
 )
 @pytest.mark.parametrize("kind", ["link out", "pipe", "folder", "circle", "device"])
-def test_what_is_no_file_of_the_folder_is_not_read(theirs, made, name, kind):
+def test_links_pipes_and_folders_are_not_read_as_files(theirs, made, name, kind):
     path = theirs / name
     path.unlink()
     if kind == "pipe":
@@ -341,21 +341,21 @@ def test_what_is_no_file_of_the_folder_is_not_read(theirs, made, name, kind):
 
 
 @pytest.mark.parametrize("activation", [-1.9e85, 1e99, 0])
-def test_an_activation_of_any_size_has_a_place_on_the_page(theirs, activation):
+def test_an_activation_of_any_size_can_be_drawn_on_the_page(theirs, activation):
     tamper(theirs, "metrics.json", "facets", 0, "activation", value=activation)
     report.build(RunFolder.read(theirs))
 
 
-def test_a_folder_in_the_place_of_the_page_is_one_line(theirs, capsys):
+def test_a_folder_at_the_path_of_the_page_prints_one_line(theirs, capsys):
     (theirs / "report.html").unlink()
     (theirs / "report.html").mkdir()
-    status, said = command(capsys, "report", theirs)
+    status, error = command(capsys, "report", theirs)
     assert status == 2
-    assert "is a folder; the page can't be written" in said
+    assert "is a folder; the page can't be written" in error
 
 
 @pytest.mark.parametrize("key", ["seed", "recipe"])
-def test_renderings_of_a_manifest_that_lacks_something_are_refused_by_name(theirs, key):
+def test_a_missing_field_of_the_manifest_is_named(theirs, key):
     manifest = json.loads((theirs / "manifest.json").read_text())
     del manifest[key]
     (theirs / "manifest.json").write_text(json.dumps(manifest))
@@ -372,14 +372,14 @@ def test_a_control_is_not_written_through_a_link(theirs, tmp_path):
     assert list((tmp_path / "victim").iterdir()) == []
 
 
-def test_a_run_is_not_gone_on_with_through_a_link(theirs, tmp_path):
+def test_a_run_is_not_resumed_through_a_link(theirs, tmp_path):
     (tmp_path / "victim").mkdir()
     (theirs / ".unfinished").symlink_to(tmp_path / "victim")
     with pytest.raises(RunError, match=r"\.unfinished/codes leads out of the folder"):
         RunWriter.read(theirs).unfinished("codes")
 
 
-def test_top_images_that_are_not_of_the_run_are_refused(tmp_path):
+def test_top_images_of_another_run_are_an_error(tmp_path):
     unit, images = mfv.Unit("conv1", 0, "max"), torch.zeros(4, 3, 32, 32)
     indices, activations, corners = np.array([3, 1]), np.ones(2, np.float32), np.array([[0, 20], [5, 5]])
     good = TopImages(unit, images, indices, activations, corners, SPEC, replace(SPEC, size=12))
@@ -404,7 +404,7 @@ def test_top_images_that_are_not_of_the_run_are_refused(tmp_path):
         read_top_images(tmp_path, unit, images, SPEC)
 
 
-def test_a_page_is_written_in_the_place_of_a_link_not_through_it(theirs, tmp_path):
+def test_a_page_replaces_a_link_and_is_not_written_through_it(theirs, tmp_path):
     (tmp_path / "victim").write_text("mine")
     (theirs / "report.html").unlink()
     (theirs / "report.html").symlink_to(tmp_path / "victim")
@@ -413,18 +413,18 @@ def test_a_page_is_written_in_the_place_of_a_link_not_through_it(theirs, tmp_pat
 
 
 @pytest.mark.parametrize("name", [".lock", ".owner"])
-def test_a_link_in_the_place_of_a_lock_is_not_written_through(theirs, tmp_path, capsys, name):
+def test_a_lock_is_not_written_through_a_link(theirs, tmp_path, capsys, name):
     (tmp_path / "victim").write_text("mine")
     (theirs / name).unlink(missing_ok=True)
     (theirs / name).symlink_to(tmp_path / "victim")
-    status, said = command(capsys, "report", theirs)
+    status, error = command(capsys, "report", theirs)
     assert status == 2
-    assert f"{name} leads out of the folder" in said
+    assert f"{name} leads out of the folder" in error
     assert (tmp_path / "victim").read_text() == "mine"
 
 
 @pytest.mark.parametrize("arrays", [{"../victim": ""}, {"/tmp/victim": ""}])
-def test_rows_of_a_stopped_pass_are_not_looked_for_outside_its_folder(tmp_path, arrays):
+def test_rows_of_an_interrupted_pass_are_not_read_outside_its_folder(tmp_path, arrays):
     np.save(tmp_path / "victim.npy", np.zeros((3, 1)))
     (tmp_path / "store").mkdir()
     parts = {"format": 1, "n_images": 3}
@@ -441,9 +441,9 @@ def test_models_that_a_manifest_names_are_never_run(theirs, made, capsys):
     report.compare([folder, folder], theirs / "compare.html")
     evaluate(folder, judge(), judge_name="other")
     assert mfv.attr.FacetModel(small_cnn(), FacetSet.load(theirs)).n_facets == 2
-    status, said = command(capsys, "evaluate", theirs, "--judge", MODEL, "--control", "noise start")
+    status, error = command(capsys, "evaluate", theirs, "--judge", MODEL, "--control", "noise start")
     assert status == 2
-    assert "by the run's model; name it" in said
+    assert "by the run's model; name it" in error
     assert not (made / "was run").exists()
 
 
@@ -467,18 +467,18 @@ def test_models_that_a_manifest_names_are_never_run(theirs, made, capsys):
     ],
 )
 @pytest.mark.parametrize("what", ["report", "compare", "evaluate"])
-def test_json_that_lies_is_one_line_at_the_command(theirs, capsys, name, keys, value, what):
+def test_false_json_prints_one_line(theirs, capsys, name, keys, value, what):
     tamper(theirs, name, *keys, value=value)
     before = {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()}
     more = {"report": [theirs], "compare": [theirs, theirs, "--out", theirs / "c.html"]}
-    status, said = command(capsys, what, *more.get(what, [theirs, "--judge", MODEL]))
+    status, error = command(capsys, what, *more.get(what, [theirs, "--judge", MODEL]))
     assert status == 2
-    assert said.startswith("captum-mfv: error: ")
-    assert said.count("\n") == 1
+    assert error.startswith("captum-mfv: error: ")
+    assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == before
 
 
-def test_keys_that_a_newer_version_may_write_are_ignored(theirs):
+def test_unknown_keys_of_a_newer_version_are_ignored(theirs):
     for name, keys in {
         "manifest.json": ("settings", "input_spec", "gamma"),
         "facets.json": (0, "members", 0, "weight"),
@@ -499,7 +499,7 @@ def test_an_error_of_a_record_names_the_file_the_field_and_the_value(theirs):
 
 
 class Broken(nn.Module):
-    """A network whose answers stop being finite, or never say anything."""
+    """A network whose outputs are NaN, infinite, huge or always 0."""
 
     def __init__(self, how):
         super().__init__()
@@ -510,13 +510,13 @@ class Broken(nn.Module):
         return self.fc(codes * {"nan": float("nan"), "inf": float("inf"), "dead": 0.0, "huge": 1e30}[self.how])
 
 
-def test_answers_whose_distances_would_overflow_have_a_name():
+def test_activations_whose_distances_would_overflow_raise_an_error():
     with pytest.raises(FacetError, match=r"fc:0.* aren't finite on 12 of 12 images, or beyond 1e\+15"):
         find_facets(Broken("huge"), mfv.Unit("fc", 0), planted_images(4)[0], n_facets=2, input_spec=SPEC)
 
 
 @pytest.mark.parametrize("how", ["nan", "inf"])
-def test_answers_that_are_not_finite_have_a_name(how):
+def test_activations_that_are_not_finite_raise_an_error(how):
     images = planted_images(4)[0]
     with pytest.raises(FacetError, match=r"fc:0.* aren't finite on 12 of 12 images"):
         find_facets(Broken(how), mfv.Unit("fc", 0), images, n_facets=2, input_spec=SPEC)
@@ -544,7 +544,7 @@ def test_images_on_which_a_unit_is_not_finite_are_left_out_of_its_top_images_wit
     assert np.isfinite(top.activations).all()
 
 
-def test_a_dead_unit_is_said_to_be_one():
+def test_a_dead_unit_is_a_warning_for_facets_and_an_error_for_rendering():
     model = Broken("dead")
     nn.init.zeros_(model.fc.bias)
     images = planted_images(4)[0]
@@ -555,7 +555,7 @@ def test_a_dead_unit_is_said_to_be_one():
 
 
 @pytest.mark.parametrize("n_facets", [1, "auto"])
-def test_images_that_are_all_the_same_are_one_facet(n_facets):
+def test_identical_images_are_one_facet(n_facets):
     images = planted_images(1)[0][:1].expand(12, -1, -1, -1)
     facets = find_facets(small_cnn(), mfv.Unit("fc", 1), images, n_facets=n_facets, input_spec=SPEC)
     assert len(facets) == 1
@@ -564,7 +564,7 @@ def test_images_that_are_all_the_same_are_one_facet(n_facets):
 
 
 def loud():
-    """Answers beyond what 16 bits of float16 hold."""
+    """Return a network with outputs beyond the range of float16."""
     model = small_cnn()
     with torch.no_grad():
         model.conv2.weight *= 1e5
@@ -572,7 +572,7 @@ def loud():
     return model
 
 
-def test_an_overflow_under_autocast_has_a_name():
+def test_an_overflow_under_autocast_raises_an_error():
     images = planted_images(4)[0]
     facets = find_facets(loud(), mfv.Unit("fc", 1), images, n_facets=2, input_spec=SPEC)
     with pytest.raises(RenderError, match="isn't finite"):
@@ -580,7 +580,7 @@ def test_an_overflow_under_autocast_has_a_name():
 
 
 @pytest.mark.parametrize("n_images", [1, 2])
-def test_a_unit_of_hardly_any_images_has_one_facet(n_images):
+def test_a_unit_with_few_images_has_one_facet(n_images):
     facets = find_facets(small_cnn(), mfv.Unit("fc", 1), planted_images(1)[0][:n_images], n_facets=1, input_spec=SPEC)
     assert mfv.metrics.multifacetedness(facets).p_value == 1
 
@@ -588,20 +588,20 @@ def test_a_unit_of_hardly_any_images_has_one_facet(n_images):
 @pytest.mark.parametrize(
     "option", [("--size", 10**9), ("--input-size", 10**6), ("--unit", f"fc:{'9' * 5000}"), ("--weights", "w" * 5000)]
 )
-def test_an_option_that_no_memory_or_file_name_holds_is_one_line(tmp_path, capsys, option):
+def test_an_option_beyond_memory_or_file_names_prints_one_line(tmp_path, capsys, option):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     arguments = ["--model", MODEL, "--unit", "fc:1", "--images", tmp_path, "--facets", "1", "--out", tmp_path / "run"]
-    status, said = command(capsys, "run", *arguments, *option)
+    status, error = command(capsys, "run", *arguments, *option)
     assert status == 2
-    assert said.count("\n") <= 2
+    assert error.count("\n") <= 2
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64)])
-def test_a_seed_that_no_generator_takes_is_one_line(tmp_path, capsys, seed):
+def test_a_seed_beyond_the_generators_range_prints_one_line(tmp_path, capsys, seed):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     arguments = ["--model", MODEL, "--unit", "fc:1", "--images", tmp_path, "--facets", "1", "--out", tmp_path / "run"]
-    status, said = command(capsys, "run", *arguments, "--seed", seed)
+    status, error = command(capsys, "run", *arguments, "--seed", seed)
     assert status == 2
-    assert "seed" in said
+    assert "seed" in error
     assert not (tmp_path / "run").exists()

@@ -13,14 +13,14 @@ ORDER = (
     *("_version", "errors", "storage", "units", "images", "display", "models", "activations", "facets", "datasets"),
     *("optvis", "attr", "concept", "metrics", "figures", "runs", "report", "jobs", "cli"),
 )
-"""Folders and modules of the root; each imports only from those before it."""
+"""Folders and modules of the root; each imports only from earlier ones."""
 
 FILES = {path.relative_to(ROOT).with_suffix("").parts: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
 MODULES = {parts[:-1] if parts[-1] == "__init__" else parts: tree for parts, tree in FILES.items()}
 
 
 def imported(tree: ast.Module) -> set[tuple[str, ...]]:
-    """Modules of the package that a module imports, inside functions and for type checking too."""
+    """Return the package's modules that a module imports, also in functions and for type checking."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -31,7 +31,7 @@ def imported(tree: ast.Module) -> set[tuple[str, ...]]:
     return {names[1:] for names in found if names[0] == "captum_mfv" and names[1:]}
 
 
-def test_each_entry_of_the_root_has_a_place_in_the_order():
+def test_each_entry_of_the_root_is_in_the_order():
     assert {parts[0] for parts in MODULES if parts} - {"__main__"} == set(ORDER)
 
 
@@ -50,7 +50,7 @@ def test_a_folder_imports_only_from_folders_before_it(name):
 def test_no_module_imports_itself_through_others():
     own_package = {parts: parts[:-1] for parts in MODULES}
     graph = {parts: imported(tree) - {own_package[parts]} for parts, tree in MODULES.items() if parts}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+    TopologicalSorter(graph).prepare()  # raises CycleError with the modules' names
 
 
 def test_the_root_holds_at_most_24_entries():

@@ -1,4 +1,4 @@
-"""Fingerprints: what stored results are recognized by."""
+"""Fingerprints, which identify stored results."""
 
 from dataclasses import dataclass
 
@@ -35,12 +35,12 @@ def test_equal_parts_have_equal_fingerprints_in_any_order_and_container():
 
 
 @pytest.mark.parametrize("other", [{"a": 2}, {"a": None}, {"a": "1"}, {"b": 1}, {"a": 1, "b": None}, {"a": [1]}])
-def test_other_parts_have_another_fingerprint(other):
+def test_different_parts_have_different_fingerprints(other):
     assert fingerprint(a=1) != fingerprint(**other)
 
 
 @pytest.mark.parametrize("value", [nn.ReLU(), np.zeros(3), lambda x: x, {(1, 2): 2}, Settings, b"x"])
-def test_what_has_no_canonical_form_is_refused(value):
+def test_values_without_a_canonical_form_raise_an_error(value):
     with pytest.raises(TypeError, match=r"can't be part of a fingerprint|keys must be str"):
         fingerprint(options={"code": [1, value]})
 
@@ -59,7 +59,7 @@ def test_the_parts_that_differ_are_named():
     check_same({"seed": 0}, {"seed": 0}, "", "")
 
 
-def test_weights_buffers_precision_and_classes_of_modules_count():
+def test_a_models_fingerprint_depends_on_weights_buffers_precision_and_module_classes():
     wanted = weights_fingerprint(small_cnn())
     assert weights_fingerprint(small_cnn().train()) == wanted
     others = [small_cnn(seed=1), small_cnn().double(), small_cnn(), small_cnn()]
@@ -85,7 +85,7 @@ def test_datasets_in_memory_are_recognized_by_content(make):
     assert dataset_fingerprint(make(IMAGES)) != dataset_fingerprint(make(OTHERS))
 
 
-def test_shape_and_type_count_as_content():
+def test_a_datasets_fingerprint_depends_on_shape_and_type():
     assert content_fingerprint(IMAGES) == content_fingerprint(IMAGES.numpy())
     others = [IMAGES.flatten(), IMAGES.view(torch.int32), IMAGES.bfloat16()]
     assert len({content_fingerprint(array) for array in [IMAGES, *others]}) == 4

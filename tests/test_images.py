@@ -25,20 +25,20 @@ def color(item):
     return (item[:, 8, 8] * 255).round().int().tolist()
 
 
-def test_every_mode_is_read_right(tmp_path):
+def test_every_image_mode_is_read_correctly(tmp_path):
     ramp = np.full((16, 16), 32768, np.uint16)
     palette = Image.new("RGB", (16, 16), RED).quantize(4)
     clear = palette.copy()
     clear.info["transparency"] = clear.getpixel((0, 0))
     cases = {
-        "grey.png": (Image.new("L", (16, 16), 100), [100] * 3),
+        "gray.png": (Image.new("L", (16, 16), 100), [100] * 3),
         "bilevel.png": (Image.new("1", (16, 16), 1), [255] * 3),
         "16bit.png": (Image.fromarray(ramp), [128] * 3),
         "palette.png": (palette, list(RED)),
         "clear_palette.gif": (clear, [255] * 3),
         "opaque.png": (Image.new("RGBA", (16, 16), (*RED, 255)), list(RED)),
         "clear.png": (Image.new("RGBA", (16, 16), (*RED, 0)), [255] * 3),
-        "grey_alpha.png": (Image.new("LA", (16, 16), (0, 128)), [127] * 3),
+        "gray_alpha.png": (Image.new("LA", (16, 16), (0, 128)), [127] * 3),
         "cmyk.tif": (Image.new("RGB", (16, 16), RED).convert("CMYK"), list(RED)),
     }
     for name, (image, expected) in cases.items():
@@ -51,13 +51,13 @@ def test_exif_rotation_is_undone(tmp_path):
     image = Image.new("RGB", (16, 16), "white")
     image.paste((0, 0, 0), (0, 0, 16, 4))
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned clockwise by 90 degrees
+    exif[0x0112] = 6  # rotated clockwise by 90 degrees
     item = saved(tmp_path, "turned.png", image, exif=exif)
     assert item[:, :, -4:].max() == 0
     assert item[:, :, :12].min() == 1
 
 
-def test_the_short_side_is_scaled_and_the_middle_cut_out(tmp_path):
+def test_the_short_side_is_scaled_and_the_center_cropped(tmp_path):
     image = Image.new("RGB", (64, 32), "white")
     image.paste((0, 0, 0), (16, 0, 48, 32))
     item = saved(tmp_path, "wide.png", image)
@@ -81,12 +81,12 @@ def test_files_are_resized_and_cropped_as_torchvision_does(tmp_path, interpolati
     "change",
     [{"crop_fraction": 0.0}, {"crop_fraction": 1.5}, {"interpolation": "cubic"}, {"size": "16"}, {"mean": (0.5, None)}],
 )
-def test_preprocessing_out_of_range_is_refused_by_name(change):
+def test_preprocessing_out_of_range_is_an_error_that_names_the_argument(change):
     with pytest.raises(ImageError, match=f"^{next(iter(change))}"):
         InputSpec(**change)
 
 
-def test_preprocessing_takes_numbers_of_numpy_and_torch():
+def test_preprocessing_accepts_numbers_of_numpy_and_torch():
     spec = InputSpec(np.int64(16), torch.tensor([0.5]), np.array([0.25]))
     assert (type(spec.size), spec.mean, spec.std) == (int, (0.5,), (0.25,))
 
@@ -95,7 +95,7 @@ def test_preprocessing_takes_numbers_of_numpy_and_torch():
     ("size", "error", "message"),
     [(0, ValueError, "at least 1, not 0"), (-1, ValueError, "not -1"), (2.5, TypeError, "an integer, not 2.5")],
 )
-def test_a_batch_size_below_one_is_refused_by_name(size, error, message):
+def test_a_batch_size_below_one_is_an_error(size, error, message):
     with pytest.raises(error, match=f"batch_size must be .*{message}"):
         next(batches(torch.rand(3, 3, 8, 8), size))
 
@@ -115,13 +115,13 @@ def test_the_input_follows_the_first_floating_point_parameter_or_buffer():
     assert (spec.feed(model)(images).dtype, spec.feed(model)(images).device.type) == (torch.bfloat16, "cpu")
 
 
-def test_one_channel_specs_get_grey_images(tmp_path):
+def test_one_channel_specs_read_gray_images(tmp_path):
     Image.new("RGB", (16, 16), RED).save(tmp_path / "a.png")
     assert ImageFolder(tmp_path, InputSpec(16, (0.5,), (0.5,)))[0].shape == (1, 16, 16)
 
 
 def bomb():
-    """A PNG that claims 40000 x 40000 pixels in a few bytes."""
+    """Return a PNG of a few bytes whose header has 40000 x 40000 pixels."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -130,7 +130,7 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
-def test_unreadable_files_are_passed_over_and_each_named_once(tmp_path):
+def test_unreadable_files_are_skipped_and_each_named_once(tmp_path):
     good = io.BytesIO()
     Image.new("RGB", (40, 40), RED).save(good, "JPEG")
     (tmp_path / "b_good.jpg").write_bytes(good.getvalue())
@@ -152,14 +152,14 @@ def test_unreadable_files_are_passed_over_and_each_named_once(tmp_path):
     assert len(messages) == 4
 
 
-def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path):
+def test_a_missing_or_empty_folder_is_an_error(tmp_path):
     with pytest.raises(ImageError, match="isn't a folder"):
         ImageFolder(tmp_path / "nowhere")
     with pytest.raises(ImageError, match="holds no images"):
         ImageFolder(tmp_path)
 
 
-def test_images_that_were_normalised_already_are_refused_with_what_to_do():
+def test_normalized_images_are_an_error_with_advice():
     with pytest.raises(ImageError, match="input_spec"):
         image_at(torch.randn(3, 3, 8, 8) * 2, 1)
     with pytest.raises(TypeError, match=r"item 0 is a tensor of shape \(8, 8\)"):
@@ -168,13 +168,13 @@ def test_images_that_were_normalised_already_are_refused_with_what_to_do():
         stack([torch.rand(3, 8, 8), torch.rand(3, 8, 9)], [0, 1])
 
 
-def test_datasets_with_labels_work_as_well():
+def test_datasets_with_labels_are_accepted():
     pairs = [(image, 7) for image in torch.rand(5, 3, 8, 8)]
     assert torch.equal(stack(pairs, [3]), pairs[3][0][None])
     assert [indices for indices, _ in batches(pairs, 2)] == [[0, 1], [2, 3], [4]]
 
 
-def test_an_input_spec_resizes_and_normalises():
+def test_an_input_spec_resizes_and_normalizes():
     spec = InputSpec(8, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     x = spec(torch.full((2, 3, 16, 16), HALF))
     assert x.shape == (2, 3, 8, 8)
@@ -183,7 +183,7 @@ def test_an_input_spec_resizes_and_normalises():
         InputSpec(8, (0.5,), (0.0,))
 
 
-def test_saving_and_reading_back_loses_less_than_a_level(tmp_path):
+def test_a_saved_image_is_read_within_one_level(tmp_path):
     image = torch.rand(3, 16, 16)
     to_pil(image).save(tmp_path / "a.png")
     assert (ImageFolder(tmp_path, SPEC)[0] - image).abs().max() <= 0.5 / 255 + 1e-6

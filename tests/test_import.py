@@ -37,12 +37,12 @@ def test_the_first_import_is_light():
     assert done.stdout.split() == ["False", captum_mfv.__version__]
 
 
-def test_the_public_names_are_these_and_no_other_exists():
+def test_the_public_names_are_exactly_the_documented_ones():
     assert sorted(captum_mfv.__all__) == dir(captum_mfv) == captum_mfv.__all__
     assert not hasattr(captum_mfv, "nothing")
 
 
-def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for():
+def test_the_oldest_tested_versions_are_the_required_ones():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "tests" / "oldest.txt").read_text().splitlines()
     tested = {name: Version(version) for name, version in (line.split("==") for line in lines if "==" in line)}
@@ -51,5 +51,5 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for():
         assert tested[requirement.name] == lowest, requirement
 
 
-def test_modules_of_optvis_are_there_after_a_plain_import():
+def test_modules_of_optvis_are_available_after_importing_the_package():
     assert python("import captum_mfv; captum_mfv.optvis.render.render_facets; captum_mfv.optvis.param").stderr == ""

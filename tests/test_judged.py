@@ -1,4 +1,4 @@
-"""Each figure on codes whose right answer is known, and each moved by the corruption that it is made for."""
+"""Each score on codes with a known value, and its change under the corruption that the score should detect."""
 
 import json
 import tracemalloc
@@ -43,8 +43,8 @@ K, D = 4, 16
 
 
 @pytest.fixture(scope="module")
-def seen():
-    """Real images in four directions, and one image for each, near its facet's center."""
+def known():
+    """Return codes of one image near each of four facets' centers, codes of real images, and labels."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(K), 25)
     axes = 6 * np.eye(K, D)
@@ -52,8 +52,8 @@ def seen():
     return axes + 0.5 * rng.normal(size=(K, D)), real, labels
 
 
-def test_images_of_their_facets_are_retained_and_tell_the_real_ones(seen):
-    made, real, labels = seen
+def test_images_near_their_facets_are_retained_and_predict_the_real_images(known):
+    made, real, labels = known
     for centered in (False, True):
         assert retained(made, real, labels, centered=centered).all()
         similar = confusion(made, real, labels, centered=centered)
@@ -64,15 +64,15 @@ def test_images_of_their_facets_are_retained_and_tell_the_real_ones(seen):
     assert real_predicts(real, labels).mean() > 0.95
 
 
-def test_swapped_images_are_not_retained_and_mislead(seen):
-    made, real, labels = seen
+def test_swapped_images_are_not_retained_and_predict_wrong_facets(known):
+    made, real, labels = known
     swapped = made[[1, 0, 2, 3]]
     assert retained(swapped, real, labels).tolist() == [False, False, True, True]
     assert predicts(swapped, real, labels).mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_one_image_for_all_facets_is_at_chance(seen):
-    made, real, labels = seen
+def test_one_image_for_all_facets_is_at_chance(known):
+    made, real, labels = known
     same = np.repeat(made.mean(0)[None], K, axis=0)
     assert retained(same, real, labels).mean() == 1 / K
     assert diversity(same) == pytest.approx(np.zeros(K), abs=1e-9)
@@ -82,16 +82,16 @@ def test_one_image_for_all_facets_is_at_chance(seen):
     assert diversity(made[:1]).tolist() == [0]
 
 
-def test_images_that_share_something_no_real_image_has_are_retained_once_it_is_removed(seen):
-    made, real, labels = seen
+def test_an_offset_of_all_images_lowers_retention_but_not_centered_retention(known):
+    made, real, labels = known
     style = np.zeros(D)
     style[[0, -1]] = 40, 200
     assert retained(made + style, real, labels).mean() == 1 / K
     assert retained(made + style, real, labels, centered=True).all()
 
 
-def test_clusters_that_mean_nothing_are_at_chance_held_out(seen):
-    _, real, labels = seen
+def test_random_clusters_predict_held_out_images_at_chance(known):
+    _, real, labels = known
     rng = np.random.default_rng(1)
     shares = []
     for _ in range(40):
@@ -102,8 +102,8 @@ def test_clusters_that_mean_nothing_are_at_chance_held_out(seen):
     assert np.mean(shares) == pytest.approx(1 / K, abs=0.05)
 
 
-def test_images_without_a_facet_do_not_count_and_a_facet_without_images_is_refused(seen):
-    made, real, labels = seen
+def test_images_without_a_facet_are_left_out_and_a_facet_without_images_is_an_error(known):
+    made, real, labels = known
     some = np.where(np.arange(len(labels)) % 2, -1, labels)
     assert predicts(made, real, some).shape == (50,) == real_predicts(real, some).shape
     with pytest.raises(FacetError, match="facet 1 has no real image"):
@@ -114,8 +114,8 @@ def test_images_without_a_facet_do_not_count_and_a_facet_without_images_is_refus
         retained(made[:3], real, labels)
 
 
-def test_naturalness_falls_with_distance_precision_too_and_coverage_with_collapse(seen):
-    _, real, labels = seen
+def test_distance_and_precision_measure_realism_and_coverage_falls_with_collapse(known):
+    _, real, labels = known
     rng = np.random.default_rng(2)
     near, far = real + 0.1 * rng.normal(size=real.shape), real + 20
     assert naturalness(near, real).distance.mean() < 0.5
@@ -130,8 +130,8 @@ def test_naturalness_falls_with_distance_precision_too_and_coverage_with_collaps
     assert naturalness(rng.normal(size=(400, 3)), same).distance.mean() == pytest.approx(1, abs=0.15)
 
 
-def test_precision_and_coverage_of_an_image_do_not_depend_on_the_number_of_images(seen):
-    made, real, _ = seen
+def test_precision_and_coverage_of_an_image_do_not_depend_on_the_number_of_images(known):
+    made, real, _ = known
     every = naturalness(made, real)
     each = [naturalness(made[k : k + 1], real) for k in range(K)]
     assert [bool(one.precision[0]) for one in each] == every.precision.tolist()
@@ -141,8 +141,8 @@ def test_precision_and_coverage_of_an_image_do_not_depend_on_the_number_of_image
     assert inside.covered.any()
 
 
-def test_naturalness_of_duplicate_or_few_real_images_is_none_where_it_is_undefined(seen):
-    made, real, _ = seen
+def test_naturalness_of_duplicate_or_few_real_images_is_none_where_it_is_undefined(known):
+    made, real, _ = known
     copies = np.repeat(300 + real[:2], 10, axis=0)
     found = naturalness(made, copies)
     assert found.distance is None
@@ -153,17 +153,17 @@ def test_naturalness_of_duplicate_or_few_real_images_is_none_where_it_is_undefin
     assert naturalness(made, real[:1]).distance is None
 
 
-def test_images_are_as_far_apart_across_facets_as_within_without_facets_and_further_with_them(seen):
-    _, real, labels = seen
+def test_the_distance_across_facets_over_that_within_is_1_for_random_facets_and_larger_for_real_ones(known):
+    _, real, labels = known
     assert estimate_ratio(*spread(real, labels)).low > 1.5
     mixed = estimate_ratio(*spread(real, np.random.default_rng(0).permutation(labels)))
     assert mixed.value == pytest.approx(1, abs=0.05)
     across, within = spread(np.array([[0.0], [2], [10], [13], [50]]), np.array([0, 0, 1, 1, 2]))
-    assert within.tolist() == [2, 2, 3, 3]  # the last is alone in its facet
+    assert within.tolist() == [2, 2, 3, 3]  # the last image is alone in its facet
     assert across.tolist() == [(10 + 13 + 50) / 3, (8 + 11 + 48) / 3, (10 + 8 + 40) / 3, (13 + 11 + 37) / 3]
 
 
-def test_images_of_another_seed_are_the_same_facets_or_not():
+def test_images_are_compared_with_images_of_another_seed():
     axes = np.eye(K, D)
     assert same_over_seeds(np.stack([axes, 3 * axes + 0.1])).all()
     swapped = same_over_seeds(np.stack([axes, axes[[1, 0, 2, 3]]]))
@@ -173,18 +173,18 @@ def test_images_of_another_seed_are_the_same_facets_or_not():
     assert same_over_seeds(noise).mean() == pytest.approx(1 / K, abs=0.03)
 
 
-def test_off_facet_is_the_share_of_the_activation_that_comes_from_elsewhere():
+def test_off_facet_is_the_share_of_the_activation_from_other_channels():
     real = np.array([[3.0, 1, 0, 0], [1, 3, 0, 0], [0, 0, 2, 2]])
     labels = np.array([0, 0, 1])
     own, half, other = [5.0, 5, 0, 0], [1.0, 1, 2, -7], [0.0, 0, 0, 9]
     assert off_facet(np.array([own, [0, 0, 4, 4]]), real, labels).tolist() == [0, 0]
     assert off_facet(np.array([half, own]), real, labels).tolist() == [0.5, 1]
     assert off_facet(np.array([other, other]), real, labels).tolist() == [1, 0.5]
-    assert real_off_facet(real, labels).tolist() == [0.5, 0.5]  # of the other facet there is one image
-    assert off_facet(np.zeros((2, 4)), real, labels).tolist() == [0.5, 0.5]  # nothing drives it: evenly
+    assert real_off_facet(real, labels).tolist() == [0.5, 0.5]  # the other facet has a single image
+    assert off_facet(np.zeros((2, 4)), real, labels).tolist() == [0.5, 0.5]  # without contributions: uniform shares
 
 
-def test_an_interval_holds_the_true_mean_nineteen_times_in_twenty():
+def test_an_interval_contains_the_true_mean_in_95_percent_of_samples():
     rng = np.random.default_rng(0)
     found = [estimate(rng.normal(3, 1, size=40)) for _ in range(400)]
     assert np.mean([one.low < 3 < one.high for one in found]) == pytest.approx(0.95, abs=0.04)
@@ -200,7 +200,7 @@ def test_an_interval_holds_the_true_mean_nineteen_times_in_twenty():
     assert estimate_ratio(np.array([2, 6]), np.array([1, 3])) == estimate(np.array([2, 2]))
 
 
-def test_an_interval_is_defined_for_one_value_and_for_equal_values_and_takes_little_memory():
+def test_intervals_of_one_or_equal_values_are_defined_and_memory_is_bounded():
     assert estimate(np.array([2.0])) == Estimate(2, 2, 2, 1)
     assert estimate(np.full(5, 0.25)) == Estimate(0.25, 0.25, 0.25, 5)
     one = estimate(np.array([True]))
@@ -213,12 +213,12 @@ def test_an_interval_is_defined_for_one_value_and_for_equal_values_and_takes_lit
             estimate(np.array(values))
     tracemalloc.start()
     estimate(np.arange(20_000.0))
-    assert tracemalloc.get_traced_memory()[1] < 4 * 8 * 2**20 + 2**23  # not 2000 x 20,000 indices and values
+    assert tracemalloc.get_traced_memory()[1] < 4 * 8 * 2**20 + 2**23  # less than 2000 x 20,000 indices and values
     tracemalloc.stop()
 
 
-def test_the_null_distribution_is_that_of_single_draws_and_not_of_their_mean(seen):
-    made, real, labels = seen
+def test_the_null_distribution_is_of_single_draws_not_of_their_mean(known):
+    made, real, labels = known
     output = LabeledOutput(JudgeOutput(real), labels)
     null = evaluate_images(JudgeOutput(made), output).shuffled
     draws = [retained(made, real, np.random.default_rng(n).permutation(labels)).mean() for n in range(400)]
@@ -230,16 +230,16 @@ def test_the_null_distribution_is_that_of_single_draws_and_not_of_their_mean(see
     assert chance.p_value > 0.05
 
 
-def test_both_directions_between_two_seeds_are_one_observation_of_a_facet(seen):
-    made, real, labels = seen
+def test_the_two_directions_between_two_seeds_are_one_observation_per_facet(known):
+    made, real, labels = known
     output = LabeledOutput(JudgeOutput(real), labels)
     found = evaluate_images(JudgeOutput(made), output, again=JudgeOutput(made + 0.1)).over_seeds
     assert (found.value, found.n) == (1, K)
     assert found == estimate(np.ones(K, bool))
 
 
-def test_duplicate_codes_have_an_evaluation_that_json_can_hold(seen):
-    _, real, labels = seen
+def test_the_evaluation_of_duplicate_codes_can_be_written_as_json(known):
+    _, real, labels = known
     copies = real[::25][labels]
     found = evaluate_images(JudgeOutput(copies[::25]), LabeledOutput(JudgeOutput(copies), labels))
     assert (found.scores.distance, found.separation) == (None, None)
@@ -250,15 +250,15 @@ def test_duplicate_codes_have_an_evaluation_that_json_can_hold(seen):
     )
 
 
-def test_a_unit_of_few_distinct_codes_has_a_multifacetedness(seen):
-    _, real, labels = seen
+def test_a_unit_of_few_distinct_codes_has_a_multifacetedness(known):
+    _, real, labels = known
     for codes in (real[::25][labels], np.ones_like(real)):
         found = multifacetedness(FacetSet(Unit("x", 0), Code("x"), labels, codes, codes, np.ones(len(codes))))
         assert 0 <= found.score <= 1
         assert 0 <= found.p_value <= 1
 
 
-def test_a_facet_of_one_image_is_not_halved_and_draws_no_control(facets, planted):
+def test_a_facet_of_one_image_cannot_be_halved(facets, planted):
     labels = facets.labels.copy()
     labels[facets[2].members[1:]] = -1
     single = replace(facets, labels=labels)
@@ -271,7 +271,7 @@ def test_a_facet_of_one_image_is_not_halved_and_draws_no_control(facets, planted
 
 
 @pytest.mark.parametrize("seed", ["0", 0.5, -1])
-def test_metrics_take_integers_of_any_kind_as_seeds_and_refuse_others(seed, facets, planted):
+def test_metrics_accept_integers_of_any_type_as_seeds_and_nothing_else(seed, facets, planted):
     recipe = get_recipe("facet").with_steps(1)
     (one, *_) = draw_control("noise start", small_cnn(), facets, planted[0], recipe, input_spec=SPEC, seed=np.int64(3))
     assert one.seed == 3
@@ -288,7 +288,7 @@ def test_metrics_take_integers_of_any_kind_as_seeds_and_refuse_others(seed, face
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_scores_of_a_half_precision_model_are_about_those_of_the_float32_model(dtype, facets, planted):
+def test_scores_of_a_half_precision_model_are_close_to_the_float32_models(dtype, facets, planted):
     images = [planted[0][facet.members[0]] for facet in facets]
     (full, kept), (half, kept_half) = (
         score_images(model, facets, images, images, planted[0], input_spec=SPEC)
@@ -314,7 +314,7 @@ def test_controls_keep_sizes_and_halves_share_no_image(facets):
         assert set(kept.members) == set(facet.members[::2])
 
 
-def test_a_judge_gives_codes_and_with_a_unit_the_class_and_is_left_as_it_was(planted):
+def test_a_judge_returns_codes_and_class_probabilities_and_is_unchanged(planted):
     model, images = small_cnn(), planted[0][:6]
     before = fingerprint(model)
     alone = Judge(model, input_spec=SPEC)(images)
@@ -331,38 +331,38 @@ def test_a_judge_gives_codes_and_with_a_unit_the_class_and_is_left_as_it_was(pla
 
 @pytest.fixture(scope="module")
 def judged(planted, facets):
-    """A judge, and what it sees in the real images."""
+    """Return a judge and its output for the real images."""
     judge = Judge(small_cnn(), Unit("fc", 1), input_spec=SPEC)
     return judge, LabeledOutput(judge(planted[0]), facets.labels)
 
 
-def test_a_verdict_on_members_is_that_on_real_images_and_on_starts_alone_its_control(facets, planted, judged):
+def test_members_score_like_real_images_and_gray_starts_score_at_chance(facets, planted, judged):
     judge, real = judged
     members = [planted[0][facet.members[0]] for facet in facets]
-    grey = judge([torch.full((3, 32, 32), 0.5)] * 3)
+    gray = judge([torch.full((3, 32, 32), 0.5)] * 3)
     found = evaluate_images(
-        judge(members), real, controls={"start": (grey, facets.labels)}, again=judge(members[::-1]), held_out=real
+        judge(members), real, controls={"start": (gray, facets.labels)}, again=judge(members[::-1]), held_out=real
     )
     scores = found.scores
     assert (scores.retention.value, scores.centered.value, found.chance) == (1, 1, pytest.approx(1 / 3))
     assert found.controls["start"].retention.value == pytest.approx(1 / 3)
     assert found.controls["start"].diversity.value == pytest.approx(0, abs=1e-6)
     assert found.controls["real image"].retention.value == 1
-    assert found.controls["real image"].distance.value > 0  # judged by the others, not by itself
+    assert found.controls["real image"].distance.value > 0  # compared with the other real images
     assert found.shuffled.low < 0.6
     assert found.scores.diversity is not None
     assert found.held_out == scores.predicts
     assert scores.predicts.value > 0.95
     assert scores.precision.value == 1
     assert found.separation.low > 1.5
-    assert found.over_seeds.value == pytest.approx(1 / 3)  # only the middle one is where it was
+    assert found.over_seeds.value == pytest.approx(1 / 3)  # only the middle image is unchanged
 
 
-def test_of_one_facet_there_is_a_verdict_too(planted, judged):
+def test_one_facet_can_be_evaluated(planted, judged):
     real = LabeledOutput(judged[1].images, np.zeros(len(planted[0]), np.int64))
     found = evaluate_images(real.images[:1], real)
     assert (found.chance, found.scores.retention.value, found.separation) == (1, 1, None)
-    assert found.scores.precision.value == 1  # the image is a real one
+    assert found.scores.precision.value == 1  # the image is a real image
     assert found.scores.covered.value > 0
     assert found.scores.diversity is None
 
@@ -378,7 +378,7 @@ def test_scores_leave_out_images_that_cannot_be_read_or_have_no_facet(planted, j
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_a_control_draws_one_image_for_each_facet_and_says_which_images_judge_it(
+def test_a_control_renders_one_image_per_facet_and_returns_the_labels_to_compare_with(
     name, model, unchanged, facets, planted
 ):
     recipe = get_recipe("facet").with_steps(2)
@@ -391,7 +391,7 @@ def test_a_control_draws_one_image_for_each_facet_and_says_which_images_judge_it
     assert len(both) == (0 if name in ("half of the images", "shuffled clusters") else len(labels))
 
 
-def test_controls_take_away_what_they_say(facets, planted):
+def test_controls_change_only_the_named_part(facets, planted):
     def start(name):
         drawn = draw_control(name, small_cnn(), facets, planted[0], get_recipe("facet").with_steps(1), input_spec=SPEC)
         return torch.stack([one.start for one in drawn])

@@ -1,4 +1,4 @@
-"""Attribution maps of facets: what they explain, in which precision, and what is refused before anything runs."""
+"""Attribution maps of facets: explained quantity, precision, and errors before the model runs."""
 
 import captum.attr as ca
 import numpy as np
@@ -23,18 +23,18 @@ from captum_mfv.attr import (
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.errors import FacetError, ImageError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum, of DeepLift
+pytestmark = pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum's DeepLift
 HALVES = [torch.bfloat16, torch.float16]
 
 
 def alike(found, wanted):
-    """Cosine similarity of two tensors."""
+    """Return the cosine similarity of two tensors."""
     return torch.nn.functional.cosine_similarity(found.double().flatten(), wanted.double().flatten(), 0)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("method", [None, "IntegratedGradients", "LayerGradCam"])
-def test_maps_of_a_half_precision_model_are_those_of_the_float32_model(method, dtype, facets, planted):
+def test_maps_of_a_half_precision_model_equal_the_float32_models(method, dtype, facets, planted):
     images = planted[0][[0, 25, 45]]
     wanted = facet_maps(small_cnn(), facets, images, [0, 1, 2], method=method, input_spec=SPEC)
     found = facet_maps(small_cnn().to(dtype), facets, images, [0, 1, 2], method=method, input_spec=SPEC)
@@ -42,7 +42,7 @@ def test_maps_of_a_half_precision_model_are_those_of_the_float32_model(method, d
     assert alike(found, wanted) > 0.99
 
 
-def test_attributions_that_overflow_are_refused(facets, planted):
+def test_attributions_that_overflow_raise_an_error(facets, planted):
     """DeepLift divides by differences that float16 rounds to 0."""
     images = planted[0][[0, 25, 45]]
     with pytest.raises(FacetError, match="DeepLift gives attributions that aren't finite; use a model in float32"):
@@ -54,7 +54,7 @@ def test_attributions_that_overflow_are_refused(facets, planted):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("output", ["logits", "gated"])
-def test_a_half_precision_model_has_the_facets_of_the_float32_model(output, dtype, facets, planted):
+def test_a_half_precision_model_has_the_float32_models_facets(output, dtype, facets, planted):
     images = planted[0]
     wanted, model = (
         FacetModel(small_cnn(), facets, output, SPEC),
@@ -72,7 +72,7 @@ def layer_attribution(model):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_attribution_codes_of_a_half_precision_model_are_those_of_the_float32_model(dtype, planted):
+def test_attribution_codes_of_a_half_precision_model_equal_the_float32_models(dtype, planted):
     images, unit = planted[0][:4], Unit("fc", 1)
 
     def codes(model):
@@ -90,18 +90,18 @@ def test_attribution_codes_of_a_half_precision_model_are_those_of_the_float32_mo
 
 @pytest.fixture(scope="module")
 def scene():
-    """A network whose unit sums the detectors of four colors, images of discs, and their facets."""
+    """Return a network whose unit sums four color detectors, images of discs, and the facets."""
     network, images = planted_network()[0], planted_images(n_each=10, distractor=8)[0]
     finder = FacetFinder(4, embedding=None, random_state=0)
     return network, images, find_facets(network, Unit("unit", 0), images, finder=finder, input_spec=PLANTED_SPEC)
 
 
 @pytest.mark.parametrize("method", [None, "IntegratedGradients", "Occlusion", "LayerGradCam"])
-def test_with_one_facet_maps_explain_the_unit_and_lie_on_the_object(method, scene):
+def test_maps_of_a_single_facet_explain_the_unit_and_are_on_the_object(method, scene):
     network, images, facets = scene
     unit = facets.as_one_facet()
     shown = images[[0, 10, 20, 30]]
-    drives = network[:2](shown)[:, :4].sum(1) > 0  # where the unit's detectors see one of their colors
+    drives = network[:2](shown)[:, :4].sum(1) > 0  # where one of the unit's detectors is active
     maps = facet_maps(network, unit, shown, 0, method=method, input_spec=PLANTED_SPEC)
     on, off = maps.abs()[drives].mean(), maps.abs()[~drives].mean()
     assert on > (5 if method == "Occlusion" else 50) * off  # patches reach beyond the object
@@ -111,7 +111,7 @@ def test_with_one_facet_maps_explain_the_unit_and_lie_on_the_object(method, scen
 
 
 @pytest.mark.parametrize("output", ["logits", "gated"])
-def test_a_facet_model_of_one_facet_is_the_units_activation(output, scene):
+def test_a_facet_model_of_one_facet_returns_the_units_activation(output, scene):
     network, images, facets = scene
     model = FacetModel(network, facets.as_one_facet(), output, PLANTED_SPEC)
     assert torch.allclose(model(images), torch.from_numpy(facets.activations)[:, None])
@@ -119,7 +119,7 @@ def test_a_facet_model_of_one_facet_is_the_units_activation(output, scene):
     assert found.attribute(images[:2]).shape == (2, 1, 3, 32, 32)
 
 
-def test_what_is_explained_is_said_in_a_sentence(scene):
+def test_the_explained_quantity_is_described_in_a_sentence(scene):
     facets = scene[2]
     assert "logit minus the mean logit of the other facets" in explained(facets)
     assert explained(facets.as_one_facet()) == "Attributions explain the activation of unit unit:0."
@@ -141,7 +141,7 @@ def test_what_is_explained_is_said_in_a_sentence(scene):
         ("LLMAttribution", "text"),
     ],
 )
-def test_a_method_that_cannot_work_is_refused_by_name_before_anything_runs(name, message, facets):
+def test_an_unsupported_method_raises_an_error_before_the_model_runs(name, message, facets):
     with pytest.raises(FacetError, match=message):
         check_method(name)
     with pytest.raises(FacetError, match=message):
@@ -158,7 +158,7 @@ def test_a_method_is_accepted_with_the_arguments_it_needs_and_no_others(facets, 
 
 
 @pytest.mark.parametrize("method", ["ShapleyValueSampling", "KernelShap"])
-def test_random_methods_give_the_same_maps_again_and_leave_random_generators_alone(method, facets, planted):
+def test_random_methods_are_reproducible_and_do_not_change_global_generators(method, facets, planted):
     model, images = small_cnn(), planted[0][:2]
     before = fingerprint(model)
     halves = torch.arange(32).lt(16).long().repeat(1, 1, 32, 1)
@@ -180,7 +180,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("targets", TARGETS, ids=lambda targets: type(targets).__name__)
-def test_targets_of_any_integers_are_targets(targets, facets, planted):
+def test_targets_can_be_integers_of_any_type(targets, facets, planted):
     images = planted[0][[0, 25, 45]]
     wanted = facet_maps(small_cnn(), facets, images, [0, 1, 2], input_spec=SPEC)
     assert torch.equal(facet_maps(small_cnn(), facets, images, targets, input_spec=SPEC), wanted)
@@ -211,7 +211,7 @@ def test_wrong_targets_are_named_before_the_model_runs(targets, message, facets,
         facet_maps(None, facets, planted[0][:3], targets, input_spec=SPEC)
 
 
-def test_images_of_another_range_are_refused_where_images_in_0_to_1_are_expected(facets, planted):
+def test_images_outside_0_to_1_are_an_error(facets, planted):
     images = planted[0][:2] * 255
     with pytest.raises(ImageError, match=r"\[0, 1\]; item 0 spans"):
         facet_maps(None, facets, images, 0, input_spec=SPEC)
@@ -224,14 +224,14 @@ def test_images_of_another_range_are_refused_where_images_in_0_to_1_are_expected
         facet_maps(None, facets, images[:0], [], input_spec=SPEC)
 
 
-def test_a_layer_without_positions_is_refused_before_attributions_are_computed(planted):
+def test_a_layer_without_positions_is_an_error_before_attributions_are_computed(planted):
     found = mfv.find_facets(small_cnn(), Unit("fc", 1), planted[0], n_facets=3, code="flatten", input_spec=SPEC)
     with pytest.raises(FacetError, match="flatten, whose output of shape"):
         facet_maps(small_cnn(), found, planted[0][:1], 0, method="LayerGradientXActivation", input_spec=SPEC)
 
 
 class TokenFirst(torch.nn.Module):
-    """Patches as tokens, (tokens, N, C), as a transformer with ``batch_first=False`` has them; 16 tokens."""
+    """Patches as 16 tokens, (tokens, N, C), as in a transformer with ``batch_first=False``."""
 
     def __init__(self):
         super().__init__()
@@ -244,7 +244,7 @@ class TokenFirst(torch.nn.Module):
         return self.fc(tokens.mean(0))
 
 
-def test_attribution_codes_of_a_token_first_layer_are_those_of_the_images(planted):
+def test_attribution_codes_of_a_token_first_layer_have_one_row_per_image(planted):
     code = pure_code(TokenFirst().eval(), Unit("fc", 1), "mix", input_spec=SPEC)
     images = planted[0][:32:2]  # as many images as tokens
     found = code(images)

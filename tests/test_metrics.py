@@ -7,7 +7,7 @@ from captum_mfv.datasets import planted_codes
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 
 
-def test_the_percentile_is_the_share_of_real_images_below():
+def test_the_percentile_is_the_share_of_real_images_with_smaller_activations():
     real = np.array([1.0, 2.0, 3.0, np.nan, 4.0])
     assert [percentile(x, real) for x in (0.0, 2.5, 9.0)] == [0, 0.5, 1]
 
@@ -53,14 +53,14 @@ ONE = {
 
 
 @pytest.mark.parametrize("shape", ONE)
-def test_one_facet_of_any_shape_is_hardly_multifaceted(shape):
+def test_one_facet_of_any_shape_scores_low(shape):
     codes = ONE[shape](np.random.default_rng(0))
     found = multifacetedness(as_facets(codes, np.zeros(200)))
     assert found.score < 0.08
     assert found.p_value > 0.05
 
 
-def test_units_are_ranked_by_how_far_apart_their_facets_are():
+def test_units_are_ranked_by_the_separation_of_their_facets():
     scores = [
         multifacetedness(as_facets(*planted_codes(4, 200, 64, separation=separation, seed=1)))
         for separation in (0, 4, 6, 9)
@@ -70,7 +70,7 @@ def test_units_are_ranked_by_how_far_apart_their_facets_are():
     assert all(score.p_value < 0.01 for score in scores[1:])
 
 
-def test_multifacetedness_does_not_depend_on_the_facets_that_were_asked_for():
+def test_multifacetedness_does_not_depend_on_the_requested_number_of_facets():
     codes, labels = planted_codes(4, 200, 64, seed=1)
     assert multifacetedness(as_facets(codes, labels)) == multifacetedness(as_facets(codes, labels > 1))
 

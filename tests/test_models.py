@@ -56,7 +56,7 @@ def source(tmp_path):
     return path
 
 
-def test_a_function_of_a_file_gives_a_model_and_its_input(source):
+def test_a_function_in_a_file_returns_a_model_and_its_input_spec(source):
     model, spec = models.load(f"{source}:make")
     assert isinstance(model, nn.Linear)
     assert not model.training
@@ -65,7 +65,7 @@ def test_a_function_of_a_file_gives_a_model_and_its_input(source):
 
 
 def test_a_file_with_postponed_annotations_and_a_dataclass_loads(tmp_path):
-    path = tmp_path / "json.py"  # named like a module of Python, which stays as it is
+    path = tmp_path / "json.py"  # has the name of a Python module, which must not change
     path.write_text(textwrap.dedent(POSTPONED))
     assert models.load(f"{path}:make")[0].in_features == 4
     assert sys.modules["json"] is json
@@ -85,13 +85,13 @@ def test_a_file_with_postponed_annotations_and_a_dataclass_loads(tmp_path):
         ("x", "no function"),
     ],
 )
-def test_a_function_that_gives_no_model_is_named(source, function, message):
+def test_a_function_that_returns_no_model_is_an_error(source, function, message):
     with pytest.raises(ModelError, match=message):
         models.load(f"{source}:{function}")
 
 
 @needs_pickles
-def test_weights_come_from_safetensors_or_from_pickles_of_tensors_alone(source, tmp_path):
+def test_weights_are_loaded_from_safetensors_or_from_pickles_of_tensors_only(source, tmp_path):
     state = {"weight": torch.ones(2, 4), "bias": torch.zeros(2)}
     save_file(state, tmp_path / "w.safetensors")
     torch.save({"state_dict": state}, tmp_path / "w.pth")
@@ -116,7 +116,7 @@ class Evil:
         ("w.pth", None, "no weights file"),
     ],
 )
-def test_weights_that_are_not_weights_are_refused_and_never_run(source, tmp_path, name, content, message):
+def test_files_that_are_not_weights_are_an_error_and_are_never_executed(source, tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=message):
@@ -126,7 +126,7 @@ def test_weights_that_are_not_weights_are_refused_and_never_run(source, tmp_path
 @pytest.mark.parametrize(
     ("version", "safe"), [("2.6.0", False), ("2.9.1+cu128", False), ("2.10.0", True), ("2.11", True)]
 )
-def test_pickles_are_refused_by_versions_of_pytorch_whose_reader_has_holes(
+def test_pickles_are_an_error_in_versions_of_pytorch_with_an_unsafe_reader(
     source, tmp_path, monkeypatch, version, safe
 ):
     torch.save({"weight": torch.ones(2, 4), "bias": torch.zeros(2)}, tmp_path / "w.pth")
@@ -135,13 +135,13 @@ def test_pickles_are_refused_by_versions_of_pytorch_whose_reader_has_holes(
         models.load(f"{source}:make", tmp_path / "w.pth")
 
 
-def test_weights_that_do_not_fit_are_told_apart(source, tmp_path):
+def test_errors_for_weights_of_another_model_name_the_difference(source, tmp_path):
     save_file({"weight": torch.ones(3, 4), "extra": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"lacking bias; unknown extra; of another shape weight"):
         models.load(f"{source}:make", tmp_path / "w.safetensors")
 
 
-def test_an_unknown_name_is_told_the_nearest():
+def test_the_error_for_an_unknown_name_lists_the_nearest():
     with pytest.raises(ModelError, match="resnet50"):
         models.load("resnet5O", None)
     with pytest.raises(ModelError, match="no file"):
@@ -150,7 +150,7 @@ def test_an_unknown_name_is_told_the_nearest():
         models.load("no.such.module:make")
 
 
-def test_torchvision_models_bring_their_own_input_size(tmp_path):
+def test_torchvision_models_have_their_input_size(tmp_path):
     import torchvision.models
 
     save_file(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "w.safetensors")
@@ -160,6 +160,6 @@ def test_torchvision_models_bring_their_own_input_size(tmp_path):
     assert (type(model).__name__, spec) == ("SqueezeNet", InputSpec(224, crop_fraction=224 / 256))
 
 
-def test_torchvision_models_bring_their_own_resize_size_and_interpolation():
+def test_torchvision_models_have_their_resize_size_and_interpolation():
     _, spec = models.load("swin_t", pretrained=False)
     assert (spec.size, spec.short_side, spec.interpolation) == (224, 232, "bicubic")

@@ -1,4 +1,4 @@
-"""What a notebook shows: parsed as a browser does, and opened as a picture."""
+"""Representations in notebooks: HTML, parsed as in a browser, and PNG."""
 
 import io
 from dataclasses import replace
@@ -56,11 +56,11 @@ def test_a_facet_set_shows_a_row_for_each_facet(facets):
     assert "p = 0.003" in alone.text
 
 
-def test_facets_are_told_apart_by_colour_and_shape():
+def test_facets_differ_in_color_or_shape():
     assert len({swatch(index, "") for index in range(70)}) == 70
 
 
-def test_a_rendering_shows_its_image_its_start_and_its_figures(facets):
+def test_a_rendering_shows_its_image_start_and_history(facets):
     seen = Seen(rendering(facets)._repr_html_())
     assert "facet 1 of fc:1: recipe facet, seed 7|" in seen.text
     assert "|1 → 2.5|-1 → -1|" in seen.text
@@ -79,7 +79,7 @@ def test_a_rendering_shows_its_image_its_start_and_its_figures(facets):
         lambda facets: rendering(facets, recipe=NASTY, history={NASTY: np.zeros(2, np.float32)})._repr_html_(),
     ],
 )
-def test_names_are_shown_and_never_run(html, facets):
+def test_names_are_escaped_and_never_executed(html, facets):
     seen = Seen(html(facets))
     assert NASTY in seen.text
     assert set(seen.tags) <= {"table", "caption", "thead", "tbody", "tr", "th", "td", "span", "img"}
@@ -89,9 +89,9 @@ def test_names_are_shown_and_never_run(html, facets):
 @pytest.mark.parametrize(
     "image",
     [torch.rand(1, 8, 8), torch.rand(5, 8, 8), torch.full((3, 8, 8), torch.nan), torch.rand(3, 1, 900)],
-    ids=["grey", "five channels", "nan", "a line"],
+    ids=["gray", "five channels", "nan", "a line"],
 )
-def test_any_image_is_shown_or_named(image, facets):
+def test_any_image_is_shown_or_described(image, facets):
     odd = rendering(facets, image)
     assert (odd._repr_png_() is None) == (len(image) == 5)
     assert ("|facet 1|facet 1, start|" in Seen(odd._repr_html_()).text) == (len(image) == 5)

@@ -1,4 +1,4 @@
-"""Every piece in Lucent's own, unmodified render loop, and composed with Lucent's objectives."""
+"""Every component in Lucent's unmodified render loop, and combined with Lucent's objectives."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def render(objective, param_f, steps=(1, 12), **options):
 
 
 def score(objective, images):
-    """The objective of images as Lucent evaluates it, with another model instance and no transform."""
+    """Return the objective of images, evaluated by Lucent with another model instance and no transform."""
     model = small_cnn()
     pictures = torch.as_tensor(images).permute(0, 3, 1, 2).requires_grad_()
     outputs = {"input": pictures}
@@ -52,7 +52,7 @@ def probe(facets, planted):
 
 @pytest.fixture(scope="module")
 def measured(facets, planted):
-    """Reference and probe of one facet."""
+    """Return the reference and the probe of one facet."""
     measures = (objectives.measure_reference, objectives.measure_probe)
     return [measure(small_cnn(), facets[1], planted[0], input_spec=SPEC) for measure in measures]
 
@@ -78,7 +78,7 @@ PIECES = {
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_each_objective_goes_down_in_lucents_loop(piece, facets, reference, probe):
+def test_each_objective_decreases_in_lucents_loop(piece, facets, reference, probe):
     objective = PIECES[piece](list(facets), reference, probe)
     noise = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
     first, last = render(objective, param.fft_image_from(noise))
@@ -87,7 +87,7 @@ def test_each_objective_goes_down_in_lucents_loop(piece, facets, reference, prob
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_each_objective_takes_one_facet_lbfgs_and_images_that_are_not_square(piece, facets, measured):
+def test_each_objective_supports_one_facet_lbfgs_and_images_that_are_not_square(piece, facets, measured):
     objective = PIECES[piece](facets[1], *measured)
     noise = torch.rand(2 if piece == "with Lucent's" else 1, 3, 40, 24, generator=torch.Generator().manual_seed(0))
     first, last = render(
@@ -117,7 +117,7 @@ PARAMS = {
 
 
 @pytest.mark.parametrize("name", PARAMS)
-def test_each_parameterization_is_driven_in_lucents_loop(name, facets, planted):
+def test_each_parameterization_is_optimized_in_lucents_loop(name, facets, planted):
     objective = objectives.unit(list(facets))
     first, last = render(objective, PARAMS[name](list(facets), planted[0]))
     assert first.shape == (3, 32, 32, 3)
@@ -142,7 +142,7 @@ def test_each_transform_works_in_lucents_loop(name, facets, planted):
     assert score(objective, last) < score(objective, first)
 
 
-def test_transparency_says_where_lucents_loop_was_driven(facets, planted):
+def test_transparency_is_where_lucents_loop_has_gradients(facets, planted):
     watched = param.Transparency(initializer.mean_image(facets[0], planted[0]))
     with pytest.raises(ImageError, match="no transparency before"):
         _ = watched.alpha
@@ -165,7 +165,7 @@ def test_one_facet_makes_one_image(facets, planted):
         lambda params: TVAscent(params, lr=1.0, tv_weight=1.0),
     ],
 )
-def test_any_optimizer_drives_it_and_ours_runs_in_lucents_loop(optimizer, facets, planted):
+def test_any_optimizer_lowers_the_loss_in_lucents_loop(optimizer, facets, planted):
     objective = objectives.facet(facets[0])
     param_f = initializer.mean_image(facets[0], planted[0], param=param.pixel_image_from)
     first, last = render(objective, param_f, optimizer=optimizer, transforms=[SPEC])
@@ -222,7 +222,7 @@ def test_terms_are_in_units_that_do_not_depend_on_the_models_scale(facets, plant
     assert torch.allclose(one, two, rtol=1e-4)
 
 
-def test_what_cannot_be_an_objective_is_refused(facets):
+def test_wrong_arguments_of_objectives_raise_an_error(facets):
     with pytest.raises(FacetError, match="give what was measured"):
         objectives.facet(facets[0], weights={"distribution": 1.0})
     with pytest.raises(RecipeError, match="no objective 'style'"):

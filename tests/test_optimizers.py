@@ -9,7 +9,7 @@ from captum_mfv.optvis.transform import center_crop, gradient_mask
 
 
 def noisy(shape=(61, 74)):
-    """Noise on a scene of edges and slopes, 0-255."""
+    """Return a scene of edges and slopes with noise, 0 to 255."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: shape[0], : shape[1]]
     scene = 90 + 70 * ((x - 30) ** 2 + (y - 25) ** 2 < 300) + 0.5 * x
@@ -26,7 +26,7 @@ def test_the_denoiser_is_within_two_gray_levels_of_scikit_images(weight):
         assert np.abs(mine - theirs).mean() < 0.1
 
 
-def test_smaller_weights_smooth_more_and_images_of_a_batch_do_not_meet():
+def test_smaller_weights_smooth_more_and_images_of_a_batch_are_independent():
     image = torch.from_numpy(noisy()).float().expand(1, 3, -1, -1)
     spreads = [denoise_tv(image, weight).std().item() for weight in (0.001, 0.01, 0.1, 1.0)]
     assert spreads == sorted(spreads)
@@ -78,7 +78,7 @@ def test_pixels_stay_in_range_and_a_closure_gives_its_loss():
     assert pixels.min() == 0
 
 
-def test_settings_without_sense_are_refused():
+def test_settings_out_of_range_are_an_error():
     for wrong in ({"lr": -1}, {"tv_weight": 0}):
         with pytest.raises(RenderError):
             TVAscent([torch.rand(1, 3, 8, 8, requires_grad=True)], **wrong)

@@ -1,4 +1,4 @@
-"""The page as its readers use it: in a browser, by mouse, by keyboard, without scripts, on a small screen."""
+"""The page in a browser: by mouse, by keyboard, without scripts, on a small screen."""
 
 import html
 import json
@@ -57,7 +57,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A finished run whose file, layer and model names are hostile, and whose judge has spoken."""
+    """Return a finished and evaluated run with hostile file, layer and model names."""
     root = tmp_path_factory.mktemp("page")
     (root / "<i>model.py").write_text(textwrap.dedent(MODEL))
     for i, image in enumerate(planted_images(10)[0]):
@@ -82,19 +82,19 @@ def browser():
 
 @pytest.fixture(scope="module")
 def tab(browser):
-    """One page for all tests, since each new one starts a process."""
+    """Return one browser page for all tests, because each new page starts a process."""
     return browser.new_page()
 
 
 @pytest.fixture
 def visit(browser, tab):
-    """Opens a page; afterwards there must be no word on its console, no dialog, and no request to any host."""
-    pages, said, asked = [], [], []
+    """Open pages, and assert that there are no console messages, no dialogs and no requests to hosts."""
+    pages, messages, requests = [], [], []
     listeners = {
-        "console": lambda message: said.append(message.text),
-        "pageerror": lambda error: said.append(str(error)),
-        "dialog": lambda dialog: said.append(dialog.message),
-        "request": lambda request: asked.append(request.url),
+        "console": lambda message: messages.append(message.text),
+        "pageerror": lambda error: messages.append(str(error)),
+        "dialog": lambda dialog: messages.append(dialog.message),
+        "request": lambda request: requests.append(request.url),
     }
 
     def visit(path, width=1440, scheme="light", **options):
@@ -113,9 +113,9 @@ def visit(browser, tab):
             page.remove_listener(event, listener)
         if page is not tab:
             page.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    assert sum(url.startswith("file:") for url in asked) == len(pages)
+    assert messages == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert sum(url.startswith("file:") for url in requests) == len(pages)
 
 
 def page_of(folder):
@@ -123,11 +123,11 @@ def page_of(folder):
 
 
 @in_browser
-def test_pointing_at_the_map_shows_the_image_and_clicking_goes_to_its_facet(folder, visit):
+def test_hovering_over_the_map_shows_the_image_and_clicking_selects_its_facet(folder, visit):
     page = visit(page_of(folder))
     tip = page.locator(".tip")
     assert tip.is_hidden()
-    dot = page.locator("a.dot").last  # which no other covers
+    dot = page.locator("a.dot").last  # not covered by another dot
     dot.hover()
     row, facet = dot.get_attribute("data-row"), dot.get_attribute("data-facet")
     assert tip.locator(".badge").inner_text() == facet
@@ -141,7 +141,7 @@ def test_pointing_at_the_map_shows_the_image_and_clicking_goes_to_its_facet(fold
 
 
 @in_browser
-def test_the_map_is_one_stop_of_the_keyboard_and_arrows_go_on_from_there(folder, visit):
+def test_the_map_is_one_tab_stop_with_arrow_keys(folder, visit):
     page = visit(page_of(folder))
     assert page.locator("a.dot[tabindex='0']").count() == 1
     page.locator("a.dot[tabindex='0']").focus()
@@ -160,7 +160,7 @@ def test_the_map_is_one_stop_of_the_keyboard_and_arrows_go_on_from_there(folder,
 
 
 @in_browser
-def test_pointing_at_the_key_shows_the_facets_own_images_on_the_map(folder, visit):
+def test_hovering_over_the_legend_highlights_the_facets_images_on_the_map(folder, visit):
     page = visit(page_of(folder))
     page.locator("[data-key='1']").hover()
     lit = page.locator("a.dot.lit")
@@ -171,7 +171,7 @@ def test_pointing_at_the_key_shows_the_facets_own_images_on_the_map(folder, visi
 
 
 @in_browser
-def test_attributions_are_laid_over_a_card_and_over_all(folder, visit):
+def test_attributions_are_overlaid_on_one_card_or_on_all(folder, visit):
     page = visit(page_of(folder))
     first, second = page.locator("#facet-0"), page.locator("#facet-1")
     button = first.get_by_role("button", name="attribution")
@@ -192,7 +192,7 @@ def test_attributions_are_laid_over_a_card_and_over_all(folder, visit):
 
 @in_browser
 @pytest.mark.parametrize(("name", "left"), [("start", "start"), ("no facets", "no facets")])
-def test_a_slider_parts_the_image_from_its_start_and_from_the_plain_one(name, left, folder, visit):
+def test_a_slider_compares_the_image_with_its_start_and_with_the_baseline(name, left, folder, visit):
     page = visit(page_of(folder))
     card = page.locator("#facet-1")
     slider = card.locator("input[type=range]")
@@ -227,7 +227,7 @@ def test_the_command_is_copied_as_it_was_given(folder, visit):
         *(("compared", 1440, "dark"), ("compared", 400, "light")),
     ],
 )
-def test_everybody_can_use_it(kind, width, scheme, folder, visit, tmp_path):
+def test_the_page_has_no_accessibility_violations(kind, width, scheme, folder, visit, tmp_path):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     path = page_of(folder) if kind == "run" else report.compare([folder, folder], tmp_path / "compare.html")
     page = visit(path, width, scheme)
@@ -237,13 +237,13 @@ def test_everybody_can_use_it(kind, width, scheme, folder, visit, tmp_path):
     if kind == "run":
         page.locator("#facet-0").get_by_role("button", name="start").click()
         page.locator("a.dot[tabindex='0']").focus()
-    found = axe.Axe().run(page, options={"resultTypes": ["violations"]})  # of the rest, only that it was tried
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]})  # other results are not listed in full
     assert found.response["passes"]
     assert [(v["id"], [node["target"] for node in v["nodes"]]) for v in found.response["violations"]] == []
 
 
 @in_browser
-def test_hostile_names_are_shown_and_never_run(folder, visit):
+def test_hostile_names_are_escaped_and_never_executed(folder, visit):
     page = visit(page_of(folder))
     shown = page.locator("body").inner_text() + json.dumps(
         page.locator("[alt]").evaluate_all("all => all.map(one => one.alt)"), ensure_ascii=False
@@ -259,7 +259,7 @@ def test_hostile_names_are_shown_and_never_run(folder, visit):
 
 
 @in_browser
-def test_the_policy_lets_no_request_out_and_no_other_script_run(folder, browser):
+def test_the_content_security_policy_blocks_requests_and_other_scripts(folder, browser):
     context = browser.new_context()
     page = context.new_page()
     page.goto(page_of(folder).as_uri())
@@ -277,7 +277,7 @@ def test_the_policy_lets_no_request_out_and_no_other_script_run(folder, browser)
 
 
 @in_browser
-def test_without_scripts_the_page_still_says_everything(folder, visit):
+def test_without_scripts_the_page_shows_everything(folder, visit):
     page = visit(page_of(folder), java_script_enabled=False)
     card = page.locator("#facet-0")
     assert card.locator(".members .overlay").first.is_visible()
@@ -288,7 +288,7 @@ def test_without_scripts_the_page_still_says_everything(folder, visit):
     assert "#facet-" in page.url
 
 
-def test_a_run_from_before_there_were_plain_images_and_intervals_still_has_a_page(folder, tmp_path):
+def test_a_run_of_an_older_version_without_baseline_and_intervals_has_a_page(folder, tmp_path):
     old = RunWriter.read(shutil.copytree(folder.path, tmp_path / "old"))
     (old.path / "images" / "plain.png").unlink()
     shutil.rmtree(old.path / "attributions")
@@ -306,18 +306,18 @@ def test_a_run_from_before_there_were_plain_images_and_intervals_still_has_a_pag
     assert "not evaluated" in page
 
 
-def test_the_page_says_what_the_attributions_explain(folder):
+def test_the_page_states_the_explained_quantity(folder):
     assert visible(explained(folder.read_facets())) in html.unescape(page_of(folder).read_text())
 
 
-def test_each_facet_has_an_interval_that_holds_its_stability(folder):
+def test_each_facet_has_an_interval_that_contains_its_stability(folder):
     for row in folder.read_members():
         low, high = row["stability_interval"]
         assert 0 <= low <= row["stability"] <= high <= 1
         assert f"{low:.2f} to {high:.2f}" in page_of(folder).read_text()
 
 
-def test_the_plain_image_is_the_units_own_and_the_page_says_which_facet_it_is_near(folder):
+def test_the_baseline_image_is_of_the_unit_and_has_a_nearest_facet(folder):
     plain = folder.read_metrics()["plain"]
     assert plain.keys() == {"activation", "percentile", "nearest_facet"}
     assert folder.read_baseline().shape == (3, 32, 32)
@@ -333,7 +333,7 @@ def test_ten_facets_of_the_largest_images_stay_below_15_mb():
     assert data_url(small).startswith("data:image/png")
 
 
-def test_the_strip_has_room_for_the_image_but_not_more_than_real_images_need():
+def test_the_strip_extends_to_the_image_up_to_twice_the_real_range():
     real = np.linspace(10, 20, 50)
     near, far = strip(real, [24.0]), strip(real, [24.0, 500.0])
     assert (near.low, near.high, near.mark(24.0)) == (10, 24, 300)
@@ -342,7 +342,7 @@ def test_the_strip_has_room_for_the_image_but_not_more_than_real_images_need():
     assert near.path(real[:0]) == ""
 
 
-def test_charts_take_what_there_is():
+def test_charts_accept_missing_values():
     assert sparkline(np.array([1.0])) == "0.0,30.0"
     assert sparkline(np.array([np.nan, 0.0, 1.0])) == "0.0,30.0 240.0,0.0"
     embedding = np.array([[0.0, 0.0], [1.0, 1.0], [np.nan, np.nan], [2.0, 0.0]])
@@ -353,7 +353,7 @@ def test_charts_take_what_there_is():
     assert len(plane(np.zeros((1, 1)), np.zeros(1, int), ["a"], np.ones(1))["points"]) == 1
 
 
-def test_seventy_facets_are_told_apart_by_colour_and_shape_alone_on_card_film_and_map():
+def test_seventy_facets_differ_in_color_or_shape_on_cards_and_map():
     macros = environment().get_template("macros.html").module
     badges = [re.sub(r">\d+<", "><", macros.badge(index)) for index in range(70)]
     assert len(set(badges)) == 70
@@ -361,12 +361,12 @@ def test_seventy_facets_are_told_apart_by_colour_and_shape_alone_on_card_film_an
     assert len({(hue(index), shape(index)) for index in range(70)}) == 70
 
 
-def test_facets_are_paired_where_the_sum_of_overlaps_is_largest():
+def test_facets_are_paired_to_maximize_the_sum_of_overlaps():
     assert matched(np.array([[0.6, 0.5], [0.5, 0.0]])) == {0: 1, 1: 0}
     assert matched(np.array([[0.6, 0.0, 0.0], [0.0, 0.0, 0.0]])) == {0: 0}
 
 
-def test_runs_are_compared_by_what_differs_and_by_the_images_their_facets_share(folder, tmp_path):
+def test_runs_are_compared_by_settings_and_by_images_that_facets_share(folder, tmp_path):
     other = RunWriter.read(shutil.copytree(folder.path, tmp_path / "other"))
     rows = other.read_members()
     rows[0]["members"], rows[2]["members"] = rows[2]["members"], rows[0]["members"]
@@ -385,7 +385,7 @@ def test_runs_are_compared_by_what_differs_and_by_the_images_their_facets_share(
     assert re.search(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\)", page)
 
 
-def test_what_cannot_be_compared_is_refused(folder, tmp_path):
+def test_wrong_runs_to_compare_are_an_error(folder, tmp_path):
     with pytest.raises(RunError, match="at least two runs"):
         report.compare([folder], tmp_path / "compare.html")
     stopped = RunFolder(folder.path, {**folder.manifest, "status": "running"})

@@ -14,7 +14,7 @@ from captum_mfv.optvis.param import (
 
 @pytest.mark.parametrize("param", [fft_image_from, pixel_image_from])
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 3, 33, 47), (3, 1, 20, 31), (1, 3, 1, 5), (1, 4, 8, 8)])
-def test_images_come_back_exactly_at_the_start(param, shape):
+def test_parameterizations_return_the_start_images_exactly(param, shape):
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     images[0, 0] = 0
     images[-1, -1] = 1
@@ -24,7 +24,7 @@ def test_images_come_back_exactly_at_the_start(param, shape):
 
 
 @pytest.mark.parametrize("param", [fft_image_from, pixel_image_from])
-def test_each_call_starts_anew_and_gradients_reach_the_parameters(param):
+def test_each_call_returns_new_parameters_with_gradients(param):
     param_f = param(torch.full((1, 3, 8, 8), 0.4))
     (params,), image_f = param_f()
     image_f().square().sum().backward()
@@ -34,7 +34,7 @@ def test_each_call_starts_anew_and_gradients_reach_the_parameters(param):
     assert not torch.allclose(image_f(), param_f()[1]())
 
 
-def test_images_stay_in_range_whatever_the_parameters():
+def test_images_stay_in_range_for_any_parameters():
     for param in (fft_image_from, pixel_image_from):
         (params,), image_f = param(torch.rand(1, 3, 8, 8))()
         with torch.no_grad():
@@ -46,13 +46,13 @@ def test_images_stay_in_range_whatever_the_parameters():
     ("images", "error"),
     [(torch.rand(3, 8, 8), ImageError), (torch.rand(1, 3, 8, 8) * 255, ImageError), ([[0.5]], TypeError)],
 )
-def test_what_is_no_batch_of_images_is_refused(images, error):
+def test_wrong_batches_of_images_are_an_error(images, error):
     for param in (fft_image_from, pixel_image_from):
         with pytest.raises(error):
             param(images)
 
 
-def test_the_parameterization_is_lucents():
+def test_the_parameterization_equals_lucents():
     from lucent.optvis.param.color import color_correlation_normalized
 
     from captum_mfv.optvis.param import _mix
@@ -61,7 +61,7 @@ def test_the_parameterization_is_lucents():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 3, 33, 47), (2, 1, 20, 31)])
-def test_maco_keeps_the_magnitudes_whatever_the_phases(shape):
+def test_maco_keeps_the_magnitudes_for_any_phases(shape):
     images = 0.2 + 0.6 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
     magnitudes = mean_magnitudes(images)
     (phases,), image_f = maco_image_from(images, magnitudes)()
@@ -106,7 +106,7 @@ def test_colors_of_gray_and_of_odd_images():
         fft_image_from(gray, colors=torch.eye(4))
 
 
-def test_transparency_sums_gradients_and_begins_anew_with_each_call():
+def test_transparency_sums_gradients_and_is_reset_by_each_call():
     watched = Transparency(pixel_image_from(torch.full((2, 3, 8, 8), 0.5)))
     for _ in range(2):
         _, image_f = watched()

@@ -1,4 +1,4 @@
-"""A network built by hand, whose unit is the OR of known detectors: what is found must be what was planted."""
+"""A network with hand-set weights, whose unit is the OR of known detectors, which must be recovered."""
 
 from itertools import permutations
 
@@ -55,7 +55,7 @@ def codes(network):
 
 
 @pytest.mark.parametrize("name", ["pure", "grad x activation", "integrated gradients"])
-def test_attributions_recover_the_detectors_whatever_else_the_images_show(name, network, scene):
+def test_attributions_recover_the_detectors_despite_distractors(name, network, scene):
     before = fingerprint(network)
     finder = FacetFinder(4, embedding=None, random_state=0)
     found = find_facets(network, UNIT, scene[0], code=codes(network)[name], finder=finder, input_spec=PLANTED_SPEC)
@@ -66,7 +66,7 @@ def test_attributions_recover_the_detectors_whatever_else_the_images_show(name, 
     assert [key for key in before if not same(before[key], after[key])] == []
 
 
-def test_pure_codes_are_the_detectors_that_drive_the_unit_and_leave_out_what_it_ignores(network, scene):
+def test_pure_codes_contain_only_the_detectors_that_drive_the_unit(network, scene):
     code = pure_code(network, UNIT, input_spec=PLANTED_SPEC)(scene[0])
     assert code.shape == (120, 5)
     assert (code.argmax(1) == scene[1]).all()
@@ -74,7 +74,7 @@ def test_pure_codes_are_the_detectors_that_drive_the_unit_and_leave_out_what_it_
     assert torch.allclose(code.sum(1), UNIT.read(network(scene[0])), atol=1e-6)
 
 
-def test_any_function_of_images_may_tell_them_apart(network, scene):
+def test_any_function_of_images_can_be_the_code(network, scene):
     found = find_facets(
         network, UNIT, scene[0], n_facets=4, code=codes(network)["another network"], input_spec=PLANTED_SPEC
     )
@@ -85,7 +85,7 @@ def test_any_function_of_images_may_tell_them_apart(network, scene):
         AttributionCode(network)
 
 
-def test_each_detector_is_driven_by_its_own_facets_image_and_by_no_other(network, scene):
+def test_each_facets_image_activates_its_own_detector_most(network, scene):
     code = pure_code(network, UNIT, input_spec=PLANTED_SPEC)
     finder = FacetFinder(4, embedding=None, random_state=0)
     facets = find_facets(network, UNIT, scene[0], code=code, finder=finder, input_spec=PLANTED_SPEC)
@@ -107,10 +107,10 @@ MOSAIC = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum, of DeepLift
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # Captum's DeepLift
 @pytest.mark.parametrize(("output", "contrast"), [("logits", True), ("gated", False), ("gated", True)])
 @pytest.mark.parametrize("name", MOSAIC)
-def test_of_two_facets_side_by_side_each_is_attributed_to_its_own_side(name, output, contrast, network, scene):
+def test_each_of_two_facets_is_attributed_to_its_half_of_the_image(name, output, contrast, network, scene):
     images = planted_images(distractor=8)[0]
     finder = FacetFinder(4, embedding=None, random_state=0)
     facets = find_facets(network, UNIT, images, finder=finder, input_spec=PLANTED_SPEC)
@@ -130,7 +130,7 @@ def test_of_two_facets_side_by_side_each_is_attributed_to_its_own_side(name, out
 
 
 @pytest.mark.parametrize("embedding", ["tsne", None])
-def test_activations_recover_the_detectors_too_where_little_else_is_seen(embedding, network):
+def test_activations_recover_the_detectors_with_small_distractors(embedding, network):
     images, labels = planted_images(distractor=8)
     for k in (4, "auto"):
         finder = FacetFinder(k, embedding=embedding, random_state=0)

@@ -1,4 +1,4 @@
-"""Progress on standard error: bars on a terminal, elsewhere a line a minute."""
+"""Progress on standard error: bars on a terminal, otherwise one line per minute."""
 
 import sys
 from time import sleep

@@ -1,4 +1,4 @@
-"""Receptive fields by gradient, against arithmetic; and crops in which a unit answers as in the whole image."""
+"""Receptive fields measured by gradient, compared with computed fields; and crops that preserve the activation."""
 
 import math
 
@@ -19,7 +19,7 @@ def conv(kernel, stride=1, padding=0, dilation=1):
 
 
 def by_arithmetic(layers):
-    """Size, stride and start of a chain's field (Araujo et al. 2019, "Computing receptive fields of CNNs")."""
+    """Return size, stride and start of a chain's field (Araujo et al. 2019, "Computing receptive fields of CNNs")."""
     size, stride, start = 1, 1, 0
     for layer in layers:
         kernel, step, padding, dilation = (
@@ -43,7 +43,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_gradients_find_the_field_that_arithmetic_derives(name):
+def test_fields_measured_by_gradient_equal_computed_fields(name):
     torch.manual_seed(0)
     chain = CHAINS[name]
     model = nn.Sequential(*(module for layer in chain for module in (layer, nn.LeakyReLU(0.1))))
@@ -56,7 +56,7 @@ def test_gradients_find_the_field_that_arithmetic_derives(name):
     ("name", "layer", "size"),
     [("squeezenet1_0", "features.12", 155), ("alexnet", "features.10", 163), ("resnet18", "layer2", 99)],
 )
-def test_fields_of_known_networks(name, layer, size):
+def test_fields_of_known_networks_are_measured_correctly(name, layer, size):
     torchvision = pytest.importorskip("torchvision")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,14 +65,14 @@ def test_fields_of_known_networks(name, layer, size):
     assert (found.vertical.size, found.horizontal.size) == (size, size)
 
 
-def test_height_and_width_may_see_differently():
+def test_height_and_width_can_have_different_fields():
     model = nn.Sequential(nn.Conv2d(3, 4, (1, 7)), nn.Conv2d(4, 4, (3, 1)))
     found = receptive_field(model, "1", SPEC)
     assert (found.vertical.size, found.horizontal.size) == (3, 7)
     assert found.crop_size == 7
 
 
-def test_what_sees_the_whole_image_has_no_field():
+def test_a_layer_that_depends_on_the_whole_image_has_no_field():
     model = small_cnn()
     assert receptive_field(model, "fc", InputSpec(32)) is None
     assert receptive_field(model, "pool", InputSpec(32)) is None
@@ -81,12 +81,12 @@ def test_what_sees_the_whole_image_has_no_field():
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_measuring_leaves_the_model_as_it_was(model):
+def test_measuring_fields_does_not_change_the_model(model):
     assert receptive_field(model, "conv2", InputSpec(32)).vertical == Axis(9, 4, -4)
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_position_answers_in_its_crop_as_in_the_whole_image(name):
+def test_an_activation_is_the_same_in_its_crop_as_in_the_whole_image(name):
     torch.manual_seed(0)
     chain = CHAINS[name]
     model = nn.Sequential(*(module for layer in chain for module in (layer, nn.LeakyReLU(0.1))))

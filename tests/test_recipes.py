@@ -10,7 +10,7 @@ from captum_mfv.optvis.recipes import RECIPES, Phase, Ramp, Recipe, get_recipe, 
 from captum_mfv.storage.schema import json_schema
 
 
-def test_recipes_are_data_with_steps_to_choose():
+def test_recipes_are_data_with_adjustable_steps():
     paper = get_recipe("paper-mean")
     assert [phase.steps for phase in paper.phases] == [190, 150, 20, 10]
     assert [phase.steps for phase in paper.with_steps(37).phases] == [19, 15, 2, 1]
@@ -26,14 +26,14 @@ def test_recipes_are_data_with_steps_to_choose():
     ("start", "end", "n_steps", "first", "last"),
     [(0.4, 0.4, 190, 0.398, 0.796), (0.01, 2, 150, 0.0099, 2.0), (0.1, 2, 20, 0.095, 2.0), (0.4, 2, 10, 0.36, 2.16)],
 )
-def test_the_papers_tv_schedule_runs_as_its_code_ran(start, end, n_steps, first, last):
+def test_the_papers_tv_schedule_equals_that_of_its_code(start, end, n_steps, first, last):
     ramp = Ramp(start, end, released=True)
     assert ramp.at(0, n_steps) == pytest.approx(first, abs=1e-3)
     assert ramp.at(n_steps - 1, n_steps) == pytest.approx(last, abs=1e-2)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_comes_back_from_its_json(name, tmp_path):
+def test_a_recipe_is_read_from_its_json_unchanged(name, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(get_recipe(name).to_json())
     assert read_recipe(path) == get_recipe(str(path)) == get_recipe(name)
@@ -82,12 +82,12 @@ def changed(**changes):
         ),
     ],
 )
-def test_what_is_no_recipe_is_refused_by_name(changes, message):
+def test_invalid_recipes_are_an_error_that_names_the_field(changes, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.from_dict(changed(**changes))
 
 
-def test_files_that_hold_no_recipe_are_refused(tmp_path):
+def test_files_without_a_recipe_are_an_error(tmp_path):
     for content in (b"", b"[1]", b"\xff\xfe", b"nul", b"{}"):
         path = tmp_path / "recipe.json"
         path.write_bytes(content)
@@ -140,6 +140,6 @@ def test_the_schema_of_recipes_lists_fields_and_names():
     assert schema["additionalProperties"] is False
 
 
-def test_a_recipe_of_ones_own_is_taken_as_it_is():
+def test_a_custom_recipe_is_used_unchanged():
     mine = Recipe("mine", "", "medoid", "fft", (Phase(3, {"unit": 1.0, "total_variation": 0.1}),))
     assert get_recipe(mine) is mine

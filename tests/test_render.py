@@ -17,8 +17,8 @@ from captum_mfv.optvis.render import render_facets
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_draws_every_facet_and_drives_what_it_is_to_drive(recipe, facets, planted):
-    from_noise = replace(get_recipe(recipe), start="noise")  # the planted mean images leave little to do
+def test_every_recipe_renders_every_facet_and_improves_its_objective(recipe, facets, planted):
+    from_noise = replace(get_recipe(recipe), start="noise")  # the planted mean images are almost optimal
     made = render_facets(small_cnn(), facets, planted[0], recipe=from_noise, steps=40, input_spec=SPEC)
     assert [r.facet.index for r in made] == [0, 1, 2]
     for rendering in made:
@@ -45,7 +45,7 @@ def test_images_show_their_own_facet(facets, planted):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(recipe, facets, planted):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(recipe, facets, planted):
     def draw(seed):
         made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=5, input_spec=SPEC, seed=seed)
         return torch.stack([r.image for r in made])
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(recipe, face
     assert not torch.equal(draw(1), draw(2))
 
 
-def test_an_image_does_not_depend_on_the_others_of_its_batch(facets, planted):
+def test_an_image_does_not_depend_on_its_batch(facets, planted):
     recipe = Recipe("two terms", "", "mean", "fft", (Phase(10, {"unit": 1.0, "code": 1.0}),))
     together = render_facets(small_cnn(), facets, planted[0], recipe=recipe, input_spec=SPEC)
     alone = render_facets(small_cnn(), facets[2], planted[0], recipe=recipe, input_spec=SPEC)
@@ -63,11 +63,11 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(facets, planted):
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_rendering_leaves_the_model_and_the_random_state_as_they_were(model, recipe, facets, planted):
+def test_rendering_does_not_change_the_model_or_the_random_state(model, recipe, facets, planted):
     render_facets(model, facets, planted[0], recipe=recipe, steps=5, input_spec=SPEC)
 
 
-def test_errors_come_through_and_leave_the_model_as_it_was(model, facets, planted, request):
+def test_errors_are_raised_and_leave_the_model_unchanged(model, facets, planted, request):
     model.conv2.register_forward_hook(Failing(RuntimeError("out of memory"), after=6))
     request.getfixturevalue("unchanged")
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -75,7 +75,7 @@ def test_errors_come_through_and_leave_the_model_as_it_was(model, facets, plante
 
 
 @pytest.mark.parametrize(("recipe", "left"), [("facet", 9), ("paper-mean", 9), ("paper-mean", 0)])
-def test_ctrl_c_gives_the_images_so_far_and_says_so(model, recipe, left, facets, planted, request):
+def test_ctrl_c_returns_the_images_so_far_with_a_warning(model, recipe, left, facets, planted, request):
     request.getfixturevalue("unchanged")
     seen = []
 
@@ -96,7 +96,7 @@ def test_ctrl_c_gives_the_images_so_far_and_says_so(model, recipe, left, facets,
         assert torch.equal(rendering.start, seen[0][i]) or recipe == "facet"
 
 
-def test_a_facet_is_drawn_the_same_in_any_batch(facets, planted):
+def test_a_facet_is_rendered_the_same_in_any_batch(facets, planted):
     def images(which, **options):
         made = render_facets(small_cnn(), which, planted[0], steps=8, input_spec=SPEC, **options)
         return torch.stack([rendering.image for rendering in made])
@@ -117,7 +117,7 @@ def test_a_facet_is_drawn_the_same_in_any_batch(facets, planted):
     ],
     ids=["gpu", "cpu", "python"],
 )
-def test_a_step_that_memory_does_not_hold_is_done_in_halves_and_said_once(error, model, facets, planted):
+def test_a_step_beyond_memory_is_split_in_halves_with_one_warning(error, model, facets, planted):
     def full(module, args, output):
         if len(output) > 1:
             raise error
@@ -134,7 +134,7 @@ def test_a_step_that_memory_does_not_hold_is_done_in_halves_and_said_once(error,
         assert len(one.history["activation"]) == 6
 
 
-def test_several_seeds_are_drawn_in_one_batch(facets, planted):
+def test_several_seeds_are_rendered_in_one_batch(facets, planted):
     noise = replace(get_recipe("facet"), start="noise")
     made = render_facets(small_cnn(), facets, planted[0], recipe=noise, steps=6, input_spec=SPEC, seed=[4, 5])
     assert [(r.seed, r.facet.index) for r in made] == [(s, k) for s in (4, 5) for k in range(3)]
@@ -144,7 +144,7 @@ def test_several_seeds_are_drawn_in_one_batch(facets, planted):
         assert not torch.allclose(made[one.facet.index].image, one.image, atol=0.05)
 
 
-def test_a_callback_sees_every_step(facets, planted):
+def test_a_callback_is_called_at_every_step(facets, planted):
     seen = []
     render_facets(
         small_cnn(),
@@ -157,7 +157,7 @@ def test_a_callback_sees_every_step(facets, planted):
     assert seen == [(step, (3, 3, 32, 32), False) for step in range(1, 6)]
 
 
-def test_images_that_gain_nothing_are_named(facets, planted):
+def test_images_that_gain_no_activation_are_named_in_a_warning(facets, planted):
     still = Recipe("still", "", "mean", "fft", (Phase(20, {"code": 1.0}, lr=Ramp(0.0, 0.0)),))
     with pytest.warns(MFVWarning, match="facet 0, 1, 2 of fc:1: 20 steps gained nothing"):
         render_facets(small_cnn(), facets, planted[0], recipe=still, input_spec=SPEC)
@@ -170,7 +170,7 @@ def test_rendering_works_inside_no_grad(facets, planted):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_models_of_other_precision_work(dtype, planted):
+def test_models_of_other_precision_can_be_rendered(dtype, planted):
     model = small_cnn().to(dtype)
     found = find_facets(model, Unit("fc", 1), planted[0].double(), n_facets=3, input_spec=SPEC)
     made = render_facets(model, found, planted[0], steps=3, input_spec=SPEC)
@@ -182,7 +182,7 @@ class Dead(nn.Module):
         return x * 0
 
 
-def test_a_dead_unit_is_named_instead_of_drawn_as_grey(planted, facets):
+def test_a_dead_unit_raises_an_error_instead_of_a_gray_image(planted, facets):
     model = small_cnn()
     model.fc = nn.Sequential(Dead(), nn.Linear(24, 5))
     recipe = Recipe("unit", "", "mean", "fft", (Phase(3, {"unit": 1.0}),))
@@ -191,7 +191,7 @@ def test_a_dead_unit_is_named_instead_of_drawn_as_grey(planted, facets):
         render_facets(model, found, planted[0], recipe=recipe, input_spec=SPEC)
 
 
-def test_a_loss_that_is_not_finite_is_named(planted, facets):
+def test_a_loss_that_is_not_finite_raises_an_error(planted, facets):
     model = small_cnn()
     with torch.no_grad():
         model.fc.bias[1] = torch.inf
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_is_named(planted, facets):
 
 
 class Late(nn.Module):
-    """The input as it is, until a pass makes a row NaN, or frees it of its gradient."""
+    """The identity; after a number of passes, the last row is NaN or has no gradient."""
 
     def __init__(self, after, change):
         super().__init__()
@@ -218,19 +218,19 @@ class Late(nn.Module):
     [(lambda x: x * torch.nan, "isn't finite"), (lambda x: x.detach(), "no gradient reaches the image")],
 )
 @pytest.mark.parametrize("step", [3, 27])
-def test_the_step_and_the_facet_that_failed_are_named_though_losses_are_read_later(change, message, step, planted):
+def test_errors_name_the_step_and_the_facet_though_losses_are_read_later(change, message, step, planted):
     def model(after):
         return nn.Sequential(Late(after, change), small_cnn())
 
     found = find_facets(model(99), Unit("1.fc", 1), planted[0], n_facets=3, input_spec=SPEC)
     recipe = Recipe("unit", "", "mean", "fft", (Phase(25, {"unit": 1.0}), Phase(10, {"unit": 1.0})))
-    failing = model(step + 1)  # the first pass measures how many images fit at once
+    failing = model(step + 1)  # the first pass measures the batch size
     with pytest.raises(RenderError, match=f"facet 2 of 1.fc:1: .*{message} at step {step}"):
         render_facets(failing, found, planted[0], recipe=recipe, input_spec=SPEC)
 
 
 class Reads(TorchFunctionMode):
-    """Counts what optvis does with a tensor that would wait for a device."""
+    """Counts operations of optvis on tensors that would wait for a device."""
 
     names = ("cpu", "item", "tolist", "__bool__", "__float__", "__int__")
 
@@ -246,7 +246,7 @@ class Reads(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("recipe", ["facet", "faceted", "maco"])
-def test_steps_wait_for_no_number_of_the_device(recipe, facets, planted):
+def test_steps_do_not_synchronize_with_the_device(recipe, facets, planted):
     def reads(steps):
         with Reads() as counted:
             render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=steps, input_spec=SPEC)
@@ -261,7 +261,7 @@ def test_steps_wait_for_no_number_of_the_device(recipe, facets, planted):
 
 @pytest.mark.parametrize("size", [20, 48])
 @pytest.mark.parametrize("recipe", ["facet", "paper-mean", "maco"])
-def test_images_may_be_of_any_size_whatever_the_network_sees(recipe, size, facets, planted):
+def test_images_can_have_any_size(recipe, size, facets, planted):
     made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=4, size=size, input_spec=SPEC)
     assert made[0].image.shape == made[0].start.shape == (3, size, size)
     assert made[0].transparency.shape == (size, size)
@@ -270,7 +270,7 @@ def test_images_may_be_of_any_size_whatever_the_network_sees(recipe, size, facet
         assert (same - SPEC.resize(planted[0][facets[1].members[:15]].mean(0)[None])[0]).abs().mean() < 0.05
 
 
-def test_phases_go_from_coarse_to_fine(facets, planted):
+def test_phases_can_increase_the_resolution(facets, planted):
     sides = []
     coarse = Recipe(
         "coarse", "", "mean", "fft", tuple(Phase(2, {"unit": 1.0}, scale=scale) for scale in (0.25, 0.5, 1.0))
@@ -293,7 +293,7 @@ def test_phases_go_from_coarse_to_fine(facets, planted):
         render_facets(small_cnn(), facets, planted[0], recipe=ends_small, size=3, input_spec=SPEC)
 
 
-def test_the_caller_may_give_the_start(facets, planted):
+def test_the_caller_can_pass_the_start_images(facets, planted):
     own = planted[0][torch.as_tensor([facet.members[1] for facet in facets])]
     still = Recipe("still", "", "noise", "fft", (Phase(1, {"unit": 1.0}, lr=Ramp(0.0, 0.0)),))
     for start in (own, own[0]):
@@ -312,19 +312,19 @@ def test_the_caller_may_give_the_start(facets, planted):
 
 
 @pytest.mark.parametrize("start", ["mean", "medoid", "noise", "spectrum"])
-def test_every_start_is_the_facets_own(start, facets, planted):
+def test_every_start_image_is_of_its_facet(start, facets, planted):
     recipe = replace(get_recipe("facet"), start=start)
     made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=1, input_spec=SPEC)
     starts = torch.stack([rendering.start for rendering in made])
     if start == "medoid":
         assert torch.equal(starts, planted[0][torch.as_tensor([facet.members[0] for facet in facets])])
-    if start == "spectrum":  # of the colour of its facet, and of no other's shapes
+    if start == "spectrum":  # has the facet's color, and does not depend on other facets
         assert starts.mean(dim=(2, 3)).argmax(1).tolist() == planted[1][[facet.members[0] for facet in facets]].tolist()
         alone = render_facets(small_cnn(), facets[1], planted[0], recipe=recipe, steps=1, input_spec=SPEC)
         assert torch.allclose(alone[0].start, starts[1], atol=1e-5)
 
 
-def test_transparency_is_where_the_unit_looks(planted):
+def test_transparency_is_zero_outside_the_pixels_that_the_unit_uses(planted):
     class Middle(nn.Module):
         def forward(self, x):
             return x[..., 12:20, 12:20]
@@ -349,7 +349,7 @@ def test_colors_measured_on_the_users_images_do_not_depend_on_the_batch(facets, 
 
 
 @pytest.mark.parametrize("recipe", ["facet", "faceted"])
-def test_autocast_draws_nearly_the_same(recipe, facets, planted):
+def test_autocast_renders_nearly_the_same_images(recipe, facets, planted):
     def draw(dtype):
         made = render_facets(small_cnn(), facets, planted[0], recipe=recipe, steps=8, input_spec=SPEC, dtype=dtype)
         return torch.stack([rendering.image for rendering in made])
@@ -359,7 +359,7 @@ def test_autocast_draws_nearly_the_same(recipe, facets, planted):
     assert (full - half).abs().mean() < 0.02
 
 
-def test_grey_images_are_drawn_grey():
+def test_gray_images_are_rendered_gray():
     from captum_mfv.datasets import DIGITS_SPEC, digits
 
     model = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2))
@@ -370,7 +370,7 @@ def test_grey_images_are_drawn_grey():
     assert not made[0].image.equal(made[1].image)
 
 
-def test_images_are_drawn_at_the_models_size_whatever_the_datasets(model, planted):
+def test_images_are_rendered_at_the_models_size_for_datasets_of_any_size(model, planted):
     spec = InputSpec(48)
     facets = find_facets(model, Unit("fc", 1), planted[0], n_facets=3, input_spec=spec)
     rendered = render_facets(model, facets, planted[0], steps=2, input_spec=spec)

@@ -25,7 +25,7 @@ def folder(tmp_path, facets, planted):
     return folder
 
 
-def test_facets_are_written_as_the_contract_has_them(folder, facets):
+def test_facets_are_written_as_documented(folder, facets):
     rows = json.loads((folder.path / "facets.json").read_text())
     assert [row["index"] for row in rows] == [0, 1, 2]
     for row, facet in zip(rows, facets, strict=True):
@@ -36,7 +36,7 @@ def test_facets_are_written_as_the_contract_has_them(folder, facets):
         assert set(row["members"][0]) == {"path", "activation", "distance"}
 
 
-def test_facets_images_and_histories_come_back(folder, facets, planted):
+def test_facets_images_and_histories_are_read_as_written(folder, facets, planted):
     made = render_facets(small_cnn(), facets, planted[0], steps=4, input_spec=SPEC)
     folder.write_renderings(facets, made)
     again = RunFolder.read(folder.path)
@@ -49,7 +49,7 @@ def test_facets_images_and_histories_come_back(folder, facets, planted):
     assert np.array_equal(histories["activation"][2], made[2].history["activation"])
 
 
-def test_a_stage_that_failed_is_not_done_and_one_that_ended_is(folder):
+def test_a_stage_is_done_only_if_it_ended_without_an_error(folder):
     with pytest.raises(ZeroDivisionError), folder.stage("images"):
         _ = 1 / 0
     again = RunWriter.open(folder.path, SETTINGS, KEYS, OUTPUTS)
@@ -61,7 +61,7 @@ def test_a_stage_that_failed_is_not_done_and_one_that_ended_is(folder):
     assert RunFolder.read(folder.path).finished
 
 
-def test_another_run_or_other_files_in_the_folder_are_not_touched(folder, tmp_path):
+def test_another_run_or_other_files_in_the_folder_are_not_changed(folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     with pytest.raises(RunError, match="seed 0 there, 1 here"):
         RunWriter.open(folder.path, {**SETTINGS, "seed": 1}, KEYS, OUTPUTS)
@@ -74,7 +74,7 @@ def test_another_run_or_other_files_in_the_folder_are_not_touched(folder, tmp_pa
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
-def test_nothing_is_left_of_a_write_that_failed(folder, monkeypatch):
+def test_a_failed_write_leaves_no_file(folder, monkeypatch):
     before = sorted(path.name for path in folder.path.iterdir())
 
     def full(*args):
@@ -90,7 +90,7 @@ NEWER = json.dumps({"format": FORMAT + 1, "stages": [], "settings": {}})
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"format": 1}', NEWER])
-def test_folders_that_hold_no_run_are_refused(tmp_path, manifest):
+def test_folders_without_a_run_are_an_error(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(RunError):
         RunFolder.read(tmp_path)
@@ -105,7 +105,7 @@ def test_the_facets_of_a_run_are_loaded_from_its_folder(folder, facets, tmp_path
         FacetSet.load(tmp_path)
 
 
-def test_what_an_update_removes_is_the_folders_own(folder, tmp_path):
+def test_an_update_removes_only_files_of_the_run(folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "plain.png").write_bytes(b"precious")
     (folder.path / "images").symlink_to(tmp_path / "mine")
@@ -117,7 +117,7 @@ def test_what_an_update_removes_is_the_folders_own(folder, tmp_path):
     assert (tmp_path / "mine" / "plain.png").read_bytes() == b"precious"
 
 
-def test_a_control_counts_only_for_the_input_that_it_was_rendered_from(folder, monkeypatch):
+def test_a_control_is_reused_only_for_the_same_input(folder, monkeypatch):
     folder.write_control("noise start", "one", [torch.zeros(3, 4, 4)] * 3)
     assert folder.has_control("noise start", "one")
     assert not folder.has_control("noise start", "other")

@@ -1,4 +1,4 @@
-"""One batch of images of facets of several units and facet sets: each image is its own facet's."""
+"""Facets of several units and facet sets in one batch: each image is of its own facet."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from captum_mfv.optvis.render import render_facets
 
 @pytest.fixture(scope="module")
 def others(planted):
-    """Facets of another unit of the layer, found in some of the images: another number, other centers and origin."""
+    """Return facets of another unit of the layer, with another number of facets, other centers and another origin."""
     return find_facets(small_cnn(), Unit("fc", 3), planted[0][10:], n_facets=2, input_spec=SPEC)
 
 
@@ -34,7 +34,7 @@ def outputs_of(images, layers):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_facets_are_drawn_the_same_alone_and_beside_another_units(recipe, facets, others, planted):
+def test_facets_are_rendered_the_same_alone_and_with_another_units_facets(recipe, facets, others, planted):
     steps = max(2, len(get_recipe(recipe).phases))
 
     def draw(which):
@@ -44,7 +44,7 @@ def test_facets_are_drawn_the_same_alone_and_beside_another_units(recipe, facets
     for alone, mixed in ((draw(facets[2]), together[1:2]), (draw(others), together[::2])):
         for one, other in zip(alone, mixed, strict=True):
             assert one.facet is other.facet
-            assert torch.allclose(one.image, other.image, atol=0.01)  # Adam's first steps enlarge rounding
+            assert torch.allclose(one.image, other.image, atol=0.01)  # Adam's first steps amplify rounding errors
             assert torch.allclose(one.transparency, other.transparency, atol=0.02)
             for name, values in one.history.items():
                 assert np.allclose(values, other.history[name], rtol=1e-3, atol=1e-3, equal_nan=True), name
@@ -109,7 +109,7 @@ def test_references_and_probes_are_measured_for_each_facets_own_unit(facets, oth
         assert torch.allclose(probes.scales[row], probe.scales[0], atol=1e-5)
 
 
-def test_facets_that_read_other_layers_are_refused_by_name(facets, planted):
+def test_facets_of_other_layers_are_an_error_that_names_them(facets, planted):
     hidden = find_facets(small_cnn(), Unit("conv2", 3, reduce="max"), planted[0], n_facets=2, input_spec=SPEC)
     coded = find_facets(small_cnn(), Unit("fc", 1), planted[0], code="conv2", n_facets=2, input_spec=SPEC)
     for other, what in ((hidden, r"unit layer is fc .* conv2 \(reduce=max"), (coded, "code is relu2 .* conv2")):
@@ -144,7 +144,7 @@ def test_a_list_of_facets_needs_as_many_images(facets, planted):
         objectives.probe(batch[0], probe)
 
 
-def test_integers_of_numpy_are_integers_and_nothing_else_is(facets, planted):
+def test_numpy_integers_are_accepted_as_integers_and_nothing_else_is(facets, planted):
     def draw(**options):
         return render_facets(small_cnn(), facets[0], planted[0], recipe="logit", input_spec=SPEC, **options)
 

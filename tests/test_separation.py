@@ -1,4 +1,4 @@
-"""How many clusters: planted ones are counted, and one stays one, whatever its shape."""
+"""The number of clusters: planted clusters are counted, and one cluster of any shape is counted as one."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ ONE = {
 
 @pytest.mark.parametrize("kind", ONE)
 @pytest.mark.parametrize(("n", "d"), [(150, 50), (400, 20)])
-def test_one_cluster_is_one_whatever_its_shape(kind, n, d):
+def test_one_cluster_of_any_shape_is_counted_as_one(kind, n, d):
     found = [separate(ONE[kind](np.random.default_rng(seed), n, d), seed)[0].max() for seed in range(2)]
     assert found == [0, 0]
 
@@ -40,7 +40,7 @@ def test_planted_clusters_of_unequal_size_and_spread_are_counted(k):
     assert finder.p_value_ < 0.01
 
 
-def test_a_single_facet_is_an_answer():
+def test_the_number_of_facets_can_be_one():
     codes = np.random.default_rng(0).normal(size=(80, 30))
     finder = FacetFinder("auto", random_state=0).fit(codes)
     assert (finder.n_facets_, set(finder.labels_)) == (1, {0})
@@ -48,7 +48,7 @@ def test_a_single_facet_is_an_answer():
     assert np.allclose(finder.centers_, codes.mean(0))
 
 
-def test_a_clusterer_is_asked_for_as_many_as_are_there():
+def test_a_clusterer_is_given_the_number_of_separated_clusters():
     labels = np.repeat([0, 1, 2], 40)
     codes = 8 * np.eye(3, 30)[labels] + np.random.default_rng(0).normal(size=(120, 30))
     finder = FacetFinder("auto", embedding=None, clusterer=AgglomerativeClustering()).fit(codes)
@@ -61,7 +61,7 @@ def test_few_or_equal_codes_are_one_cluster(n):
     assert not separate(np.zeros((30, 4)), 0)[0].any()
 
 
-def test_the_seed_decides_and_other_words_are_refused():
+def test_the_result_depends_on_the_seed_and_other_words_than_auto_are_an_error():
     codes = np.random.default_rng(1).normal(size=(100, 10))
     assert np.array_equal(separate(codes, 5)[0], separate(codes, 5)[0])
     with pytest.raises(FacetError, match="'auto'"):

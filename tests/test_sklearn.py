@@ -1,4 +1,4 @@
-"""FacetFinder keeps scikit-learn's rules for estimators."""
+"""FacetFinder follows scikit-learn's rules for estimators."""
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -12,5 +12,5 @@ from captum_mfv import FacetFinder
         FacetFinder("auto", embedding=None, random_state=0),
     ]
 )
-def test_the_rules_for_estimators_are_kept(estimator, check):
+def test_facet_finder_passes_scikit_learns_estimator_checks(estimator, check):
     check(estimator)

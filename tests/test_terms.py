@@ -1,4 +1,4 @@
-"""Losses of images: known answers, and units that hold for every model."""
+"""Losses of images: known values, and units that do not depend on the model."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def outputs_of(model, term, images, spec=SPEC):
     return {**outputs, terms.INPUT: images}
 
 
-def test_the_unit_counts_in_its_mean_on_the_facets_images(facets, planted):
+def test_the_unit_is_measured_relative_to_its_mean_on_the_facets_images(facets, planted):
     term = terms.unit_term(facets)
     for k, facet in enumerate(facets):
         images = planted[0][facet.members].clone()
@@ -32,7 +32,7 @@ def test_the_unit_counts_in_its_mean_on_the_facets_images(facets, planted):
         assert loss.mean().item() == pytest.approx(-np.sign(facet.activations).mean(), abs=1e-4)
 
 
-def test_a_capped_unit_levels_off_beyond_real_images_and_is_the_same_below(facets):
+def test_a_capped_unit_saturates_beyond_real_images_and_equals_the_unit_below(facets):
     facet = facets[0]
     most, mean = float(facets.activations.max()), float(abs(facet.activations).mean())
     activations = (most * torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.5, 4.0, 40.0])).requires_grad_()
@@ -47,7 +47,7 @@ def test_a_capped_unit_levels_off_beyond_real_images_and_is_the_same_below(facet
     assert slope[5:].abs().max() < 1e-4
 
 
-def test_a_facets_code_is_best_at_its_center_and_contrast_counts_the_nearest_other(facets):
+def test_a_facets_code_loss_is_lowest_at_its_center_and_contrast_uses_the_nearest_other(facets):
     centers = torch.from_numpy(facets.centers)
     layer = facets.code.layer
     maps = {layer: centers[:, :, None, None].expand(-1, -1, 3, 3)}
@@ -61,7 +61,7 @@ def test_a_facets_code_is_best_at_its_center_and_contrast_counts_the_nearest_oth
     assert alone.constants["others"].shape == (1, 2, centers.shape[1])
 
 
-def test_a_row_can_be_asked_for_twice_and_in_any_order(facets, planted):
+def test_rows_can_be_read_twice_and_in_any_order(facets, planted):
     reference = measure_reference(small_cnn(), facets, planted[0], input_spec=SPEC)
     for term in (terms.unit_term(facets), terms.code_term(facets, 0.5), distribution_term(reference)):
         images = members(facets, planted)
@@ -70,7 +70,7 @@ def test_a_row_can_be_asked_for_twice_and_in_any_order(facets, planted):
         assert torch.allclose(again, whole[[2, 0, 2]], atol=1e-5)
 
 
-def test_a_probe_sees_the_detector_that_tells_its_facet_from_others():
+def test_a_probe_finds_the_detector_that_distinguishes_its_facet():
     network, (images, labels) = planted_network()[0], planted_images()
     unit = Unit("unit", 0)
     code = pure_code(network, unit, input_spec=PLANTED_SPEC)
@@ -95,25 +95,25 @@ def test_a_probe_needs_other_images(facets, planted):
         measure_probe(small_cnn(), alone, own, input_spec=SPEC)
 
 
-def test_total_variation_counts_swings_across_the_image_whatever_its_size():
+def test_total_variation_does_not_depend_on_the_images_size():
     loss = terms.total_variation_term()
     for size in (32, 128):
-        stripes = (torch.arange(size) // (size // 8) % 2).float().expand(2, 3, size, size)  # 7 edges across, none down
+        stripes = (torch.arange(size) // (size // 8) % 2).float().expand(2, 3, size, size)  # 7 edges per row
         assert torch.allclose(loss({terms.INPUT: stripes}), torch.tensor([3.5, 3.5]))
         assert loss({terms.INPUT: torch.full((1, 3, size, size), 0.3)}).item() == 0
 
 
-def test_the_boundary_is_free_where_it_has_the_images_color():
+def test_a_boundary_of_the_images_color_has_no_loss():
     image = torch.full((1, 3, 40, 40), 0.5)
     assert terms.boundary_term()({terms.INPUT: image}).item() == 0
     image[..., 15:25, 15:20] = 1
-    image[..., 15:25, 20:25] = 0  # of the same mean colour
+    image[..., 15:25, 20:25] = 0  # the same mean color
     assert terms.boundary_term()({terms.INPUT: image}).item() == 0
     image[..., :4, :] = 1
     assert terms.boundary_term()({terms.INPUT: image}).item() > 0.05
 
 
-def test_gray_is_free_and_black_and_white_cost_alike():
+def test_gray_has_no_loss_and_black_and_white_have_equal_losses():
     assert terms.gray_term()({terms.INPUT: torch.tensor([0.5, 0, 1]).view(3, 1, 1, 1)}).tolist() == [0, 0.25, 0.25]
 
 
@@ -127,7 +127,7 @@ def test_probability_is_of_one_unit_in_its_layer(facets):
         terms.probability_term(direction)
 
 
-def test_an_image_of_the_other_precision_counts_the_same(facets, planted):
+def test_losses_do_not_depend_on_the_images_precision(facets, planted):
     reference = measure_reference(small_cnn(), facets, planted[0], input_spec=SPEC)
     for term in (terms.unit_term(facets), terms.code_term(facets), distribution_term(reference)):
         images = members(facets, planted)

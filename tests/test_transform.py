@@ -27,7 +27,7 @@ RANDOM = {
 
 
 @pytest.mark.parametrize("make", [lambda seed, make=make: make(seed=seed) for make in RANDOM.values()], ids=RANDOM)
-def test_draws_follow_the_seed_alone(make):
+def test_draws_depend_only_on_the_seed(make):
     torch.manual_seed(5)
     state = torch.get_rng_state()
     one, two = make(1), make(1)
@@ -38,7 +38,7 @@ def test_draws_follow_the_seed_alone(make):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_each_image_of_the_batch_has_a_draw_of_its_own():
+def test_each_image_of_the_batch_has_a_separate_draw():
     same = IMAGES[:1].expand(4, -1, -1, -1)
     for make in RANDOM.values():
         moved = make()(same)
@@ -46,7 +46,7 @@ def test_each_image_of_the_batch_has_a_draw_of_its_own():
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_an_image_with_a_generator_of_its_own_is_drawn_the_same_in_any_batch(name):
+def test_an_image_with_its_generator_is_transformed_the_same_in_any_batch(name):
     def own(i):
         return torch.Generator().manual_seed(i)
 
@@ -68,7 +68,7 @@ def test_the_crop_is_center_biased_and_stays_inside():
     assert center_crop(20, 0)(IMAGES).equal(IMAGES[..., 10:30, 10:30])
 
 
-def test_pasting_puts_back_what_was_cut():
+def test_pasting_restores_the_crop():
     crop, images = center_crop(20), IMAGES.clone()
     windows = crop(images)
     crop.paste(images, windows)
@@ -77,7 +77,7 @@ def test_pasting_puts_back_what_was_cut():
     assert (images == 0).flatten(1).sum(1).tolist() == [3 * 20 * 20] * 4
 
 
-def test_an_affine_of_nothing_changes_nothing_and_borders_are_reflected():
+def test_an_identity_affine_changes_nothing_and_borders_are_reflected():
     assert torch.allclose(affine(0, 0, 0)(IMAGES), IMAGES, atol=1e-5)
     bright = affine(10, 0.1, 0.1)(torch.full((2, 3, 30, 50), 0.7))
     assert torch.allclose(bright, torch.full_like(bright, 0.7), atol=1e-5)
@@ -87,7 +87,7 @@ def test_rotation_keeps_circles_round_on_wide_images():
     y, x = torch.meshgrid(torch.arange(60.0) - 29.5, torch.arange(120.0) - 59.5, indexing="ij")
     disc = ((x**2 + y**2) < 400).float()[None, None]
     turned = affine(90, 0, 0, seed=3)(disc)
-    middle = slice(30, 90)  # further out, what was above or below is reflected into sight
+    middle = slice(30, 90)  # further out, reflected rows are visible
     assert (turned - disc)[..., middle].abs().mean() < 0.01
 
 
@@ -110,13 +110,13 @@ def test_a_random_crop_shows_a_window_of_the_image_at_its_size():
     assert seen.max() > 0.98
 
 
-def test_noise_has_the_asked_spread():
+def test_noise_has_the_requested_standard_deviation():
     added = noise(0.08)(torch.full((4, 3, 64, 64), 0.5)) - 0.5
     assert added.std().item() == pytest.approx(0.08, rel=0.02)
     assert abs(added.mean().item()) < 1e-3
 
 
-def test_a_gradient_mask_changes_no_pixel_and_lets_gradients_of_the_middle_through():
+def test_a_gradient_mask_changes_no_pixel_and_passes_gradients_of_the_center():
     images = IMAGES.clone().requires_grad_()
     masked = gradient_mask(0.25)(images)
     assert masked.equal(images)
@@ -125,7 +125,7 @@ def test_a_gradient_mask_changes_no_pixel_and_lets_gradients_of_the_middle_throu
     assert images.grad.sum() == 4 * 3 * 20 * 20
 
 
-def test_transforms_are_made_by_name_as_recipes_write_them():
+def test_transforms_are_created_from_the_names_in_recipes():
     own = torch.Generator().manual_seed(3)
     both = compose([make_transform("jitter", {"shift": 0.1}, 32, own), make_transform("center_crop", {}, 32, own)])
     assert both(IMAGES).shape == (4, 3, 32, 32)
@@ -135,7 +135,7 @@ def test_transforms_are_made_by_name_as_recipes_write_them():
         make_transform("jitter", {"size": 3}, 32, own)
 
 
-def test_what_cannot_be_cut_is_refused():
+def test_arguments_of_transforms_out_of_range_are_an_error():
     with pytest.raises(ImageError, match="smaller than the crop"):
         center_crop(41)(IMAGES)
     with pytest.raises(ImageError):
@@ -147,7 +147,7 @@ def test_what_cannot_be_cut_is_refused():
             make(wrong)
 
 
-def test_seeds_may_be_numpys_and_nothing_else_than_integers():
+def test_seeds_can_be_numpy_integers_and_nothing_but_integers():
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert noise(seed=np.int64(4))(images).equal(noise(seed=4)(images))
     for make in (noise, jitter, affine, random_crop):

@@ -1,4 +1,4 @@
-"""Transformers end to end: tokens, (N, tokens, C), and channels-last maps, (N, H, W, C)."""
+"""Transformers: tokens, (N, tokens, C), and channels-last maps, (N, H, W, C)."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def make(name, **arguments):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(torchvision.models, name)(weights=None, **arguments).eval()
-        if hasattr(model, "heads"):  # torchvision starts them at zero: every logit is dead
+        if hasattr(model, "heads"):  # torchvision initializes the head with zeros: all logits are 0
             torch.nn.init.normal_(model.heads.head.weight, std=0.02)
         return model
 
@@ -37,7 +37,7 @@ def vit():
     ],
     ids=str,
 )
-def test_a_vision_transformer_from_images_to_facets_to_their_images(vit, unit, code, planted):
+def test_facets_of_a_vision_transformer_are_found_and_rendered(vit, unit, code, planted):
     images, labels = planted
     before = fingerprint(vit)
     facets = find_facets(vit, unit, images, n_facets=3, input_spec=SPEC)
@@ -52,7 +52,7 @@ def test_a_vision_transformer_from_images_to_facets_to_their_images(vit, unit, c
     assert [key for key in before if not same(before[key], after[key])] == []
 
 
-def test_a_tokens_pure_code_and_its_top_images(vit, planted):
+def test_a_token_has_a_pure_code_and_top_images(vit, planted):
     unit = Unit("encoder.layers.encoder_layer_5", 40)
     code = pure_code(vit, unit, "encoder.layers.encoder_layer_3", input_spec=SPEC)
     assert code(planted[0][:4]).shape == (4, 768)
@@ -61,7 +61,7 @@ def test_a_tokens_pure_code_and_its_top_images(vit, planted):
     assert (np.diff(top.activations) <= 0).all()
 
 
-def test_the_first_token_is_asked_of_tokens_only(vit, planted):
+def test_cls_reads_only_tokens(vit, planted):
     with pytest.raises(UnitError, match="'cls' tokens"):
         find_facets(vit, Unit("conv_proj", 3, "cls"), planted[0], input_spec=SPEC)
 

@@ -36,13 +36,13 @@ def test_layer_colon_index_is_lucents_notation():
 
 
 @pytest.mark.parametrize("text", ["", "features.12", "features.12:", ":3", "features.12:x", "features.12:-1", "a:²"])
-def test_what_is_not_layer_colon_index_is_refused(text):
+def test_text_other_than_layer_colon_index_is_an_error(text):
     with pytest.raises(UnitError, match="LAYER:INDEX"):
         Unit.parse(text)
 
 
 @pytest.mark.parametrize("unit", [None, ("fc", 1), 3, torch.nn.Linear(1, 1)])
-def test_what_is_no_unit_is_a_type_error_that_says_what_to_write(unit):
+def test_other_types_than_units_raise_a_type_error_with_an_example(unit):
     with pytest.raises(TypeError, match="unit must be a Unit or 'LAYER:INDEX'"):
         Unit.parse(unit)
     with pytest.raises(TypeError, match=r"'LAYER:REDUCE'|dotted name"):
@@ -55,18 +55,18 @@ def test_an_integer_of_any_kind_is_an_index(index):
 
 
 @pytest.mark.parametrize(("index", "error"), [(True, TypeError), ("3", TypeError), (1.5, TypeError), (None, TypeError)])
-def test_what_is_no_index_is_a_type_error(index, error):
+def test_an_index_of_another_type_is_a_type_error(index, error):
     with pytest.raises(error, match="index"):
         Unit("layer", index)
 
 
 @pytest.mark.parametrize("index", [-1, [], [1.0, float("nan")]])
-def test_negative_empty_and_nonfinite_indices_are_refused(index):
+def test_negative_empty_and_nonfinite_indices_are_an_error(index):
     with pytest.raises(UnitError):
         Unit("layer", index)
 
 
-def test_a_missing_channel_is_named_with_the_range():
+def test_the_error_for_a_missing_channel_has_the_range():
     with pytest.raises(UnitError, match="units 0 to 2; there is no unit 7"):
         Unit("layer", 7).read(MAP)
     with pytest.raises(UnitError, match="takes 3 weights"):
@@ -74,7 +74,7 @@ def test_a_missing_channel_is_named_with_the_range():
 
 
 @pytest.mark.parametrize(("reduce", "output"), [("center", TOKENS), ("cls", MAP), ("mean", MAP[None])])
-def test_a_reduction_that_does_not_fit_the_output_is_refused(reduce, output):
+def test_a_reduction_that_does_not_fit_the_output_is_an_error(reduce, output):
     with pytest.raises(UnitError):
         Unit("layer", 0, reduce).read(output)
 
