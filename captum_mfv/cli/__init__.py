@@ -42,7 +42,7 @@ def app() -> None:
     \b
     captum-mfv demo                                try it: half a minute, no download
     captum-mfv list layers --model squeezenet1_0   which units there are
-    captum-mfv run --help                          the real job
+    captum-mfv run --help                          your own model and images
     """
 
 

@@ -154,7 +154,7 @@ def evaluate(
 ) -> None:
     """Evaluate the images of a finished run's FOLDER by an independent network.
 
-    Writes retention, prediction, transfer, naturalness and their controls, with 95 % intervals, to
+    Writes retention, predictions, naturalness and their controls, with 95 % intervals, to
     metrics.json, and rebuilds the page. `captum-mfv list controls` lists the controls.
 
     \b
