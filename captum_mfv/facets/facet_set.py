@@ -114,24 +114,27 @@ class FacetSet(Sequence[Facet]):
         counts = np.bincount(self.labels[self.labels >= 0])
         if not len(counts) or not counts.all():
             raise FacetError("every facet must have at least one image")
-        readable = np.isfinite(self.activations)
+        object.__setattr__(self, "facets", self._assemble(len(counts)))
+
+    def _assemble(self, n_facets: int) -> tuple[Facet, ...]:
+        readable, groups, distances = np.isfinite(self.activations), [], []
         origin, peak = _mean(self.codes[readable]), float(self.activations[readable].max())
-        groups = [np.flatnonzero(self.labels == k) for k in range(len(counts))]
-        centers = np.stack([_mean(self.codes[group]) for group in groups])
-        distances = [
-            np.linalg.norm(self.codes[group] - center, axis=1) for group, center in zip(groups, centers, strict=True)
-        ]
-        orders = [np.argsort(far, kind="stable") for far in distances]
-        members = tuple(group[order] for group, order in zip(groups, orders, strict=True))
-        facets = [
+        centers = np.stack([_mean(self.codes[self.labels == k]) for k in range(n_facets)])
+        for k, center in enumerate(centers):
+            members = np.flatnonzero(self.labels == k)
+            far = np.linalg.norm(self.codes[members] - center, axis=1)
+            order = np.argsort(far, kind="stable")
+            groups.append(members[order])
+            distances.append(far[order])
+        return tuple(
             Facet(
                 index=k,
-                members=its,
-                distances=distances[k][orders[k]],
-                activations=self.activations[its],
+                members=members,
+                distances=distances[k],
+                activations=self.activations[members],
                 center=centers[k],
                 centers=centers,
-                groups=members,
+                groups=tuple(groups),
                 origin=origin,
                 peak=peak,
                 unit=self.unit,
@@ -139,9 +142,8 @@ class FacetSet(Sequence[Facet]):
                 stability=None if self.stability is None else self.stability[k],
                 stability_interval=None if self.stability_interval is None else self.stability_interval[k],
             )
-            for k, its in enumerate(members)
-        ]
-        object.__setattr__(self, "facets", tuple(facets))
+            for k, members in enumerate(groups)
+        )
 
     def __len__(self) -> int:
         return len(self.facets)
