@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.activations.layers import trace
-from captum_mfv.attr.model import cast_inputs, to_float
+from captum_mfv.attr.model import LayerOutput, cast_inputs, to_float
 from captum_mfv.errors import FacetError, RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
@@ -232,7 +232,7 @@ def _measure(
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Return the target's gradients at a layer, (N, D), and the activations of each concept, (n, D), in float32."""
     (inputs,) = cast_inputs(model, inputs)
-    sensitivity = LayerGradientXActivation(model, model.get_submodule(layer), multiply_by_inputs=False)
+    sensitivity = LayerGradientXActivation(model, LayerOutput(model, layer), multiply_by_inputs=False)
     gradients = sensitivity.attribute(inputs.detach().requires_grad_(), target=target)
     axis = next(call.batch for call in trace(model, inputs[:1], until=[layer]) if call.name == layer)
     gradients = gradients.detach().movedim(axis or 0, 0)  # Captum keeps the axes of a token-first layer

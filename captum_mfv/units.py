@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
+from captum_mfv.storage.schema import check_integer
 
 __all__ = ["Code", "Unit", "channels_second", "is_channels_last"]
 
@@ -18,6 +19,7 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda maps: maps.flatten(2).amax(-1),
     "center": lambda maps: maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2],
     "cls": lambda maps: maps[:, :, 0],
+    "patches": lambda maps: maps.flatten(2).mean(-1),
 }
 
 
@@ -55,7 +57,20 @@ def _read(of: Unit | Code, output: Tensor) -> Tensor:
         return maps
     if maps.ndim != {"center": 4, "cls": 3}.get(of.reduce, maps.ndim):
         raise UnitError(f"layer {of.layer} returns {_shape(output)}; reduce='center' reads maps, 'cls' tokens")
+    if of.reduce == "patches" and maps.ndim == 3:
+        maps = _patches(of, maps)
     return _REDUCTIONS[of.reduce](maps)
+
+
+def _patches(of: Unit | Code, tokens: Tensor) -> Tensor:
+    """Return tokens, (N, C, tokens), without the class and register tokens."""
+    if of.n_prefix is None:
+        raise UnitError(
+            f"the number of class and register tokens of layer {of.layer} isn't known; give n_prefix=, 0 if it has none"
+        )
+    if of.n_prefix >= tokens.shape[2]:
+        raise UnitError(f"layer {of.layer} has {tokens.shape[2]} tokens; n_prefix must be below, not {of.n_prefix}")
+    return tokens[:, :, of.n_prefix :]
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,16 @@ class Unit:
     token-first layers, (tokens, N, C), are recognized and read as (N, tokens, C).
 
     Args:
-        layer: dotted name of the layer (``"features.12"``), or the module itself.
+        layer: dotted name of the layer (``"features.12"``), or the module itself. Of a tuple, a list, a mapping or a
+            dataclass, the first tensor is read; ``"layer[1]"`` or ``"layer[pooler_output]"`` names another.
         index: the channel, or one weight per channel for a direction in the layer's space.
-        reduce: reduction over positions: ``mean``, ``max``, ``center`` (the middle of a map) or ``cls`` (the first
-            token); unused for layers without positions.
+        reduce: reduction over positions: ``mean``, ``max``, ``center`` (the middle of a map), ``cls`` (the first token)
+            or ``patches`` (the mean over tokens other than class and register tokens); unused for layers without
+            positions.
         channels: ``last`` for a layer that returns (N, H, W, C), ``first`` for one that returns (N, C, positions).
+            None: as the layer and the next one show; an error asks for it if they don't.
+        n_prefix: number of class and register tokens, for ``patches``. None: the number that the model declares (timm,
+            torchvision, transformers, open_clip); an error asks for it otherwise.
 
     Raises:
         TypeError: if the index is neither an integer nor a vector of numbers.
@@ -81,19 +101,20 @@ class Unit:
     index: int | tuple[float, ...]
     reduce: str = "mean"
     channels: str | None = None
+    n_prefix: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, (str, nn.Module)):
             raise TypeError(f"layer must be a dotted name or a module, not {type(self.layer).__name__}")
         object.__setattr__(self, "index", _index(self.index))
-        _check(self, ("mean", "max", "center", "cls"))
+        _check(self, ("mean", "max", "center", "cls", "patches"))
 
     @classmethod
     def parse(cls, unit: str | Unit) -> Unit:
         """Return the unit that ``layer:index``, Lucent's notation, names; a `Unit` is returned as it is.
 
         >>> Unit.parse("features.12:37")
-        Unit(layer='features.12', index=37, reduce='mean', channels=None)
+        Unit(layer='features.12', index=37, reduce='mean', channels=None, n_prefix=None)
         """
         if isinstance(unit, Unit):
             return unit
@@ -142,26 +163,27 @@ class Code:
     """Which numbers describe an image: a layer's output, pooled or flattened.
 
     Args:
-        layer: dotted name of the layer.
-        reduce: ``mean`` or ``max`` over positions, ``cls`` (the first token) or ``flatten``.
-        channels: as in `Unit`.
+        layer: name of the layer, as in `Unit`.
+        reduce: ``mean``, ``max``, ``cls`` or ``patches`` as in `Unit`, or ``flatten``.
+        channels, n_prefix: as in `Unit`.
     """
 
     layer: str
     reduce: str = "mean"
     channels: str | None = None
+    n_prefix: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str):
             raise TypeError(f"a code's layer must be a dotted name, not a {type(self.layer).__name__}")
-        _check(self, ("mean", "max", "cls", "flatten"))
+        _check(self, ("mean", "max", "cls", "patches", "flatten"))
 
     @classmethod
     def parse(cls, code: str | Code | None) -> Code | None:
         """Return the code that ``layer`` or ``layer:reduce`` names, a `Code` as it is, and None, the default, for "".
 
         >>> Code.parse("features.12:max")
-        Code(layer='features.12', reduce='max', channels=None)
+        Code(layer='features.12', reduce='max', channels=None, n_prefix=None)
         """
         if isinstance(code, Code):
             return code
@@ -178,6 +200,8 @@ class Code:
 def _check(of: Unit | Code, reductions: tuple[str, ...]) -> None:
     if of.reduce not in reductions:
         raise UnitError(f"reduce must be one of {', '.join(reductions)}, not {of.reduce!r}")
+    if of.n_prefix is not None:
+        object.__setattr__(of, "n_prefix", check_integer(of.n_prefix, "n_prefix", 0, UnitError))
     if of.channels not in (None, "first", "last"):
         raise UnitError(f"channels must be first, last or None, not {of.channels!r}")
 

@@ -1,12 +1,17 @@
 """Transformers: tokens, (N, tokens, C), and channels-last maps, (N, H, W, C)."""
 
+from collections import OrderedDict
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import SPEC, fingerprint, same
 from sklearn.metrics import adjusted_rand_score
+from torch import nn
 
-from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_images
+from captum_mfv import Code, FacetFinder, InputSpec, Unit, collect, find_facets, top_images
+from captum_mfv.activations import capture, trace
 from captum_mfv.attr import FacetModel, pure_code
 from captum_mfv.errors import UnitError
 from captum_mfv.optvis.render import render_facets
@@ -74,7 +79,84 @@ def test_a_swin_transformers_blocks_are_channels_last(planted):
     assert adjusted_rand_score(labels, facets.labels) == 1
     rendered = render_facets(swin, facets, images, steps=2, input_spec=spec)
     assert rendered[0].image.shape == (3, 64, 64)
-    with pytest.raises(UnitError, match=r"features\.3 returns \(N, 8, 8, 192\).*write channels='last'"):
-        find_facets(swin, Unit("features.3", 100), images, input_spec=spec)
-    block = find_facets(swin, Unit("features.3", 100, channels="last"), images, n_facets=3, input_spec=spec)
+    block = find_facets(swin, Unit("features.3", 100), images, n_facets=3, input_spec=spec)
+    assert block.unit == Unit("features.3", 100, channels="last")
     assert block.codes.shape[1] == 192
+
+
+BLOCK = "encoder.layers.encoder_layer_5"
+
+
+def test_patches_are_the_tokens_without_class_and_register_tokens(vit, planted):
+    images = planted[0][:6]
+    found = collect(vit, Unit(BLOCK, 40, "patches"), images, code=f"{BLOCK}:patches", input_spec=SPEC)
+    with torch.no_grad(), capture(vit, [BLOCK]) as run:
+        patches = run(SPEC(images))[BLOCK][:, 1:].mean(1)
+    assert (found.unit.n_prefix, found.code.n_prefix) == (1, 1)
+    assert np.allclose(found.codes, patches, atol=1e-5)
+    assert np.allclose(found.activations, patches[:, 40], atol=1e-5)
+    conv = [collect(vit, Unit("conv_proj", 3, reduce), images, input_spec=SPEC) for reduce in ("patches", "mean")]
+    assert np.array_equal(conv[0].activations, conv[1].activations)
+
+
+def test_an_undeclared_number_of_class_tokens_must_be_given(planted):
+    layers = nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), Transposed()
+    model, unit = nn.Sequential(*layers).eval(), Unit("2", 3, "patches")
+    with pytest.raises(UnitError, match=r"class and register tokens of layer 2 isn't known; give n_prefix="):
+        collect(model, unit, planted[0], input_spec=SPEC)
+    mean, patches = (
+        collect(model, one, planted[0], input_spec=SPEC) for one in (Unit("2", 3), replace(unit, n_prefix=0))
+    )
+    assert np.array_equal(mean.activations, patches.activations)
+    with pytest.raises(UnitError, match=r"has 16 tokens; n_prefix must be below, not 16"):
+        collect(model, replace(unit, n_prefix=16), planted[0], input_spec=SPEC)
+    with pytest.raises(UnitError, match="n_prefix must be at least 0, not -1"):
+        replace(unit, n_prefix=-1)
+
+
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+def small(name, **config):
+    """Return a model of transformers of two layers with fresh weights, for images of 32 pixels."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")(image_size=32, patch_size=8, **sizes, **config)
+        return nn.Sequential(OrderedDict(net=getattr(transformers, f"{name}Model")(config))).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "n_prefix"),
+    [
+        ("ViT", {}, 1),
+        ("DeiT", {}, 2),
+        ("Dinov2", {}, 1),
+        ("Dinov2WithRegisters", {"num_register_tokens": 3}, 4),
+        ("CLIPVision", {}, 1),
+        ("SiglipVision", {}, 0),
+    ],
+)
+def test_the_prefix_tokens_of_transformers_are_known(name, config, n_prefix, planted):
+    model, images = small(name, **config), planted[0][:4]
+    names = [call.name for call in trace(model, SPEC(images[:1]))]
+    assert {"net", "net[pooler_output]"} <= set(names)
+    found = collect(model, Unit("net", 3, "patches"), images, input_spec=SPEC)
+    with torch.no_grad():
+        output = model(SPEC(images))
+    assert found.unit.n_prefix == n_prefix
+    assert np.allclose(found.activations, output.last_hidden_state[:, n_prefix:, 3].mean(1), atol=1e-5)
+    pooled = collect(model, Unit("net[pooler_output]", 3), images, input_spec=SPEC)
+    assert np.allclose(pooled.activations, output.pooler_output[:, 3], atol=1e-5)
+    if not n_prefix:
+        with pytest.raises(UnitError, match="reduce='cls' needs a class token"):
+            collect(model, Unit("net", 3, "cls"), images, input_spec=SPEC)
+
+
+def test_tokens_of_a_patch_embedding_are_all_patches(planted):
+    model = small("ViT")
+    layer = next(name for name, module in model.named_modules() if type(module).__name__ == "ViTPatchEmbeddings")
+    assert collect(model, Unit(layer, 3, "patches"), planted[0][:2], input_spec=SPEC).unit.n_prefix == 0

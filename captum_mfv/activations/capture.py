@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_mfv.activations.containers import find_tensor, split_name, with_tensor
 from captum_mfv.errors import UnitError
 
 __all__ = ["Outputs", "batch_axis", "capture", "guard", "layer_name"]
@@ -48,17 +49,22 @@ def batch_axis(shape: Sequence[int], n_rows: int) -> int | None:
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
-    """Return the dotted name of a layer; UnitError, naming the nearest ones, if the model has no such layer."""
+    """Return the name of a layer, ``layer`` or ``layer[output]``.
+
+    Raises:
+        UnitError: if the model has no such layer; the message names the nearest ones.
+    """
     names: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
     if isinstance(layer, nn.Module):
         for name, module in names.items():
             if module is layer:
                 return name
         raise UnitError(f"the model has no layer that is this {type(layer).__name__}")
-    if layer in names:
+    wanted, _ = split_name(layer)
+    if wanted in names:
         return layer
-    near = difflib.get_close_matches(layer, names, n=3, cutoff=0.0)
-    raise UnitError(f"the model has no layer {layer!r}; the nearest are {', '.join(near)}")
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.0)
+    raise UnitError(f"the model has no layer {wanted!r}; the nearest are {', '.join(near)}")
 
 
 @contextmanager
@@ -83,18 +89,20 @@ def guard(model: nn.Module) -> Iterator[None]:
 def capture(model: nn.Module, layers: Iterable[str], *, stop: bool = True) -> Iterator[Callable[..., Outputs]]:
     """Yield a function from the model's inputs to the named layers' outputs, by name.
 
+    Of a tuple, a list, a mapping or a dataclass, the output is the first tensor; ``layer[key]`` names another one.
+
     Outputs have the batch first: those of a token-first layer, (tokens, N, C), are returned as (N, tokens, C). If
     N equals the number of tokens, one more forward pass of a single row shows which axis is the batch.
 
     Later layers read copies of the outputs, so that an in-place ReLU after a layer doesn't change them and gradients
-    of later layers reach them. Of a layer that runs several times, the first output is returned. With ``stop``, the
-    forward pass ends after the last of the layers.
+    of later layers reach them; a container is copied with its tensor replaced. Of a layer that runs several times, the
+    first output is returned. With ``stop``, the forward pass ends after the last of the layers.
 
     Raises:
-        UnitError: if a layer isn't in the model, didn't run, or didn't return a tensor with a batch axis.
+        UnitError: if a layer isn't in the model, didn't run, or didn't return that tensor or one with a batch axis.
     """
     run = _Run(model, [layer_name(model, layer) for layer in dict.fromkeys(layers)], stop)
-    hooks = [model.get_submodule(name).register_forward_hook(run.keep(name)) for name in run.names]
+    hooks = [model.get_submodule(split_name(name)[0]).register_forward_hook(run.keep(name)) for name in run.names]
     try:
         yield run
     finally:
@@ -142,21 +150,20 @@ class _Run:
         self.outputs.clear()
         return found
 
-    def keep(self, name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+    def keep(self, name: str) -> Callable[[nn.Module, object, object], Any]:
         """Return a forward hook that keeps a layer's output, the batch first, and returns a copy to later layers."""
-        wanted = self.model.get_submodule(name)
+        wanted = self.model.get_submodule(split_name(name)[0])
 
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+        def hook(module: nn.Module, args: object, output: object) -> Any:
             if module is not wanted:  # DataParallel's replicas share their hooks
                 return None
-            if not isinstance(output, Tensor):
-                raise UnitError(f"layer {name} returns a {type(output).__name__}; name one that returns a tensor")
-            second = self._axis(name, output) == 1
-            kept = output.transpose(0, 1) if second else output
+            key, tensor = find_tensor(name, output)
+            second = self._axis(name, tensor) == 1
+            kept = tensor.transpose(0, 1) if second else tensor
             self.outputs.setdefault(name, kept)
             if self.stop and len(self.outputs) == len(self.names):
                 raise _Stop(self)
-            return kept.transpose(0, 1).clone() if second else kept.clone()
+            return with_tensor(output, key, kept.transpose(0, 1).clone() if second else kept.clone())
 
         return hook
 

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from captum_mfv.activations.capture import batch_axis, guard, layer_name
+from captum_mfv.activations.containers import named_tensors, split_name
+from captum_mfv.activations.tokens import declared_prefix
 from captum_mfv.errors import UnitError
 from captum_mfv.images import InputSpec
-from captum_mfv.units import Code, Unit, channels_second, is_channels_last
+from captum_mfv.units import Code, Unit, is_channels_last
 
 __all__ = ["LayerCall", "code_layer", "resolve", "resolve_units", "spatial_layers", "trace"]
+
+T = TypeVar("T", Unit, Code)
+
+# Layers that read and return maps with a certain channel axis; subclasses may permute their input
+_CHANNELS: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d), "first"),
+    **dict.fromkeys((nn.Linear, nn.LayerNorm), "last"),
+}
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A layer's run in one forward pass."""
+    """A layer's run in one forward pass; of a container, each tensor has a call of its own."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,25 +43,85 @@ class LayerCall:
     """Name of the layer that computed the output, if this layer only returns it."""
     batch: int | None
     """The output's batch axis: 0, 1 for tokens first (tokens, N, C), or None if it has none."""
+    channels: str | None
+    """``first`` or ``last`` for a map that a layer of PyTorch returns or reads so, or of the shape of such a map."""
+    container: bool
+    """Whether the output is a tuple, a list, a mapping or a dataclass."""
+
+    @property
+    def first(self) -> bool:
+        """Whether the output is the first tensor that the layer returns, named ``layer``, not ``layer[key]``."""
+        return split_name(self.name)[1] is None
+
+    @property
+    def last(self) -> bool:
+        """Whether channels are last: of tokens, and of maps by ``channels`` or, without it, by the shape."""
+        if len(self.shape) != 4:
+            return len(self.shape) == 3
+        return is_channels_last(self.shape) if self.channels is None else self.channels == "last"
 
     @property
     def n_units(self) -> int | None:
         """Number of the output's channels, or None if the output has no batch axis or no channels."""
         if self.batch is None or len(self.shape) not in (2, 3, 4):
             return None
-        return channels_second(torch.empty(self.shape, device="meta")).shape[1]
+        return self.shape[-1 if self.last else 1]
 
     @property
     def spatial(self) -> bool:
         """Whether the output has several positions per row: a map, channels first or last, or tokens (N, tokens, C)."""
         if self.batch is None or len(self.shape) not in (3, 4):
             return False
-        tokens_or_last = len(self.shape) == 3 or is_channels_last(self.shape)
-        return math.prod(self.shape[1:-1] if tokens_or_last else self.shape[2:]) > 1
+        return math.prod(self.shape[1:-1] if self.last else self.shape[2:]) > 1
+
+
+_Key = tuple[tuple[int, ...], tuple[int, ...], int, int]
+
+
+def _key(tensor: Tensor) -> _Key:
+    return tuple(tensor.shape), tensor.stride(), tensor.data_ptr(), tensor._version
+
+
+@dataclass
+class _Notes:
+    """Outputs in the order in which the layers finish, and what the layers show of the channel axis of maps."""
+
+    outputs: list[tuple[str, _Key, bool]] = field(default_factory=list)
+    channels: dict[Any, set[str]] = field(default_factory=lambda: defaultdict(set))  # by key and by shape
+    kept: list[Tensor] = field(default_factory=list)  # so that no address is used twice
+
+    def hook(self, name: str, module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        tensors = named_tensors(name, output)
+        self.kept += tensors.values()
+        self.outputs += [(part, _key(tensor), not isinstance(output, Tensor)) for part, tensor in tensors.items()]
+        if (channels := _CHANNELS.get(type(module))) and len(getattr(module, "normalized_shape", "C")) == 1:
+            for tensor in (*args, output):
+                if isinstance(tensor, Tensor) and tensor.ndim == 4:
+                    self.kept.append(tensor)
+                    self.channels[_key(tensor)].add(channels)
+                    self.channels[tuple(tensor.shape)].add(channels)
+
+    def calls(self, n_rows: int) -> list[LayerCall]:
+        runs = Counter(name for name, _, _ in self.outputs)
+        maker: dict[_Key, str] = {}
+        for name, key, _ in self.outputs:
+            if runs[name] == 1:
+                maker.setdefault(key, name)
+        calls = {}
+        for name, key, container in self.outputs:
+            first, shape = maker.get(key, name), key[0]
+            shown = self.channels.get(key) or self.channels.get(shape) or set()
+            if (axis := _batch_axis(shape, n_rows)) == 1:
+                shape = (shape[1], shape[0], *shape[2:])
+            copies, channels = None if first == name else first, next(iter(shown)) if len(shown) == 1 else None
+            calls[name] = LayerCall(name, shape, runs[name], copies, axis, channels, container)
+        return list(calls.values())
 
 
 def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> list[LayerCall]:
-    """Trace every layer that returns a tensor, in the order in which the layers finish; the model is left unchanged.
+    """Trace every layer that returns a tensor or holds one in its output, in the order in which the layers finish.
+
+    The model is left unchanged.
 
     Args:
         model: the model.
@@ -58,37 +129,19 @@ def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> 
         until: names of layers after which errors of the forward pass are ignored: of a network that takes one input
             size only (convolutions, flatten, linear), early layers run on crops too.
     """
-    found: list[tuple[str, tuple[tuple[int, ...], int, int]]] = []
-    kept: list[Tensor] = []  # so that no address is used twice
-
-    def note(name: str, module: nn.Module, args: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            kept.append(output)
-            found.append((name, (tuple(output.shape), output.data_ptr(), output._version)))
-
-    hooks = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name]
+    notes = _Notes()
+    hooks = [module.register_forward_hook(partial(notes.hook, name)) for name, module in model.named_modules() if name]
     try:
         with guard(model), torch.no_grad():
             model(x)
     except Exception:
-        if until is None or not found or not {name for name, _ in found}.issuperset(until):
+        found = {name for name, *_ in notes.outputs}
+        if until is None or not found or not found.issuperset(until):
             raise
     finally:
         for hook in hooks:
             hook.remove()
-    runs = Counter(name for name, _ in found)
-    maker: dict[tuple[tuple[int, ...], int, int], str] = {}
-    for name, tensor in found:
-        if runs[name] == 1:
-            maker.setdefault(tensor, name)
-    calls = {}
-    for name, tensor in found:
-        first = maker.get(tensor, name)
-        shape, axis = tensor[0], _batch_axis(tensor[0], len(x))
-        if axis == 1:
-            shape = (shape[1], shape[0], *shape[2:])
-        calls[name] = LayerCall(name, shape, runs[name], None if first == name else first, axis)
-    return list(calls.values())
+    return notes.calls(len(x))
 
 
 def _batch_axis(shape: tuple[int, ...], n_rows: int) -> int | None:
@@ -102,6 +155,9 @@ def _place(calls: list[LayerCall], layer: str) -> int:
     """Return a layer's position in the order of finishing; UnitError if it doesn't run once or returns no batch."""
     names = [call.name for call in calls]
     if layer not in names:
+        same = ", ".join(name for name in names if split_name(name)[0] == split_name(layer)[0])
+        if same:
+            raise UnitError(f"there is no output {layer}, only {same}")
         raise UnitError(f"layer {layer} doesn't run in the model's forward pass, or doesn't return a tensor")
     call = calls[names.index(layer)]
     if call.runs > 1:
@@ -115,15 +171,17 @@ def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
     """Return the layers with positions that finish before the named one, each tensor once.
 
     Layers inside the named one, layers that run several times and layers that only return another's output (dropout,
-    identity, containers) are left out.
+    identity, containers) are left out, and of a tuple or another container all but the first tensor.
 
     Raises:
         UnitError: if the named layer doesn't run once, or returns no batch.
     """
+    layer, _ = split_name(before)
     return [
         call.name
         for call in calls[: _place(calls, before)]
-        if call.spatial and call.runs == 1 and not call.copies and not call.name.startswith(f"{before}.")
+        if call.spatial and call.runs == 1 and call.first and not call.copies
+        if call.name != layer and not call.name.startswith(f"{layer}.")
     ]
 
 
@@ -135,7 +193,9 @@ def code_layer(calls: list[LayerCall], before: str) -> str:
 def resolve(
     model: nn.Module, unit: Unit | str, code: Code | str | nn.Module | None, spec: InputSpec
 ) -> tuple[Unit, Code]:
-    """Check a unit and a code in one forward pass of two gray images; return both with their layers by name.
+    """Check a unit and a code in one forward pass of two gray images; return both complete.
+
+    Layers are then named; channels-last maps and prefix tokens are those that the pass and the model show.
 
     The default code is the last layer with positions before the unit, averaged over positions.
 
@@ -147,14 +207,15 @@ def resolve(
     (unit,), calls = _checked(model, [unit], [] if code is None else [layer_name(model, code.layer)], spec)
     if code is None:
         call = calls[_place(calls, code_layer(calls, unit.layer_name))]
-        code = Code(call.name, channels="last" if is_channels_last(call.shape) else None)
+        code = Code(call.name, channels="last" if len(call.shape) == 4 and call.last else None)
+    code = _completed(code, code.layer, model, calls)
     if code.read(_output(calls, code.layer)).ndim != 2:
         raise UnitError(f"the code of layer {code.layer} isn't (N, D)")
     return unit, code
 
 
 def resolve_units(model: nn.Module, units: Sequence[Unit | str], spec: InputSpec) -> list[Unit]:
-    """Check units as `resolve` does, in one forward pass; return them with their layers by name."""
+    """Check units as `resolve` does, in one forward pass; return them complete."""
     return _checked(model, units, [], spec)[0]
 
 
@@ -165,6 +226,7 @@ def _checked(
     found = [replace(unit, layer=layer_name(model, unit.layer)) for unit in map(Unit.parse, units)]
     two = spec.gray().expand(2, -1, -1, -1)  # a tensor that doesn't grow with the batch, such as a weight, has no units
     calls = trace(model, spec.feed(model)(two), until=[*layers, *(unit.layer_name for unit in found)])
+    found = [_completed(unit, unit.layer_name, model, calls) for unit in found]
     for unit in found:
         unit.read(_output(calls, unit.layer_name))
     return found, calls
@@ -173,3 +235,31 @@ def _checked(
 def _output(calls: list[LayerCall], layer: str) -> Tensor:
     """Return a meta tensor of the shape of a layer's output."""
     return torch.empty(calls[_place(calls, layer)].shape, device="meta")
+
+
+def _completed(of: T, layer: str, model: nn.Module, calls: list[LayerCall]) -> T:
+    """Return a unit or a code of a layer with ``channels`` and ``n_prefix`` as the pass and the model show them."""
+    place = _place(calls, layer)
+    call = calls[place]
+    if of.channels is None and call.channels and (call.channels == "last" or is_channels_last(call.shape)):
+        return replace(of, channels=call.channels)
+    if of.n_prefix is None and of.reduce in ("cls", "patches") and len(call.shape) == 3:
+        n_prefix = _n_prefix(model, layer, call.shape[2 if of.channels == "first" else 1], calls[:place])
+        if of.reduce == "patches":
+            return replace(of, n_prefix=n_prefix)
+        if n_prefix == 0:
+            raise UnitError(f"the tokens of layer {layer} are patches only; reduce='cls' needs a class token")
+    return of
+
+
+def _n_prefix(model: nn.Module, layer: str, n_tokens: int, before: list[LayerCall]) -> int | None:
+    """Return how many of a layer's tokens precede the patches; None if unknown.
+
+    The model declares the number. The other tokens must be as many as the positions of an earlier map: layers inside
+    the patch embedding return the patches alone.
+    """
+    declared = declared_prefix(model, split_name(layer)[0])
+    if not declared:
+        return declared
+    n_patches = {math.prod(call.shape[2:]) for call in before if len(call.shape) == 4 and not call.last}
+    return next((count for count in (declared, 0) if n_tokens - count in n_patches), None)

@@ -213,14 +213,16 @@ def _read_units(units: Sequence[Unit], outputs: Mapping[str, Tensor]) -> dict[st
     n_rows = len(outputs[units[0].layer_name])
     activations = torch.empty(n_rows, len(units), device=device)
     peaks = torch.full((n_rows, len(units), 2), -1, dtype=torch.int64, device=device)
-    groups: dict[tuple[str, str, str | None], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for position, unit in enumerate(units):
-        groups.setdefault((unit.layer_name, unit.reduce, unit.channels), []).append(position)
-    for (layer, reduce, channels), positions in groups.items():
+        key = (unit.layer_name, unit.reduce, unit.channels, unit.n_prefix)
+        groups.setdefault(key, []).append(position)
+    for positions in groups.values():
         together = [units[position] for position in positions]
-        activations[:, positions] = _pick(together, together[0].read_channels(outputs[layer])).to(activations)
-        maps = channels_second(outputs[layer], channels)
-        if reduce == "max" and maps.ndim == 4:
+        first, output = together[0], outputs[together[0].layer_name]
+        activations[:, positions] = _pick(together, first.read_channels(output)).to(activations)
+        maps = channels_second(output, first.channels)
+        if first.reduce == "max" and maps.ndim == 4:
             places = _pick(together, maps).flatten(2).argmax(2)
             peaks[:, positions] = torch.stack([places // maps.shape[3], places % maps.shape[3]], 2).to(device)
     return {"activations": activations, "peaks": peaks}

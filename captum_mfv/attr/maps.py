@@ -18,7 +18,7 @@ from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.activations.capture import batch_axis, guard
 from captum_mfv.activations.layers import LayerCall, resolve, spatial_layers, trace
 from captum_mfv.attr.attribution import REFUSED, FacetAttribution, LayerFacetAttribution
-from captum_mfv.attr.model import FacetModel, cast_inputs, facet_targets, to_float, unit_forward
+from captum_mfv.attr.model import FacetModel, LayerOutput, cast_inputs, facet_targets, to_float, unit_forward
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
@@ -135,7 +135,8 @@ def _explainer(name: str, model: FacetModel, layer: LayerCall) -> Attribution:
             f"{name} attributes to the code's layer {layer.name}, whose output of shape {layer.shape} is not {form}; "
             f"choose a method that attributes to inputs, such as IntegratedGradients"
         )
-    return LayerFacetAttribution(method, model, model.model.get_submodule(layer.name), contrast=contrast)
+    module = LayerOutput(model.model, layer.name) if layer.container else model.model.get_submodule(layer.name)
+    return LayerFacetAttribution(method, model, module, contrast=contrast)
 
 
 @contextmanager
@@ -274,5 +275,5 @@ def pure_code(
     """
     spec = input_spec or InputSpec()
     unit, code = resolve(model, unit, layer, spec)
-    attribution = LayerGradientXActivation(unit_forward(model, unit), model.get_submodule(code.layer))
+    attribution = LayerGradientXActivation(unit_forward(model, unit), LayerOutput(model, code.layer))
     return AttributionCode(attribution, input_spec=spec)

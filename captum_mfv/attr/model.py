@@ -9,14 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from captum_mfv.activations.capture import capture, guard, layer_name
+from captum_mfv.activations.containers import find_tensor, split_name, with_tensor
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import InputSpec, first_floating_point
 from captum_mfv.units import Unit
 
-__all__ = ["Contrast", "FacetModel", "cast_inputs", "explained", "facet_targets", "to_float", "unit_forward"]
+__all__ = [
+    "Contrast",
+    "FacetModel",
+    "LayerOutput",
+    "cast_inputs",
+    "explained",
+    "facet_targets",
+    "to_float",
+    "unit_forward",
+]
 
 
 class FacetModel(nn.Module):
@@ -92,6 +103,27 @@ class Contrast(nn.Module):
         """Differences, (N, n_facets)."""
         differences: Tensor = self.minus(self.forward_func(*inputs))
         return differences
+
+
+class LayerOutput(nn.Module):
+    """A tensor in a layer's output as a layer to which Captum attributes; Captum accepts tuples of tensors only.
+
+    ``name`` is ``layer`` or ``layer[key]``. Only forward hooks are supported.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.name, self.layer = name, model.get_submodule(split_name(name)[0])
+
+    def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
+        """Register a hook that receives the tensor and may return another one."""
+
+        def on_tensor(module: nn.Module, args: object, output: object) -> Any:
+            key, tensor = find_tensor(self.name, output)
+            changed = hook(module, args, tensor)
+            return None if changed is None else with_tensor(output, key, changed)
+
+        return self.layer.register_forward_hook(on_tensor, **options)
 
 
 def explained(facets: FacetSet) -> str:

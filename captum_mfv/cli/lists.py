@@ -87,22 +87,25 @@ def layers(model: str, unit: str | None) -> None:
 
     A unit is LAYER:INDEX, its index below the layer's number of units. The layer with a * is the default code of
     units of the last layer, or of the one that --unit names. A layer that runs several times has no units of its
-    own; one with channels last needs `run --channels last`; = names a layer with the very same output.
+    own; = names a layer with the very same output. LAYER[1] or LAYER[NAME] is another output of a layer that returns
+    several. Where only the output's shape suggests channels last, marked with a ?, `run --channels last` is needed.
 
     \b
     captum-mfv list layers --model resnet50 --unit fc
     """
     from captum_mfv.activations.capture import layer_name
+    from captum_mfv.activations.containers import split_name
     from captum_mfv.activations.layers import code_layer, trace
     from captum_mfv.models import load
 
     network, spec = load(model, pretrained=False)
     calls = trace(network, spec.feed(network)(spec.gray()))
-    last = next(call.name for call in reversed(calls) if call.runs == 1 and not call.copies)
+    last = next(call.name for call in reversed(calls) if call.runs == 1 and call.first and not call.copies)
     name = last if unit is None else layer_name(network, unit.partition(":")[0])
     code = code_layer(calls, name)
     rows = [("layer", "kind", "output", "units", "")]
-    rows += [(call.name, type(network.get_submodule(call.name)).__name__, *_layer(call, code)) for call in calls]
+    kinds = [type(network.get_submodule(split_name(call.name)[0])).__name__ for call in calls]
+    rows += [(call.name, kind, *_layer(call, code)) for call, kind in zip(calls, kinds, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -112,13 +115,11 @@ def layers(model: str, unit: str | None) -> None:
 
 def _layer(call: Any, code: str) -> tuple[str, str, str]:
     """Return the output shape, the number of units and notes of a layer's call."""
-    from captum_mfv.units import is_channels_last
-
     notes = {
         "*": call.name == code,
         f"= {call.copies}": call.copies is not None and call.runs == 1,
         f"runs {call.runs} times": call.runs > 1,
-        "channels last": is_channels_last(call.shape),
+        f"channels last{'' if call.channels else '?'}": len(call.shape) == 4 and call.last,
     }
     units = "" if call.runs > 1 or call.n_units is None else str(call.n_units)
     return " x ".join(map(str, call.shape[1:])), units, ", ".join(note for note, holds in notes.items() if holds)

@@ -127,7 +127,7 @@ class Judge:
     def _last_unit(self, spec: InputSpec) -> Unit:
         """Return a unit of the last layer that runs once; codes are taken before it."""
         calls = trace(self.model, spec.feed(self.model)(spec.gray()))
-        return Unit(next(call.name for call in reversed(calls) if call.runs == 1), 0)
+        return Unit(next(call.name for call in reversed(calls) if call.runs == 1 and call.first), 0)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ def check_same_layers(facets: Sequence[Facet]) -> None:
 def _layers(facet: Facet) -> tuple[str, str]:
     unit, code = facet.unit, facet.code
     return (
-        f"{unit.layer_name} (reduce={unit.reduce}, channels={unit.channels})",
-        f"{code.layer} (reduce={code.reduce}, channels={code.channels})",
+        f"{unit.layer_name} (reduce={unit.reduce}, channels={unit.channels}, n_prefix={unit.n_prefix})",
+        f"{code.layer} (reduce={code.reduce}, channels={code.channels}, n_prefix={code.n_prefix})",
     )
 
 

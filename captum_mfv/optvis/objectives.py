@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_mfv.activations.containers import find_tensor, split_name
 from captum_mfv.errors import FacetError, RecipeError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.optvis import terms
@@ -141,7 +142,8 @@ def _objective(facets: Sequence[Facet], losses: Mapping[str, Term], weights: Map
     layers = {layer for term in losses.values() for layer in term.layers}
 
     def loss(outputs_of: Callable[[str], Tensor]) -> Tensor:
-        outputs = {layer: outputs_of(layer.replace(".", "_")) for layer in layers}  # Lucent's names of layers
+        named = {layer: split_name(layer)[0].replace(".", "_") for layer in layers}  # as Lucent names layers
+        outputs = {layer: find_tensor(layer, outputs_of(name))[1] for layer, name in named.items()}
         for output in outputs.values():
             if len(facets) > 1 and len(output) != len(facets):
                 raise FacetError(

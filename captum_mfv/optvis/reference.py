@@ -166,7 +166,7 @@ def measure_probe(
         others = collected.codes[np.setdiff1d(collected.indices, np.flatnonzero(np.isin(spread, item.members)))]
         if not len(others):
             raise FacetError(f"facet {item.index} holds every image; a probe needs others to separate it from")
-        weights = _separating(Code(name).read(output).cpu().numpy(), others)
+        weights = _separating(collected.code.read(output).cpu().numpy(), others)
         part = _probed(weights[None], output, gradient)
         rows.append(weights)
         scales.append(part.abs().mean().clamp_min(1e-12))

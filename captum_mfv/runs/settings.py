@@ -77,12 +77,12 @@ class RunSettings:
     """For a hidden unit: use only the K images with the largest activation, cropped to the peak's receptive field."""
 
     reduce: Annotated[
-        Literal["mean", "max", "center", "cls"] | None, Option(_INPUT, "HOW", "mean; with --top-k: max")
+        Literal["mean", "max", "center", "cls", "patches"] | None, Option(_INPUT, "HOW", "mean; with --top-k: max")
     ] = None
-    """How positions become one number: mean, max, center or cls."""
+    """How positions become one number: mean, max, center, cls (the class token) or patches (the mean of the others)."""
 
     channels: Annotated[Literal["first", "last"] | None, Option(_INPUT, "first|last")] = None
-    """Channel axis of the unit's layer, if its output's shape is ambiguous."""
+    """Channel axis of the unit's layer, if neither the layer nor the next one shows it."""
 
     input_size: Annotated[Side | None, Option(_INPUT, "PIXELS", "the model's own")] = None
     """Side of the model's input."""
