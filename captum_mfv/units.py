@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "cls": lambda maps: maps[:, :, 0],
     "patches": lambda maps: maps.flatten(2).mean(-1),
 }
+_ONE_POSITION = ("center", "cls")
 
 
 def is_channels_last(shape: Sequence[int]) -> bool:
@@ -45,18 +47,23 @@ def channels_second(output: Tensor, channels: str | None = None) -> Tensor:
     return output if channels == "first" else output.movedim(-1, 1)
 
 
-def _read(of: Unit | Code, output: Tensor) -> Tensor:
-    """Return (N, C); raise UnitError where the shape suggests channels last and ``channels`` is not given."""
+def _positions(of: Unit | Code, output: Tensor) -> Tensor:
+    """Return (N, C, …); raise UnitError where the shape suggests channels last and ``channels`` is not given."""
     if of.channels is None and is_channels_last(output.shape):
         raise UnitError(
             f"layer {of.layer} returns {_shape(output)}, which looks like channels last, (N, H, W, C); "
             f"write channels='last', or channels='first' if it isn't"
         )
     maps = channels_second(output, of.channels)
+    if maps.ndim > 2 and maps.ndim != {"center": 4, "cls": 3}.get(of.reduce, maps.ndim):
+        raise UnitError(f"layer {of.layer} returns {_shape(output)}; reduce='center' reads maps, 'cls' tokens")
+    return maps
+
+
+def _reduced(of: Unit | Code, maps: Tensor) -> Tensor:
+    """Return (N, C) of (N, C, …)."""
     if maps.ndim == 2:
         return maps
-    if maps.ndim != {"center": 4, "cls": 3}.get(of.reduce, maps.ndim):
-        raise UnitError(f"layer {of.layer} returns {_shape(output)}; reduce='center' reads maps, 'cls' tokens")
     if of.reduce == "patches" and maps.ndim == 3:
         maps = _patches(of, maps)
     return _REDUCTIONS[of.reduce](maps)
@@ -75,7 +82,7 @@ def _patches(of: Unit | Code, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Unit:
-    """One number of a network: a channel, a neuron, a token channel, a logit or a direction of a layer.
+    """One number of a network: a channel, a neuron, a token channel, a logit, a direction of a layer, or a latent.
 
     A layer's output is read as (N, C), (N, C, H, W) or (N, tokens, C), the default of ``channels``. Outputs of
     token-first layers, (tokens, N, C), are recognized and read as (N, tokens, C).
@@ -91,9 +98,13 @@ class Unit:
             None: as the layer and the next one show; an error asks for it if they don't.
         n_prefix: number of class and register tokens, for ``patches``. None: the number that the model declares (timm,
             torchvision, transformers, open_clip); an error asks for it otherwise.
+        encoder: for a latent, such as one of a sparse autoencoder (`models.load_sae`): a module from (n, C) to (n, F),
+            applied to each position of the layer's output, on the encoder's device and in the encoder's dtype. The
+            index is then the latent, or one weight per latent. In a unit that was read from a file, the encoder's
+            fingerprint; `FacetSet.load` takes the encoder.
 
     Raises:
-        TypeError: if the index is neither an integer nor a vector of numbers.
+        TypeError: if the index is neither an integer nor a vector of numbers, or the encoder is no module.
         UnitError: if the index is negative, a weight isn't finite, or ``reduce`` or ``channels`` isn't known.
     """
 
@@ -102,10 +113,13 @@ class Unit:
     reduce: str = "mean"
     channels: str | None = None
     n_prefix: int | None = None
+    encoder: nn.Module | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, (str, nn.Module)):
             raise TypeError(f"layer must be a dotted name or a module, not {type(self.layer).__name__}")
+        if not isinstance(self.encoder, (str, nn.Module, type(None))):
+            raise TypeError(f"encoder must be a module from (n, C) to (n, F), not {type(self.encoder).__name__}")
         object.__setattr__(self, "index", _index(self.index))
         _check(self, ("mean", "max", "center", "cls", "patches"))
 
@@ -114,7 +128,7 @@ class Unit:
         """Return the unit that ``layer:index``, Lucent's notation, names; a `Unit` is returned as it is.
 
         >>> Unit.parse("features.12:37")
-        Unit(layer='features.12', index=37, reduce='mean', channels=None, n_prefix=None)
+        Unit(layer='features.12', index=37, reduce='mean', channels=None, n_prefix=None, encoder=None)
         """
         if isinstance(unit, Unit):
             return unit
@@ -128,7 +142,7 @@ class Unit:
     def __str__(self) -> str:
         index = self.index if isinstance(self.index, int) else f"direction[{len(self.index)}]"
         layer = self.layer if isinstance(self.layer, str) else type(self.layer).__name__
-        return f"{layer}:{index}"
+        return f"{layer}:{index}" if self.encoder is None else f"{layer}:latent {index}"
 
     @property
     def layer_name(self) -> str:
@@ -141,21 +155,49 @@ class Unit:
         """Return the unit's activation, (N,), in its layer's output, (N, …); UnitError without such a channel."""
         return self.pick(self.read_channels(output))
 
+    def read_positions(self, output: Tensor) -> Tensor:
+        """Return all channels at each position of the layer's output, (N, C, …), or all latents, (N, F, …)."""
+        return self._encoded(_positions(self, output))
+
     def read_channels(self, output: Tensor) -> Tensor:
-        """Return all channels of the layer's output, (N, C), with the unit's reduction over positions."""
-        return _read(self, output)
+        """Return all channels or latents, (N, C), of the layer's output, with the unit's reduction over positions."""
+        maps = _positions(self, output)
+        if self.reduce in _ONE_POSITION:
+            maps = _reduced(self, maps)  # first, so that one position is encoded
+        return _reduced(self, self._encoded(maps))
+
+    def reduce_positions(self, maps: Tensor) -> Tensor:
+        """Return the reduction over positions, (N, C), of channels or latents, (N, C, …)."""
+        return _reduced(self, maps)
 
     def pick(self, channels: Tensor) -> Tensor:
-        """Return the unit's channel or direction of (N, C, …), as (N, …)."""
+        """Return the unit's channel, latent or direction of (N, C, …), as (N, …)."""
         n, index = channels.shape[1], self.index
+        owner, name = (f"layer {self.layer}", "unit") if self.encoder is None else ("the encoder", "latent")
         if isinstance(index, int):
             if index >= n:
-                raise UnitError(f"layer {self.layer} has units 0 to {n - 1}; there is no unit {index}")
+                raise UnitError(f"{owner} has {name}s 0 to {n - 1}; there is no {name} {index}")
             return channels[:, index]
         if len(index) != n:
-            raise UnitError(f"a direction in layer {self.layer} takes {n} weights, one a channel, not {len(index)}")
+            each = "channel" if self.encoder is None else name
+            raise UnitError(f"a direction in {owner} takes {n} weights, one a {each}, not {len(index)}")
         weights = torch.tensor(index, dtype=channels.dtype, device=channels.device)
         return torch.einsum("nc...,c->n...", channels, weights)
+
+    def _encoded(self, maps: Tensor) -> Tensor:
+        """Return latents, (N, F, …), of channels, (N, C, …), in their dtype and on their device."""
+        if self.encoder is None:
+            return maps
+        if isinstance(self.encoder, str):
+            raise UnitError(
+                f"{self} was read from a file, which holds only the fingerprint of the encoder; pass the encoder, as "
+                f"in FacetSet.load(path, encoder=sae) or in the command's --sae"
+            )
+        if maps.is_meta:  # only shapes are checked
+            return maps.new_empty((len(maps), _n_latents(self.encoder, maps.shape[1]), *maps.shape[2:]))
+        rows = maps.movedim(1, -1)
+        latents = _encode(self.encoder, rows.reshape(-1, maps.shape[1]))
+        return latents.reshape(*rows.shape[:-1], -1).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -194,7 +236,36 @@ class Code:
 
     def read(self, output: Tensor) -> Tensor:
         """Return the code, (N, D), in the layer's output, (N, …)."""
-        return output.flatten(1) if self.reduce == "flatten" else _read(self, output)
+        return output.flatten(1) if self.reduce == "flatten" else _reduced(self, _positions(self, output))
+
+
+def _n_latents(encoder: nn.Module, n_channels: int) -> int:
+    """Return the number of latents; raise UnitError if the encoder doesn't encode so many channels."""
+    try:
+        return _encode(encoder, torch.zeros(1, n_channels)).shape[1]
+    except UnitError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UnitError(f"{type(encoder).__name__} doesn't encode {n_channels} channels: {error}") from error
+
+
+def _encode(encoder: nn.Module, rows: Tensor) -> Tensor:
+    """Return latents, (n, F), of channels, (n, C); the encoder is in evaluation mode, and left as it was."""
+    weights = (value for value in chain(encoder.parameters(), encoder.buffers()) if value.is_floating_point())
+    like = next(weights, rows)
+    modes = [(module, module.training) for module in encoder.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.set_grad_enabled(torch.is_grad_enabled() and rows.requires_grad):  # else of the weights alone
+            latents = encoder(rows.to(like))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(latents, Tensor) or latents.ndim != 2 or len(latents) != len(rows):
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else f"a {type(latents).__name__}"
+        raise UnitError(f"{type(encoder).__name__} must return a tensor (n, F) for (n, C), as an encoder, not {found}")
+    return latents.to(rows)
 
 
 def _check(of: Unit | Code, reductions: tuple[str, ...]) -> None:

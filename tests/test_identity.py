@@ -39,7 +39,7 @@ def test_different_parts_have_different_fingerprints(other):
     assert fingerprint(a=1) != fingerprint(**other)
 
 
-@pytest.mark.parametrize("value", [nn.ReLU(), np.zeros(3), lambda x: x, {(1, 2): 2}, Settings, b"x"])
+@pytest.mark.parametrize("value", [np.zeros(3), lambda x: x, {(1, 2): 2}, Settings, b"x"])
 def test_values_without_a_canonical_form_raise_an_error(value):
     with pytest.raises(TypeError, match=r"can't be part of a fingerprint|keys must be str"):
         fingerprint(options={"code": [1, value]})

@@ -24,7 +24,7 @@ from captum_mfv.images import Images, InputSpec, image_at
 from captum_mfv.storage.files import Checkpoint
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
 from captum_mfv.storage.schema import check_integer
-from captum_mfv.units import Unit, channels_second
+from captum_mfv.units import Unit
 
 __all__ = ["TopImages", "TopValues", "top_images"]
 
@@ -207,7 +207,7 @@ class TopValues:
 def _read_units(units: Sequence[Unit], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the units' ``activations``, (N, units), and the ``peaks`` of maxima of maps, (N, units, 2).
 
-    Units that differ only in their channel are read together.
+    Units that differ only in their index are read together, and their latents are encoded once.
     """
     device = outputs[units[0].layer_name].device
     n_rows = len(outputs[units[0].layer_name])
@@ -215,14 +215,15 @@ def _read_units(units: Sequence[Unit], outputs: Mapping[str, Tensor]) -> dict[st
     peaks = torch.full((n_rows, len(units), 2), -1, dtype=torch.int64, device=device)
     groups: dict[tuple[object, ...], list[int]] = {}
     for position, unit in enumerate(units):
-        key = (unit.layer_name, unit.reduce, unit.channels, unit.n_prefix)
+        key = (unit.layer_name, unit.reduce, unit.channels, unit.n_prefix, unit.encoder)
         groups.setdefault(key, []).append(position)
     for positions in groups.values():
         together = [units[position] for position in positions]
-        first, output = together[0], outputs[together[0].layer_name]
-        activations[:, positions] = _pick(together, first.read_channels(output)).to(activations)
-        maps = channels_second(output, first.channels)
-        if first.reduce == "max" and maps.ndim == 4:
+        one, output = together[0], outputs[together[0].layer_name]
+        maps = one.read_positions(output) if one.reduce == "max" else None
+        channels = one.read_channels(output) if maps is None else one.reduce_positions(maps)
+        activations[:, positions] = _pick(together, channels).to(activations)
+        if maps is not None and maps.ndim == 4:
             places = _pick(together, maps).flatten(2).argmax(2)
             peaks[:, positions] = torch.stack([places // maps.shape[3], places % maps.shape[3]], 2).to(device)
     return {"activations": activations, "peaks": peaks}

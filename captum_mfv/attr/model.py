@@ -75,7 +75,7 @@ class FacetModel(nn.Module):
         with capture(self.model, layers) as run:
             x = x if self.input_spec is None else self.input_spec(x)
             outputs = run(*cast_inputs(self.model, x, *args))
-        logits: Tensor | None = None if layers == [unit] else self.head(self.code.read(to_float(outputs[code])))
+        logits: Tensor | None = None if self.n_facets == 1 else self.head(self.code.read(to_float(outputs[code])))
         if logits is not None and self.output == "logits":
             return logits
         activation = self.unit.read(to_float(outputs[unit]))[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_mfv.display.notebook import swatch, table
 from captum_mfv.errors import FacetError
 from captum_mfv.storage.files import tensor_file, write_whole
-from captum_mfv.storage.identity import content_fingerprint, fingerprint
+from captum_mfv.storage.identity import canonical, content_fingerprint, fingerprint, weights_fingerprint
 from captum_mfv.storage.schema import Number, Record, validate
 from captum_mfv.storage.untrusted import inside, parse_json
 from captum_mfv.units import Code, Unit
@@ -211,8 +211,8 @@ class FacetSet(Sequence[Facet]):
         return FacetHead(self.centers, variance)
 
     def header(self) -> dict[str, str]:
-        """Return unit, code, p-value and stability as JSON texts by name."""
-        values = {"unit": asdict(self.unit), "code": asdict(self.code)}
+        """Return unit, code, p-value and stability as JSON texts by name; an encoder as its fingerprint."""
+        values = canonical({"unit": self.unit, "code": self.code})
         values |= {name: getattr(self, name) for name in _FIGURES}
         return {name: json.dumps(value) for name, value in values.items()}
 
@@ -225,11 +225,15 @@ class FacetSet(Sequence[Facet]):
         write_whole(Path(path), tensor_file(self.arrays(), self.header()))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FacetSet:
+    def load(cls, path: str | os.PathLike[str], encoder: nn.Module | None = None) -> FacetSet:
         """Read a facet set from a file that `save` wrote, or from the folder of a run.
 
+        Args:
+            path: the file or the folder.
+            encoder: the encoder of the unit, a latent; the file holds only the encoder's fingerprint.
+
         Raises:
-            FacetError: if the file holds no facet set.
+            FacetError: if the file holds no facet set, or the encoder isn't that of its unit.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -240,9 +244,10 @@ class FacetSet(Sequence[Facet]):
             header = validate(_Header, texts, "header")
             unit, code = Unit(**header.unit), Code(**header.code)
             figures = {name: getattr(header, name) for name in _FIGURES}
-            return cls(unit, code, **_validated(arrays), **figures)
+            found = cls(unit, code, **_validated(arrays), **figures)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise FacetError(f"{os.fspath(path)} isn't a facet set: {error}") from error
+        return found if encoder is None else replace(found, unit=_with_encoder(unit, encoder))
 
 
 def nearest(codes: NDArray[Any], centers: NDArray[Any]) -> NDArray[np.intp]:
@@ -294,6 +299,15 @@ class _Header(Record):
     p_value: Number | None
     stability: tuple[Number, ...] | None = None
     stability_interval: tuple[tuple[Number, Number], ...] | None = None
+
+
+def _with_encoder(unit: Unit, encoder: nn.Module) -> Unit:
+    """Return a unit that was read from a file, with its encoder in place of the encoder's fingerprint."""
+    if unit.encoder is None:
+        raise FacetError(f"{unit} is no latent, and takes no encoder")
+    if unit.encoder != weights_fingerprint(encoder):
+        raise FacetError(f"the encoder isn't that of {unit}: its weights, settings or modules differ")
+    return replace(unit, encoder=encoder)
 
 
 def _file_of(path: Path) -> Path:

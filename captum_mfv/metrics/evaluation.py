@@ -94,7 +94,7 @@ class Judge:
         input_spec: preprocessing of images in [0, 1].
 
     Raises:
-        FacetError: if the unit is a direction; it must be a class.
+        FacetError: if the unit is a direction or a latent; it must be a class.
     """
 
     model: nn.Module
@@ -103,8 +103,9 @@ class Judge:
     input_spec: InputSpec | None = None
 
     def __post_init__(self) -> None:
-        if self.unit is not None and not isinstance(Unit.parse(self.unit).index, int):
-            raise FacetError("the unit of a judge must be a class, not a direction")
+        unit = None if self.unit is None else Unit.parse(self.unit)
+        if unit is not None and (unit.encoder is not None or not isinstance(unit.index, int)):
+            raise FacetError("the unit of a judge must be a class, not a direction or a latent")
 
     def __call__(self, images: Images | Sequence[Tensor]) -> JudgeOutput:
         """Return codes, and with a unit class probabilities, of images in [0, 1]."""

@@ -33,9 +33,14 @@ def as_facets(facet: Facets) -> tuple[Facet, ...]:
 
 
 def check_same_layers(facets: Sequence[Facet]) -> None:
-    """Raise FacetError unless one forward pass serves all facets: same unit layer, code layer and reductions."""
+    """Raise FacetError unless one forward pass serves all facets: same layers, reductions and encoder (the object)."""
     first = facets[0]
     for item in facets[1:]:
+        if item.unit.encoder != first.unit.encoder:
+            raise FacetError(
+                f"facets of one batch must have the same encoder object, unlike {first.unit} and {item.unit}; "
+                f"call once for each encoder"
+            )
         for name, one, other in zip(("unit layer", "code"), _layers(first), _layers(item), strict=True):
             if one != other:
                 raise FacetError(

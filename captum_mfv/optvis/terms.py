@@ -77,20 +77,27 @@ def activation_term(facets: Sequence[Facet]) -> Term:
         UnitError: when called, if the layer's channels don't match the units.
     """
     check_same_layers(facets)
-    units = [item.unit for item in facets]
-    unit, last = units[0], max(units, key=lambda one: one.index if isinstance(one.index, int) else -1)
-    picks = _picks(units)
+    unit, picks = _last_unit(facets), _picks([item.unit for item in facets])
 
     def loss(outputs: Tensors, constants: Tensors) -> Tensor:
-        channels, picks = unit.read_channels(outputs[unit.layer_name]), constants["units"]
-        if picks.ndim == 2:
-            if picks.shape[1] != channels.shape[1]:
-                raise UnitError(f"layer {unit.layer} has {channels.shape[1]} channels, not {picks.shape[1]}")
-            return (channels * picks.to(channels)).sum(1)
-        last.pick(channels)  # raises UnitError if the layer has no such channel
-        return channels.gather(1, picks.expand(len(channels))[:, None])[:, 0]
+        return _selected(unit, unit.read_channels(outputs[unit.layer_name]), constants["units"])
 
     return Term((unit.layer_name,), loss, {"units": picks})
+
+
+def _last_unit(facets: Sequence[Facet]) -> Unit:
+    """Return the unit with the largest index, which exists in a layer if all do."""
+    return max((item.unit for item in facets), key=lambda unit: unit.index if isinstance(unit.index, int) else -1)
+
+
+def _selected(last: Unit, channels: Tensor, picks: Tensor) -> Tensor:
+    """Return each image's own unit, (N,), of all channels or latents, (N, C)."""
+    if picks.ndim == 2:
+        if picks.shape[1] != channels.shape[1]:
+            raise UnitError(f"layer {last.layer} has {channels.shape[1]} channels, not {picks.shape[1]}")
+        return (channels * picks.to(channels)).sum(1)
+    last.pick(channels)  # raises UnitError if the layer has no such channel
+    return channels.gather(1, picks.expand(len(channels))[:, None])[:, 0]
 
 
 def _picks(units: Sequence[Unit]) -> Tensor:
@@ -131,11 +138,11 @@ def probability_term(facets: Sequence[Facet]) -> Term:
     """Return minus the logarithm of the unit's share in its layer's softmax; RecipeError if a unit is a direction."""
     if not all(isinstance(item.unit.index, int) for item in facets):
         raise RecipeError("the probability of a direction isn't defined; use a recipe without it")
-    unit, read = facets[0].unit, activation_term(facets)
+    unit, read = _last_unit(facets), activation_term(facets)
 
     def loss(outputs: Tensors, constants: Tensors) -> Tensor:
         log_shares = unit.read_channels(outputs[unit.layer_name]).float().log_softmax(1)
-        return -read.loss({unit.layer_name: log_shares}, constants)
+        return -_selected(unit, log_shares, constants["units"])
 
     return Term(read.layers, loss, read.constants)
 

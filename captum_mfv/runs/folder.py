@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from captum_mfv.errors import RunError
@@ -96,9 +96,9 @@ class RunFolder:
         except ValueError as error:
             raise RunError(f"{self.path}: the manifest can't be used: {error}") from error
 
-    def read_facets(self) -> FacetSet:
-        """Read the run's facet set."""
-        return FacetSet.load(self.path)
+    def read_facets(self, encoder: nn.Module | None = None) -> FacetSet:
+        """Read the run's facet set; arguments and errors are those of `FacetSet.load`."""
+        return FacetSet.load(self.path, encoder)
 
     def read_members(self) -> list[dict[str, Any]]:
         """Read the rows of ``facets.json``."""

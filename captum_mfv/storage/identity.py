@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -41,16 +42,20 @@ def canonical(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return named parts as JSON values, as `json.loads` would return them.
 
     Args:
-        parts: dataclasses, mappings, lists, tuples, numbers, strings or None, nested.
+        parts: dataclasses, mappings, lists, tuples, numbers, strings or None, nested; modules, whose value is their
+            `weights_fingerprint`.
 
     Raises:
         TypeError: if a part is of another type.
         ValueError: if a number is not finite.
     """
-    return dict(json.loads(json.dumps(parts, default=_plain, allow_nan=False)))
+    hashed = functools.cache(weights_fingerprint)  # an encoder of many units is hashed once
+    return dict(json.loads(json.dumps(parts, default=functools.partial(_plain, hashed), allow_nan=False)))
 
 
-def _plain(value: Any) -> Any:
+def _plain(hashed: Callable[[nn.Module], str], value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return hashed(value)
     if isinstance(value, numbers.Real):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     if is_dataclass(value) and not isinstance(value, type):
