@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from captum_mfv._version import __version__
 from captum_mfv.errors import RunError
@@ -34,7 +34,10 @@ FORMAT = 1
 
 _PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
 
-_absent: Any = Field(default_factory=lambda: None)  # a key that may be missing, but isn't null where it is present
+
+def _absent() -> Any:
+    """Return the field of a key that may be missing, but isn't null where it is present; a new field each time."""
+    return Field(default_factory=lambda: None)
 
 
 def _known(values: Any) -> Any:
@@ -61,7 +64,7 @@ class FinishedSettings(Record):
     images_hash: str | None = None
     size: Side | None = None
     dtype: str | None = None
-    recipe_data: dict[str, Any] = _absent
+    recipe_data: dict[str, Any] = _absent()
 
 
 class Manifest(Record):
@@ -73,14 +76,14 @@ class Manifest(Record):
     stages: list[str]
     versions: dict[str, str]
     timings: dict[str, Number]
-    keys: dict[str, str] = _absent
+    keys: dict[str, str] = _absent()
 
 
 class _Member(Record):
     path: str
     activation: Number
     distance: Number
-    crop: tuple[Integer, Integer, Integer, Integer] = _absent
+    crop: tuple[Integer, Integer, Integer, Integer] = _absent()
 
 
 class FacetRow(Record):
@@ -108,16 +111,14 @@ class _NamedEvaluation(Evaluation):
 class Metrics(Record):
     """``metrics.json``; ``judge`` holds the evaluation by an independent network."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     facets: list[ImageScores]
     retention: Number
     chance: Number
     p_value: Number | None
     multifacetedness: Multifacetedness
-    plain: _Baseline = _absent
-    agreement: Number = _absent
-    adjusted_rand_index: Number = _absent
+    plain: _Baseline = _absent()
+    agreement: Number = _absent()
+    adjusted_rand_index: Number = _absent()
     judge: _NamedEvaluation | None = None
 
 
