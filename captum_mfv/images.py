@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.storage.identity import fingerprint
-from captum_mfv.storage.schema import FROM_NUMPY, Number, Side, check_integer, declare
+from captum_mfv.storage.schema import FROM_NUMPY, Flag, Number, Side, check_integer, declare
 from captum_mfv.storage.untrusted import is_folder
 
 __all__ = ["ImageFolder", "Images", "InputSpec", "batches", "image_at", "read_image", "stack", "to_pil"]
@@ -43,7 +43,9 @@ class InputSpec:
         std: divisor of each channel after the subtraction.
         crop_fraction: for image files, the side of the center crop divided by the short side of the resized image,
             in (0, 1]. 1 resizes the short side to ``size``; 224 / 256 resizes it to 256 pixels for a crop of 224.
-        interpolation: for image files, ``bilinear`` or ``bicubic``.
+        interpolation: for image files, the name of one of Pillow's filters.
+        stretch: for image files, resize both sides to the short side's length, whatever the aspect ratio, as many
+            transformers' preprocessing does.
 
     Shape: (N, C, H, W) in [0, 1] → (N, C, size, size). A tensor of another size is resized bilinearly with
     antialiasing and is not cropped.
@@ -62,7 +64,8 @@ class InputSpec:
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
     crop_fraction: Annotated[float, Field(strict=True, gt=0, le=1), FROM_NUMPY] = 1.0
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    stretch: Flag = False
 
     @model_validator(mode="after")
     def _check(self) -> InputSpec:
@@ -190,9 +193,9 @@ def read_image(path: Path, spec: InputSpec) -> Tensor:
     """Read a file as (C, size, size) in [0, 1], as `ImageFolder` does; raise the errors of `open_image`."""
     image, size = open_image(path), spec.size
     image = image.convert("L") if spec.channels == 1 else image
-    if min(image.size) != spec.short_side:
-        scale = spec.short_side / min(image.size)
-        width, height = (max(spec.short_side, round(side * scale)) for side in image.size)
+    short, scale = spec.short_side, spec.short_side / min(image.size)
+    width, height = (short if spec.stretch else max(short, round(side * scale)) for side in image.size)
+    if (width, height) != image.size:
         _check_pixels(width, height, f"{path}: ")  # of a very narrow image, the other side becomes huge
         image = image.resize((width, height), Image.Resampling[spec.interpolation.upper()])
     left, top = (image.width - size) // 2, (image.height - size) // 2

@@ -14,6 +14,7 @@ import captum_mfv as mfv
 
 torch.set_num_threads(1)  # two workers share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for subprocesses
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests download nothing
 
 SPEC = mfv.InputSpec(32)
 DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -20,6 +20,7 @@ VALUES = {
     "relative paths": {"images": "a/b", "weights": "../w.pt", "model": "lib/net.py:make", "recipe": "mine.json"},
     "absolute paths": {"images": "/a/b", "labels": "/c.json", "out": "/d"},
     "a module, which is no path": {"model": "package.module:make"},
+    "a hub name": {"model": "hf:google/vit-base"},
     "awkward names": {"images": 'a "b"\\ \t\n\x7f é 🫑', "labels": os.fsdecode(b"\xff.json")},
 }
 
@@ -41,6 +42,15 @@ def test_paths_are_relative_to_the_file_and_names_may_have_hyphens(tmp_path):
     (tmp_path / "run.toml").write_text('images = "../peppers"\ntop-k = 3\nout = "~x"\n')
     found = read_toml(tmp_path / "run.toml")
     assert found == {"images": str(tmp_path.parent / "peppers"), "top_k": 3, "out": str(tmp_path / "~x")}
+
+
+def test_a_folder_of_a_model_is_relative_to_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net").mkdir()
+    text = to_toml({"model": "hf:net"}, "out/run")
+    assert text == 'model = "hf:../../net"\n'
+    (tmp_path / "run.toml").write_text(text.replace("../../", "./"))
+    assert read_toml(tmp_path / "run.toml") == {"model": f"hf:{tmp_path / 'net'}"}
 
 
 def test_the_names_of_recipes_are_not_paths():

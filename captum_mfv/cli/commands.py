@@ -110,7 +110,7 @@ def _print_summary(folder: Any) -> None:
     "--judge",
     required=True,
     metavar="MODEL",
-    help="The independent network: a torchvision name, or file.py:function (which is run).",
+    help="The independent network, named as for `run --model`.",
 )
 @click.option("--judge-weights", help="The independent network's weights file.  [default: the model's own]")
 @click.option("--judge-unit", metavar="LAYER:INDEX", help="The class's logit there, for top-1 and probability.")

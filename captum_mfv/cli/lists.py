@@ -69,9 +69,20 @@ def controls() -> None:
 
 
 @list_.command()
-def models() -> None:
-    """The names that --model accepts: torchvision's image classifiers."""
-    click.echo("\n".join(model_names()))
+@click.argument("pattern", default="*")
+def models(pattern: str) -> None:
+    """The names that --model accepts and that match a PATTERN with * and ?; without one, of torchvision.
+
+    Names of image models of transformers, hf:NAME, have no list: NAME is a model of the Hugging Face hub, or a local
+    folder that save_pretrained wrote.
+
+    \b
+    captum-mfv list models "timm:vit_tiny*"
+    captum-mfv list models "open_clip:*"
+    """
+    from captum_mfv.models import names
+
+    click.echo("\n".join(names(pattern)))
 
 
 @list_.command()
@@ -79,7 +90,7 @@ def models() -> None:
     "--model",
     required=True,
     shell_complete=completed(model_names),
-    help="One of `captum-mfv list models`, or file.py:function (which is run).",
+    help="A name, as for `run --model`.",
 )
 @click.option("--unit", metavar="LAYER[:INDEX]", show_default="the last layer", help="Whose default code is marked.")
 def layers(model: str, unit: str | None) -> None:

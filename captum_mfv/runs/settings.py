@@ -33,7 +33,7 @@ class Option:
     """How the command shows a setting: heading, placeholder, description of a default, one-letter name.
 
     ``names`` is the kind of thing that a value names: a ``recipe`` is a name, or the path of a ``.json`` file; a
-    ``model`` is a name, or ``file.py:function``.
+    ``model`` is a name, ``hf:`` and the path of a folder, or ``file.py:function``.
     """
 
     heading: str
@@ -62,7 +62,8 @@ class RunSettings:
     """
 
     model: Annotated[Text, Option(_INPUT, names="model")]
-    """A name that `captum-mfv list models` prints, or file.py:function (which is run)."""
+    """A name of torchvision, timm:NAME, hf:NAME (transformers), open_clip:ARCHITECTURE/WEIGHTS (image tower); or
+    file.py:function (which is run)."""
 
     unit: Annotated[Text, Option(_INPUT, "LAYER:INDEX")]
     """The unit, e.g. features.12:37 or fc:945; `captum-mfv list layers` names the layers."""
@@ -254,6 +255,10 @@ def to_toml(options: Mapping[str, str | int | float], folder: str | os.PathLike[
 def _moved(name: str, value: Any, move: Callable[[str], str]) -> Any:
     """Return a value of an option, after moving the relative path that it is or begins with."""
     kind, path, rest = declared_options()[name].option.names, value, ""
+    if kind == "model" and value.startswith("hf:"):  # a folder, or a name on the hub, which may look like a path
+        path, moved = value[3:], move(value[3:])
+        is_folder = os.path.isdir(path) or os.path.isdir(moved)  # noqa: PTH112
+        return f"hf:{os.path.normpath(moved)}" if is_folder and not os.path.isabs(path) else value  # noqa: PTH117
     if kind == "model":
         path, colon, function = value.rpartition(":")
         rest = colon + function
