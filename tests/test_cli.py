@@ -393,7 +393,10 @@ BAD = {
     "an unknown precision": ({"dtype": "int8"}, "dtype must be 'bfloat16' or 'float16', not 'int8'"),
     "too few steps": ({"recipe": "paper-mean", "steps": 1}, "steps must be at least that"),
     "no top images": ({"top-k": 0}, "top-k must be at least 1, not 0"),
-    "an unknown reduction": ({"reduce": "median"}, "reduce must be 'mean', 'max', 'center' or 'cls', not 'median'"),
+    "an unknown reduction": (
+        {"reduce": "median"},
+        "reduce must be 'mean', 'max', 'center', 'cls' or 'patches', not 'median'",
+    ),
     "an unknown place of channels": ({"channels": "middle"}, "channels must be 'first' or 'last', not 'middle'"),
     "an unknown code": ({"code": "conv7"}, "no layer 'conv7'"),
     "a folder in use": ({"out": "{text}"}, "isn't empty and holds no run"),

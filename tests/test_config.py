@@ -76,7 +76,7 @@ def test_settings_accept_numpy_integers_and_paths():
         ({"seed": 1.5}, "^seed must be an integer, not 1.5"),
         ({"size": 9001}, "^size must be at most 9000, not 9001"),
         ({"steps": True}, "^steps must be an integer, not True"),
-        ({"reduce": "man"}, "^reduce must be 'mean', 'max', 'center' or 'cls', not 'man'; did you mean mean"),
+        ({"reduce": "man"}, "^reduce must be 'mean', 'max', 'center', 'cls' or 'patches', not 'man'; did you mean m"),
         ({"unit": 3}, "^unit must be text, not 3"),
         ({"fcets": 3}, "^fcets isn't known; did you mean facets"),
     ],
