@@ -10,8 +10,9 @@ __all__ = ["declared_prefix"]
 _N_PREFIX = {
     "torchvision.models.vision_transformer.VisionTransformer": 1,
     "open_clip.transformer.VisionTransformer": 1,
-    **dict.fromkeys(("siglip_vision_model", "siglip2_vision_model", "ijepa", "swin", "swinv2"), 0),
-    **dict.fromkeys(("vit", "vit_msn", "beit", "data2vec-vision", "clip_vision_model"), 1),
+    **dict.fromkeys(("siglip_vision_model", "ijepa", "swin", "swinv2"), 0),
+    **dict.fromkeys(("vit", "vit_msn", "beit", "data2vec-vision"), 1),
+    **dict.fromkeys(("clip_vision_model", "chinese_clip_vision_model", "blip_vision_model"), 1),
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "dinov3_vit"), 1),
     "deit": 2,
 }
