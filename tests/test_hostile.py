@@ -382,7 +382,7 @@ def test_a_run_is_not_resumed_through_a_link(theirs, tmp_path):
 def test_top_images_of_another_run_are_an_error(tmp_path):
     unit, images = mfv.Unit("conv1", 0, "max"), torch.zeros(4, 3, 32, 32)
     indices, activations, corners = np.array([3, 1]), np.ones(2, np.float32), np.array([[0, 20], [5, 5]])
-    good = TopImages(unit, images, indices, activations, corners, SPEC, replace(SPEC, size=12))
+    good = TopImages(unit, images, indices, activations, corners, SPEC, replace(SPEC, size=12), 12)
     path = tmp_path / TOP_IMAGES
     path.write_bytes(dump_top_images(good))
     assert read_top_images(tmp_path, unit, images, SPEC).fingerprint == good.fingerprint

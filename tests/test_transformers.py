@@ -13,7 +13,7 @@ from torch import nn
 from captum_mfv import Code, FacetFinder, InputSpec, Unit, collect, find_facets, top_images
 from captum_mfv.activations import capture, trace
 from captum_mfv.attr import FacetModel, pure_code
-from captum_mfv.errors import UnitError
+from captum_mfv.errors import RunError, UnitError
 from captum_mfv.optvis.render import render_facets
 
 torchvision = pytest.importorskip("torchvision")
@@ -160,3 +160,38 @@ def test_tokens_of_a_patch_embedding_are_all_patches(planted):
     model = small("ViT")
     layer = next(name for name, module in model.named_modules() if type(module).__name__ == "ViTPatchEmbeddings")
     assert collect(model, Unit(layer, 3, "patches"), planted[0][:2], input_spec=SPEC).unit.n_prefix == 0
+
+
+@pytest.mark.parametrize(("margin", "side"), [(0, 8), (1, 24), (2, 32)])
+def test_a_margin_crops_top_images_to_the_patch_of_the_maximum(margin, side, planted):
+    model = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), Transposed()).eval()
+    unit = Unit("2", 3, "max", n_prefix=0)
+    top = top_images(model, unit, planted[0], 20, input_spec=SPEC, margin=margin)
+    assert (top.crop_size, top.input_spec, top.cropped) == (side, SPEC, side < 32)
+    with torch.no_grad():
+        patches = model[0](SPEC(planted[0][top.indices.tolist()]))[:, 3]
+    for item, corner, patch in zip(top, top.corners, patches, strict=False):
+        assert item.shape == (3, side, side)
+        row, column = divmod(int(patch.argmax()), 4)
+        wanted = np.array([row, column]) * 8
+        assert (corner <= wanted).all()
+        assert (wanted + 8 <= corner + side).all()
+    assert top.fingerprint != top_images(model, unit, planted[0], 20, input_spec=SPEC).fingerprint or side == 32
+
+
+def test_crops_of_tokens_are_enlarged_to_the_models_input(vit, planted, tmp_path):
+    unit = Unit(f"{BLOCK}.mlp.0", 40, "max")
+    top = top_images(vit, unit, planted[0], 12, input_spec=SPEC, margin=0, store=tmp_path)
+    assert (top.crop_size, len(top), top[0].shape) == (16, 12, (3, 16, 16))
+    facets = find_facets(vit, top.unit, top, n_facets=2, input_spec=top.input_spec)
+    assert render_facets(vit, facets, top, steps=2, input_spec=top.input_spec)[0].image.shape == (3, 32, 32)
+    with pytest.raises(RunError, match="patches True there, False here"):
+        top_images(vit, unit, planted[0], 12, input_spec=SPEC, store=tmp_path)
+    with pytest.raises(UnitError, match="margin must be at least 0, not -1"):
+        top_images(vit, unit, planted[0], 12, input_spec=SPEC, margin=-1)
+    for other in (Unit("conv_proj", 3, "max"), Unit(BLOCK, 40)):
+        with pytest.raises(UnitError, match="margin is for units that read tokens by reduce='max'"):
+            top_images(vit, other, planted[0], 12, input_spec=SPEC, margin=1)
+    unknown = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), Transposed()).eval()
+    with pytest.raises(UnitError, match="positions of the tokens of layer 2 in the image aren't known"):
+        top_images(unknown, Unit("2", 3, "max"), planted[0], 12, input_spec=SPEC, margin=1)

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from captum_mfv.errors import UnitError
 from captum_mfv.images import InputSpec
 from captum_mfv.units import Code, Unit, is_channels_last
 
-__all__ = ["LayerCall", "code_layer", "resolve", "resolve_units", "spatial_layers", "trace"]
+__all__ = ["LayerCall", "PatchGrid", "code_layer", "patch_grid", "resolve", "resolve_units", "spatial_layers", "trace"]
 
 T = TypeVar("T", Unit, Code)
 
@@ -73,6 +73,14 @@ class LayerCall:
         if self.batch is None or len(self.shape) not in (3, 4):
             return False
         return math.prod(self.shape[1:-1] if self.last else self.shape[2:]) > 1
+
+
+class PatchGrid(NamedTuple):
+    """Where the patches of a square image are among a layer's tokens: row by row, after ``n_prefix`` other tokens."""
+
+    n_prefix: int
+    rows: int
+    columns: int
 
 
 _Key = tuple[tuple[int, ...], tuple[int, ...], int, int]
@@ -244,7 +252,7 @@ def _completed(of: T, layer: str, model: nn.Module, calls: list[LayerCall]) -> T
     if of.channels is None and call.channels and (call.channels == "last" or is_channels_last(call.shape)):
         return replace(of, channels=call.channels)
     if of.n_prefix is None and of.reduce in ("cls", "patches") and len(call.shape) == 3:
-        n_prefix = _n_prefix(model, layer, call.shape[2 if of.channels == "first" else 1], calls[:place])
+        n_prefix, _ = _patches(model, layer, call.shape[2 if of.channels == "first" else 1], calls[:place])
         if of.reduce == "patches":
             return replace(of, n_prefix=n_prefix)
         if n_prefix == 0:
@@ -252,14 +260,35 @@ def _completed(of: T, layer: str, model: nn.Module, calls: list[LayerCall]) -> T
     return of
 
 
-def _n_prefix(model: nn.Module, layer: str, n_tokens: int, before: list[LayerCall]) -> int | None:
-    """Return how many of a layer's tokens precede the patches; None if unknown.
+def patch_grid(model: nn.Module, unit: Unit, spec: InputSpec) -> PatchGrid | None:
+    """Return where the patches are among the tokens of a unit's layer; None if the layer doesn't return tokens.
 
-    The model declares the number. The other tokens must be as many as the positions of an earlier map: layers inside
-    the patch embedding return the patches alone.
+    Raises:
+        UnitError: if the model doesn't show it, or the patches don't divide the input.
     """
-    declared = declared_prefix(model, split_name(layer)[0])
-    if not declared:
-        return declared
-    n_patches = {math.prod(call.shape[2:]) for call in before if len(call.shape) == 4 and not call.last}
-    return next((count for count in (declared, 0) if n_tokens - count in n_patches), None)
+    layer = unit.layer_name
+    calls = trace(model, spec.feed(model)(spec.gray()), until=[layer])
+    place = _place(calls, layer)
+    if len(calls[place].shape) != 3:
+        return None
+    n_tokens = calls[place].shape[2 if unit.channels == "first" else 1]
+    n_prefix, sides = _patches(model, layer, n_tokens, calls[:place], unit.n_prefix)
+    if n_prefix is None or sides is None or any(spec.size % side for side in sides):
+        raise UnitError(f"the positions of the tokens of layer {layer} in the image aren't known; leave margin= out")
+    return PatchGrid(n_prefix, *sides)
+
+
+def _patches(
+    model: nn.Module, layer: str, n_tokens: int, before: list[LayerCall], n_prefix: int | None = None
+) -> tuple[int | None, tuple[int, int] | None]:
+    """Return how many tokens precede the patches, and the rows and columns of the patches; None for what is unknown.
+
+    If ``n_prefix`` isn't given, the model declares it. The other tokens must be as many as the positions of an earlier
+    map; layers inside the patch embedding return the patches alone.
+    """
+    grids = {math.prod(call.shape[2:]): call.shape[2:] for call in before if len(call.shape) == 4 and not call.last}
+    declared = declared_prefix(model, split_name(layer)[0]) if n_prefix is None else n_prefix
+    for count in () if declared is None else (declared, 0):
+        if (sides := grids.get(n_tokens - count)) and (n_prefix is None or count == n_prefix):
+            return count, (sides[0], sides[1])
+    return 0 if declared == 0 else n_prefix, None

@@ -17,8 +17,8 @@ from typing_extensions import Unpack
 
 from captum_mfv.activations.batching import Scan
 from captum_mfv.activations.capture import Outputs
-from captum_mfv.activations.layers import resolve_units
-from captum_mfv.activations.receptive_fields import Field, receptive_field
+from captum_mfv.activations.layers import PatchGrid, patch_grid, resolve_units
+from captum_mfv.activations.receptive_fields import Axis, Field, receptive_field
 from captum_mfv.errors import ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import Images, InputSpec, image_at
 from captum_mfv.storage.files import Checkpoint
@@ -36,7 +36,7 @@ class TopImages:
     """Dataset of the images with a unit's largest activations, in descending order.
 
     Items are (C, H, W) in [0, 1]: complete images, or if ``reduce="max"`` reads a channel of a map, crops that contain
-    the maximum's receptive field, at the scale of the model's input.
+    the maximum's receptive field, at the scale of the model's input; of tokens, crops around the patch if asked for.
 
     Args:
         unit: the unit, its layer by name.
@@ -45,7 +45,8 @@ class TopImages:
         activations: (n,) float32, the unit's activations.
         corners: (n, 2) top and left pixel of each crop in the model's input.
         image_spec: preprocessing of the dataset's images.
-        input_spec: preprocessing of the items, for functions that use the items.
+        input_spec: preprocessing of the items, for functions that use the items; crops of tokens are enlarged.
+        crop_size: side of the items in pixels.
     """
 
     unit: Unit
@@ -55,13 +56,14 @@ class TopImages:
     corners: NDArray[np.int64]
     image_spec: InputSpec
     input_spec: InputSpec
+    crop_size: int
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Tensor:
         image = self.image_spec.resize(image_at(self.images, int(self.indices[index]))[None])[0]
-        (top, left), side = self.corners[index], self.input_spec.size
+        (top, left), side = self.corners[index], self.crop_size
         return image[:, top : top + side, left : left + side]
 
     @property
@@ -71,13 +73,13 @@ class TopImages:
             images=dataset_fingerprint(self.images),
             unit=self.unit,
             places=content_fingerprint(self.indices, self.corners),
-            specs=(self.image_spec, self.input_spec),
+            specs=(self.image_spec, self.input_spec, self.crop_size),
         )
 
     @property
     def cropped(self) -> bool:
         """Whether items are crops."""
-        return self.input_spec.size < self.image_spec.size
+        return self.crop_size < self.image_spec.size
 
     @property
     def why_empty(self) -> str:
@@ -86,6 +88,7 @@ class TopImages:
 
 
 class _Options(TypedDict, total=False):
+    margin: int | None
     input_spec: InputSpec | None
     batch_size: int
     store: str | os.PathLike[str] | None
@@ -111,6 +114,7 @@ def top_images(
     images: Images,
     k: int = 200,
     *,
+    margin: int | None = None,
     input_spec: InputSpec | None = None,
     batch_size: int = 32,
     store: str | os.PathLike[str] | None = None,
@@ -128,13 +132,17 @@ def top_images(
     Args:
         unit: a unit or a list of units, each a `Unit` or ``"layer:index"``.
         k: number of images per unit at most.
+        margin: for tokens read by ``max``: crop each image to the most active patch and this many patches on each side;
+            class and register tokens have no patch. The crops' ``input_spec`` enlarges them to the model's input
+            size. By default images are complete.
         store: a folder for the k largest activations so far, from which the same call resumes a stopped scan.
 
     Returns:
         The top images of the unit; for a list, those of each unit.
 
     Raises:
-        UnitError: if a unit isn't in the model, is ambiguous, or is finite on no image.
+        UnitError: if a unit isn't in the model, is ambiguous, or is finite on no image; with ``margin``, if no unit
+            reads tokens by ``max``, or the positions of the patches are unknown.
         ImageError: if no image can be read, or ``k`` is below 1.
 
     Warns:
@@ -145,19 +153,24 @@ def top_images(
     units = resolve_units(model, unit if isinstance(unit, (list, tuple)) else [unit], spec)  # type: ignore[list-item]
     if not units:
         raise UnitError("unit must be a unit or a list of at least one, not an empty list")
+    grids = {} if margin is None else _grids(model, units, spec)
+    margin = 0 if margin is None else check_integer(margin, "margin", 0, UnitError)
     layers = list(dict.fromkeys(one.layer_name for one in units))
-    scan = Scan(model, images, spec, layers, lambda out, _: _read_units(units, out), batch_size, key, progress)
+    scan = Scan(model, images, spec, layers, lambda out, _: _read_units(units, out, grids), batch_size, key, progress)
     top = TopValues(len(units), min(k, len(images)))
-    _fill(top, scan, None if store is None else _checkpoint(store, scan.identity(units=units, k=k)))
+    parts = {} if store is None else scan.identity(units=units, k=k, patches=bool(grids))
+    _fill(top, scan, None if store is None else _checkpoint(store, parts))
     _check_finite(units, top)
     peaked = dict.fromkeys(one.layer_name for one in units if one.reduce == "max")
-    fields = {name: receptive_field(model, name, spec) for name in peaked}
+    fields = {name: receptive_field(model, name, spec) for name in peaked if name not in grids}
+    fields |= {name: _patch_field(grid, margin, spec.size) for name, grid in grids.items()}
     values, indices, peaks = (found.cpu().numpy() for found in (top.values, top.indices, top.peaks))
     found = []
     for one, strength, places, rows in zip(units, values, peaks, indices, strict=True):
         n_active = np.isfinite(strength).sum()
-        corners, crop = _crops(places[:n_active], fields.get(one.layer_name), spec)
-        found.append(TopImages(one, images, rows[:n_active], strength[:n_active], corners, spec, crop))
+        corners, crop_size = _crops(places[:n_active], fields.get(one.layer_name), spec.size)
+        item_spec = spec if one.layer_name in grids else replace(spec, size=crop_size)
+        found.append(TopImages(one, images, rows[:n_active], strength[:n_active], corners, spec, item_spec, crop_size))
     return found if isinstance(unit, (list, tuple)) else found[0]
 
 
@@ -204,8 +217,10 @@ class TopValues:
         vars(self).update(state)
 
 
-def _read_units(units: Sequence[Unit], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the units' ``activations``, (N, units), and the ``peaks`` of maxima of maps, (N, units, 2).
+def _read_units(
+    units: Sequence[Unit], outputs: Mapping[str, Tensor], grids: Mapping[str, PatchGrid]
+) -> dict[str, Tensor]:
+    """Return the units' ``activations``, (N, units), and the ``peaks`` of maxima of maps and patches, (N, units, 2).
 
     Units that differ only in their index are read together, and their latents are encoded once.
     """
@@ -223,9 +238,11 @@ def _read_units(units: Sequence[Unit], outputs: Mapping[str, Tensor]) -> dict[st
         maps = one.read_positions(output) if one.reduce == "max" else None
         channels = one.read_channels(output) if maps is None else one.reduce_positions(maps)
         activations[:, positions] = _pick(together, channels).to(activations)
-        if maps is not None and maps.ndim == 4:
-            places = _pick(together, maps).flatten(2).argmax(2)
-            peaks[:, positions] = torch.stack([places // maps.shape[3], places % maps.shape[3]], 2).to(device)
+        grid = grids.get(one.layer_name)
+        if maps is not None and (grid or maps.ndim == 4):
+            n_prefix, columns = (grid.n_prefix, grid.columns) if grid else (0, maps.shape[3])
+            places = _pick(together, maps).flatten(2)[:, :, n_prefix:].argmax(2)
+            peaks[:, positions] = torch.stack([places // columns, places % columns], 2).to(device)
     return {"activations": activations, "peaks": peaks}
 
 
@@ -279,9 +296,25 @@ def _check_finite(units: Sequence[Unit], top: TopValues) -> None:
             warnings.warn(message, MFVWarning, stacklevel=3)
 
 
-def _crops(peaks: NDArray[np.int64], field: Field | None, spec: InputSpec) -> tuple[NDArray[np.int64], InputSpec]:
-    """Return the corners of the crops that hold the peaks' receptive fields, (n, 2), and the crops' preprocessing."""
+def _crops(peaks: NDArray[np.int64], field: Field | None, size: int) -> tuple[NDArray[np.int64], int]:
+    """Return the corners, (n, 2), and the side of the crops that hold the peaks' fields, of images of a size."""
     if field is None or (peaks < 0).any():
-        return np.zeros((len(peaks), 2), np.int64), spec
+        return np.zeros((len(peaks), 2), np.int64), size
     corners = np.array([field.corner(*map(int, peak)) for peak in peaks], np.int64).reshape(-1, 2)
-    return corners, replace(spec, size=field.crop_size)
+    return corners, field.crop_size
+
+
+def _grids(model: nn.Module, units: Sequence[Unit], spec: InputSpec) -> dict[str, PatchGrid]:
+    """Return where the patches are in each layer whose tokens a unit reads by ``max``; UnitError if there is none."""
+    layers = {unit.layer_name: unit for unit in units if unit.reduce == "max"}
+    grids = {name: grid for name, unit in layers.items() if (grid := patch_grid(model, unit, spec))}
+    if not grids:
+        raise UnitError("margin is for units that read tokens by reduce='max'; maps are cropped without it")
+    return grids
+
+
+def _patch_field(grid: PatchGrid, margin: int, size: int) -> Field | None:
+    """Return a patch and a margin of patches as a field; None if it isn't smaller than the image."""
+    sides = [size // n for n in (grid.rows, grid.columns)]
+    vertical, horizontal = (Axis((2 * margin + 1) * side, side, -margin * side) for side in sides)
+    return Field(vertical, horizontal, size) if max(vertical.size, horizontal.size) < size else None

@@ -83,7 +83,7 @@ class Work:
             return [{"path": folder.name(i)} for i in range(len(folder))]
         rows: list[dict[str, Any]] = [{"path": folder.name(int(i))} for i in images.indices]
         if images.cropped:
-            size = self.spec.size
+            size = images.crop_size
             for row, (top, left) in zip(rows, images.corners.tolist(), strict=True):
                 row["crop"] = (left, top, left + size, top + size)
         return rows

@@ -113,7 +113,7 @@ def read_top_images(folder: Path, unit: Unit, images: Images, spec: InputSpec) -
         _check(indices, activations, corners, len(images), crop.size, spec.size)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, ImageError) as error:
         raise RunError(f"{folder}: {TOP_IMAGES} can't be read: {error}") from error
-    return TopImages(unit, images, indices, activations, corners, spec, crop)
+    return TopImages(unit, images, indices, activations, corners, spec, crop, crop.size)
 
 
 def _check(
