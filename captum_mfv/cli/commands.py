@@ -134,6 +134,7 @@ def _print_summary(folder: Any) -> None:
 )
 @click.option("--model", help="The run's model (a file.py is run), for controls and held-out images.")
 @click.option("--weights", help="The weights file of --model.")
+@click.option("--sae", metavar="FILE|FOLDER", help="The sparse autoencoder of a run on a latent; with --model.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ….  [default: a GPU if there is one]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of bootstrap samples.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
@@ -148,6 +149,7 @@ def evaluate(
     controls: tuple[str, ...],
     model: str | None,
     weights: str | None,
+    sae: str | None,
     device: str | None,
     seed: int,
     quiet: bool,
@@ -189,6 +191,7 @@ def evaluate(
             controls=controls,
             held_out=images,
             model=None if model is None else models.load(model, weights)[0].to(place),
+            encoder=None if sae is None else models.load_sae(sae).to(place),
             seed=seed,
             progress=not quiet,
         )

@@ -36,6 +36,7 @@ def evaluate(
     controls: Sequence[str] = (),
     held_out: ImageFolder | None = None,
     model: nn.Module | None = None,
+    encoder: nn.Module | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
@@ -49,13 +50,15 @@ def evaluate(
             the run's images did, and is kept in the run's folder. Rendering needs the model.
         held_out: other images that activate the unit; needs the model.
         model: the run's model; the model that the run's manifest names is never loaded.
+        encoder: the encoder of the run's unit if that is a latent; needed with the model.
         seed: seed of bootstrap samples and shuffles.
         progress: show progress bars.
 
     Raises:
         RunError: if the run isn't finished, the model is missing or has other weights, or images are held out of a
             run on crops.
-        FacetError: if a control doesn't exist, or needs halves and a facet has one image.
+        FacetError: if a control doesn't exist, or needs halves and a facet has one image; or if the encoder isn't the
+            run's.
         ImageError: if the run's images are missing or were replaced.
     """
     check_evaluation(folder, controls)
@@ -67,7 +70,8 @@ def evaluate(
             f"the model isn't that of {folder.path}: its weights or layers differ; give the model and weights that "
             f"the run was made with"
         )
-    run = _Run(RunWriter(folder.path, folder.manifest), parts.facets, members, model, progress)
+    facets = parts.facets if encoder is None else folder.read_facets(encoder)
+    run = _Run(RunWriter(folder.path, folder.manifest), facets, members, model, progress)
     facets, control_seed = run.member_facets(), folder.settings["seed"]
     compared = {name: get_control(name).facets(facets, control_seed)[1] for name in controls}  # raises before rendering
     assigned = None if held_out is None else run.assign_facets(held_out)

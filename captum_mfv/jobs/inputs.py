@@ -40,6 +40,7 @@ class Inputs:
     code: Code
     images: ImageFolder
     recipe: Recipe
+    encoder: nn.Module | None  # of a latent
     dtype: torch.dtype | None  # under autocast; None: the model's own
     groups: Mapping[str, int] | None  # known group of each image by its path in the folder
 
@@ -51,6 +52,7 @@ class Inputs:
             "input_spec": asdict(self.spec),
             "images_hash": self.images.files_fingerprint,
             "weights_hash": weights_fingerprint(self.model),
+            "sae_hash": None if self.encoder is None else weights_fingerprint(self.encoder),
             "known_groups": None if self.groups is None else len(set(self.groups.values())),
             "labels_hash": None if self.groups is None else fingerprint(labels=self.groups),
             "command": self.job.command(out),
@@ -73,6 +75,7 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
     if job.facets != "auto" and job.facets > len(images):
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
     groups = None if job.labels is None else _read_groups(job.labels, images)
+    encoder = None if job.sae is None else models.load_sae(job.sae).to(device)
     _log.info("loading %s", job.model)
     with waiting(f"loading {job.model}", progress):
         model, spec = models.load(job.model, job.weights, progress=progress)
@@ -80,10 +83,10 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
     _log.debug("%s: %s, %d parameters, on %s", job.model, spec, n_params, device)
     spec = replace(spec, size=job.input_size or spec.size, crop_fraction=job.crop_fraction or spec.crop_fraction)
     model = model.to(device)
-    unit, code = resolve(model, unit, code, spec)
+    unit, code = resolve(model, replace(unit, encoder=encoder), code, spec)
     _log.debug("unit %s, read by %s; code: %s of %s", unit, unit.reduce, code.reduce, code.layer)
     images.input_spec = spec  # the folder was listed before the model was known
-    return Inputs(job, model, spec, unit, code, images, recipe, dtype, groups)
+    return Inputs(job, model, spec, unit, code, images, recipe, encoder, dtype, groups)
 
 
 def find_device(name: str | None) -> torch.device:

@@ -34,6 +34,7 @@ from captum_mfv.runs.folder import BASELINE, NEAREST, to_png
 from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
 from captum_mfv.runs.settings import to_toml
 from captum_mfv.runs.writer import RunWriter
+from captum_mfv.storage.identity import canonical
 
 __all__ = [
     "Work",
@@ -73,7 +74,7 @@ class Work:
     @cached_property
     def facets(self) -> FacetSet:
         """The run's facets."""
-        return self.folder.read_facets()
+        return self.folder.read_facets(self.inputs.encoder)
 
     @cached_property
     def sources(self) -> list[dict[str, Any]]:
@@ -122,7 +123,7 @@ def search_facets(work: Work) -> None:
         progress=work.progress,
     )
     work.folder.write_facets(facets, work.sources)
-    work.folder.manifest |= {"unit": asdict(inputs.unit), "code": asdict(inputs.code), "seed": inputs.job.seed}
+    work.folder.manifest |= canonical({"unit": inputs.unit, "code": inputs.code, "seed": inputs.job.seed})
 
 
 def render_images(work: Work) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_mfv.errors import FacetError, RecipeError, UnitError
 from captum_mfv.facets.facet_set import Facet
+from captum_mfv.models.sae import SparseEncoder
 from captum_mfv.optvis.arguments import check_same_layers
 from captum_mfv.storage.schema import suggest
 from captum_mfv.units import Unit
@@ -72,17 +73,35 @@ class Term:
 def activation_term(facets: Sequence[Facet]) -> Term:
     """Return the activation of each image's own unit, without a sign or a scale.
 
+    The gradient of a latent of a sparse autoencoder that is 0 is that of the latent's pre-activation.
+
     Raises:
         FacetError: if the facets' units or codes read different layers.
         UnitError: when called, if the layer's channels don't match the units.
     """
     check_same_layers(facets)
     unit, picks = _last_unit(facets), _picks([item.unit for item in facets])
+    linear, places = _linear(unit, picks)
 
     def loss(outputs: Tensors, constants: Tensors) -> Tensor:
-        return _selected(unit, unit.read_channels(outputs[unit.layer_name]), constants["units"])
+        output = outputs[unit.layer_name]
+        activation = _selected(unit, unit.read_channels(output), constants["units"])
+        if linear is None:
+            return activation
+        slope = _selected(linear, linear.read_channels(output), constants["places"])
+        return activation + torch.where(activation == 0, slope - slope.detach(), 0)
 
-    return Term((unit.layer_name,), loss, {"units": picks})
+    return Term((unit.layer_name,), loss, {"units": picks, "places": places})
+
+
+def _linear(unit: Unit, picks: Tensor) -> tuple[Unit | None, Tensor]:
+    """Return a unit that reads the pre-activations of the picked latents, and picks among these; or None."""
+    if not isinstance(unit.encoder, SparseEncoder):
+        return None, picks
+    if picks.ndim == 2:
+        return replace(unit, encoder=unit.encoder.linear()), picks
+    latents, places = torch.unique(picks, return_inverse=True)
+    return replace(unit, index=len(latents) - 1, encoder=unit.encoder.linear(latents.tolist())), places
 
 
 def _last_unit(facets: Sequence[Facet]) -> Unit:
@@ -141,8 +160,8 @@ def probability_term(facets: Sequence[Facet]) -> Term:
     unit, read = _last_unit(facets), activation_term(facets)
 
     def loss(outputs: Tensors, constants: Tensors) -> Tensor:
-        log_shares = unit.read_channels(outputs[unit.layer_name]).float().log_softmax(1)
-        return -_selected(unit, log_shares, constants["units"])
+        activations = unit.read_channels(outputs[unit.layer_name]).float()
+        return activations.logsumexp(1) - read.loss(outputs, constants)
 
     return Term(read.layers, loss, read.constants)
 

@@ -74,6 +74,9 @@ class RunSettings:
     weights: Annotated[Text | None, Option(_INPUT, "FILE", "the model's own", names="file")] = None
     """Weights file: safetensors, or a .pt/.pth that holds only tensors."""
 
+    sae: Annotated[Text | None, Option(_INPUT, "FILE|FOLDER", names="file")] = None
+    """Sparse autoencoder of the unit's layer: the unit's index is then a latent."""
+
     top_k: Annotated[Positive | None, Option(_INPUT, "K")] = None
     """For a hidden unit: use only the K images with the largest activation, cropped to the peak's receptive field."""
 
