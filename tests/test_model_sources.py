@@ -146,11 +146,21 @@ def test_of_a_model_with_two_towers_the_image_tower_is_loaded(transformers, tmp_
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_text_model_is_an_error(transformers, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("Bert", {"vocab_size": 9}, "takes input_ids; only models that take images alone"),
+        ("Siglip2Vision", {}, "takes pixel_values, pixel_attention_mask, spatial_shapes; only"),
+        ("ViTMAE", {"image_size": 32, "patch_size": 8}, "drops patches at random"),
+    ],
+)
+def test_a_model_that_does_not_compute_its_units_from_an_image_alone_is_an_error(
+    transformers, tmp_path, family, settings, message
+):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    transformers.BertModel(transformers.BertConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="takes input_ids, not images"):
-        models.load(f"hf:{tmp_path}")
+    getattr(transformers, f"{family}Config")(**sizes, **settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        models.load(f"hf:{tmp_path}", pretrained=False)
 
 
 def test_weights_that_lack_parameters_are_named(transformers, vit):

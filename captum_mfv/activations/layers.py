@@ -178,8 +178,9 @@ def _place(calls: list[LayerCall], layer: str) -> int:
 def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
     """Return the layers with positions that finish before the named one, each tensor once.
 
-    Layers inside the named one, layers that run several times and layers that only return another's output (dropout,
-    identity, containers) are left out, and of a tuple or another container all but the first tensor.
+    Layers inside the named one, layers that run several times, layers of one channel (such as a pooled sequence,
+    (N, C, 1)) and layers that only return another's output (dropout, identity, containers) are left out, and of a tuple
+    or another container all but the first tensor.
 
     Raises:
         UnitError: if the named layer doesn't run once, or returns no batch.
@@ -188,7 +189,7 @@ def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
     return [
         call.name
         for call in calls[: _place(calls, before)]
-        if call.spatial and call.runs == 1 and call.first and not call.copies
+        if call.spatial and call.runs == 1 and call.first and not call.copies and call.n_units != 1
         if call.name != layer and not call.name.startswith(f"{layer}.")
     ]
 

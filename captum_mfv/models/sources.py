@@ -7,6 +7,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -104,11 +105,19 @@ def _from_transformers(name: str, pretrained: bool, state: State | None) -> Load
     if state is not None:  # files have other names than modules, which only the model's class translates
         model, found = model.from_pretrained(None, state_dict=state, ignore_mismatched_sizes=True, **options)
     tower = model if is_classifier else getattr(model, "vision_model", model)
-    if (takes := getattr(tower, "main_input_name", "pixel_values")) != "pixel_values":
-        raise ModelError(f"hf:{name} takes {takes}, not images")
+    _check_inputs(f"hf:{name}", tower)
     if found is not None:
         _check_found(f"hf:{name}", found, "" if tower is model else "vision_model.", state is not None)
     return tower.float(), _transformers_spec(transformers, name, tower.config)
+
+
+def _check_inputs(name: str, model: nn.Module) -> None:
+    inputs = [one for one in signature(model.forward).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [one.name for one in inputs if one is inputs[0] or one.default is one.empty]
+    if needed != ["pixel_values"]:
+        raise ModelError(f"{name} takes {', '.join(needed)}; only models that take images alone can be used")
+    if "ViTMAE" in type(model).__name__:
+        raise ModelError(f"{name} drops patches at random, so that its units have no fixed activations")
 
 
 def _check_found(name: str, found: Mapping[str, Any], tower: str, strict: bool) -> None:
