@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from captum_mfv import Code, Unit
 from captum_mfv.attr import check_method
 from captum_mfv.cli import main
 from captum_mfv.datasets import digits
@@ -86,8 +88,8 @@ def test_a_run_writes_every_documented_file(inputs, tmp_path, capsys):
     assert files == sorted([*rest, *images, *overlays])
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert manifest["unit"] == {"layer": "6", "index": 1, "reduce": "mean", "channels": None}
-    assert manifest["code"] == {"layer": "3", "reduce": "mean", "channels": None}
+    assert manifest["unit"] == asdict(Unit("6", 1))
+    assert manifest["code"] == asdict(Code("3"))
     assert {"recipe", "seed", "settings", "versions", "timings", "format"} <= manifest.keys()
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["adjusted_rand_index"], metrics["agreement"]) == (1, 1)
@@ -264,7 +266,7 @@ def test_a_hidden_unit_is_run_on_the_crops_of_its_peaks(inputs, tmp_path, capsys
     words = arguments(inputs, out, unit="2:3", facets=2, **{"top-k": 30})
     assert call(words, capsys)[0] == 0
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["unit"] == {"layer": "2", "index": 3, "reduce": "max", "channels": None}
+    assert manifest["unit"] == asdict(Unit("2", 3, "max"))
     assert "--top-k 30" in manifest["settings"]["command"]
     members = [member for row in json.loads((out / "facets.json").read_text()) for member in row["members"]]
     assert len(members) == 30

@@ -158,6 +158,8 @@ def test_a_folder_of_vit_prisma_is_read(tmp_path):
         ({"architecture": "topk", "k": 21}, "top-k must keep 1 to 20 latents, not k = 21"),
         ({"architecture": "topk"}, "top-k must keep 1 to 20 latents, not k = None"),
         ([], "cfg.json holds no table"),
+        ({"architecture": "topk", "k": "three"}, "k must be a valid integer.*not .three"),
+        ({"apply_b_dec_to_input": "perhaps"}, "subtract_b_dec must be a valid boolean.*not .perhaps"),
     ],
 )
 def test_what_is_not_supported_is_named(config, message, tmp_path):

@@ -179,6 +179,7 @@ def evaluate(
     place = find_device(device)
     unit, code = None if judge_unit is None else Unit.parse(judge_unit), Code.parse(judge_code)
     images = None if held_out is None else ImageFolder(held_out, run.input_spec)
+    encoder = None if sae is None else models.load_sae(sae).to(place)
     network, spec = models.load(judge, judge_weights)
     if judge_input is not None:
         mean, std = ((number,) * spec.channels for number in judge_input)
@@ -191,7 +192,7 @@ def evaluate(
             controls=controls,
             held_out=images,
             model=None if model is None else models.load(model, weights)[0].to(place),
-            encoder=None if sae is None else models.load_sae(sae).to(place),
+            encoder=encoder,
             seed=seed,
             progress=not quiet,
         )

@@ -188,7 +188,7 @@ def load_sae(
         if not settings.subtract_b_dec:
             weights.pop("b_dec", None)
         encoder = SparseEncoder(weights, settings.activation, k=settings.k, normalize=settings.normalize)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, IndexError) as error:  # the last two: tensors of wrong shapes
         raise ModelError(f"{source} can't be read as a sparse autoencoder: {error}") from error
     check_finite(encoder, source)
     return encoder
