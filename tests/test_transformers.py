@@ -84,18 +84,27 @@ def test_a_swin_transformers_blocks_are_channels_last(planted):
     assert block.codes.shape[1] == 192
 
 
-BLOCK = "encoder.layers.encoder_layer_5"
+BLOCK = "encoder.layers.encoder_layer_1"
 
 
-def test_patches_are_the_tokens_without_class_and_register_tokens(vit, planted):
+@pytest.fixture(scope="module")
+def small_vit():
+    """Return a vision transformer of two layers, of a class token and 16 patches."""
+    sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64, "num_classes": 3}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torchvision.models.VisionTransformer(image_size=32, patch_size=8, **sizes).eval()
+
+
+def test_patches_are_the_tokens_without_class_and_register_tokens(small_vit, planted):
     images = planted[0][:6]
-    found = collect(vit, Unit(BLOCK, 40, "patches"), images, code=f"{BLOCK}:patches", input_spec=SPEC)
-    with torch.no_grad(), capture(vit, [BLOCK]) as run:
+    found = collect(small_vit, Unit(BLOCK, 20, "patches"), images, code=f"{BLOCK}:patches", input_spec=SPEC)
+    with torch.no_grad(), capture(small_vit, [BLOCK]) as run:
         patches = run(SPEC(images))[BLOCK][:, 1:].mean(1)
     assert (found.unit.n_prefix, found.code.n_prefix) == (1, 1)
     assert np.allclose(found.codes, patches, atol=1e-5)
-    assert np.allclose(found.activations, patches[:, 40], atol=1e-5)
-    conv = [collect(vit, Unit("conv_proj", 3, reduce), images, input_spec=SPEC) for reduce in ("patches", "mean")]
+    assert np.allclose(found.activations, patches[:, 20], atol=1e-5)
+    conv = [collect(small_vit, Unit("conv_proj", 3, reduce), images, input_spec=SPEC) for reduce in ("patches", "mean")]
     assert np.array_equal(conv[0].activations, conv[1].activations)
 
 
@@ -179,19 +188,19 @@ def test_a_margin_crops_top_images_to_the_patch_of_the_maximum(margin, side, pla
     assert top.fingerprint != top_images(model, unit, planted[0], 20, input_spec=SPEC).fingerprint or side == 32
 
 
-def test_crops_of_tokens_are_enlarged_to_the_models_input(vit, planted, tmp_path):
+def test_crops_of_tokens_are_enlarged_to_the_models_input(small_vit, planted, tmp_path):
     unit = Unit(f"{BLOCK}.mlp.0", 40, "max")
-    top = top_images(vit, unit, planted[0], 12, input_spec=SPEC, margin=0, store=tmp_path)
-    assert (top.crop_size, len(top), top[0].shape) == (16, 12, (3, 16, 16))
-    facets = find_facets(vit, top.unit, top, n_facets=2, input_spec=top.input_spec)
-    assert render_facets(vit, facets, top, steps=2, input_spec=top.input_spec)[0].image.shape == (3, 32, 32)
+    top = top_images(small_vit, unit, planted[0], 12, input_spec=SPEC, margin=0, store=tmp_path)
+    assert (top.crop_size, len(top), top[0].shape) == (8, 12, (3, 8, 8))
+    facets = find_facets(small_vit, top.unit, top, n_facets=2, input_spec=top.input_spec)
+    assert render_facets(small_vit, facets, top, steps=2, input_spec=top.input_spec)[0].image.shape == (3, 32, 32)
     with pytest.raises(RunError, match="patches True there, False here"):
-        top_images(vit, unit, planted[0], 12, input_spec=SPEC, store=tmp_path)
+        top_images(small_vit, unit, planted[0], 12, input_spec=SPEC, store=tmp_path)
     with pytest.raises(UnitError, match="margin must be at least 0, not -1"):
-        top_images(vit, unit, planted[0], 12, input_spec=SPEC, margin=-1)
-    for other in (Unit("conv_proj", 3, "max"), Unit(BLOCK, 40)):
+        top_images(small_vit, unit, planted[0], 12, input_spec=SPEC, margin=-1)
+    for other in (Unit("conv_proj", 3, "max"), Unit(BLOCK, 20)):
         with pytest.raises(UnitError, match="margin is for units that read tokens by reduce='max'"):
-            top_images(vit, other, planted[0], 12, input_spec=SPEC, margin=1)
+            top_images(small_vit, other, planted[0], 12, input_spec=SPEC, margin=1)
     unknown = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), Transposed()).eval()
     with pytest.raises(UnitError, match="positions of the tokens of layer 2 in the image aren't known"):
         top_images(unknown, Unit("2", 3, "max"), planted[0], 12, input_spec=SPEC, margin=1)
