@@ -27,8 +27,9 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, InputSpec, image_at
 from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint, fingerprint
 from captum_mfv.storage.schema import check_integer
+from captum_mfv.units import Unit
 
-__all__ = ["CentroidClassifier", "ConceptScore", "facet_concepts", "random_concepts", "tcav_table"]
+__all__ = ["CentroidClassifier", "ConceptScore", "concept_units", "facet_concepts", "random_concepts", "tcav_table"]
 
 
 def facet_concepts(
@@ -106,6 +107,43 @@ def _examples_fingerprint(images: Images, indices: list[int]) -> str:
 
 def _inputs(images: Images, spec: InputSpec, indices: list[int]) -> Tensor:
     return torch.cat([spec(image_at(images, index)[None]) for index in indices])
+
+
+def concept_units(
+    model: nn.Module, layer: str, concepts: Sequence[Concept], random: Sequence[Concept], *, reduce: str = "mean"
+) -> list[Unit]:
+    """Return a unit per concept, to find facets of or to render: its direction in a layer's channels.
+
+    The direction is the mean activation on the concept's examples minus that on the examples of all random concepts,
+    of length 1: a pattern CAV (Pahde et al. 2022, arXiv 2202.03482), for activations that are reduced over positions.
+
+    Args:
+        model: the model; unchanged afterwards.
+        layer: name of the layer.
+        concepts: the concepts, such as `facet_concepts` or examples of your own.
+        random: `random_concepts` to compare with.
+        reduce: reduction over positions, as in `Unit`.
+
+    Raises:
+        UnitError: if the model has no such layer, or its output can't be reduced so.
+        FacetError: if there is no random concept, or a concept has the same mean activation as the random ones.
+    """
+    if not random:
+        raise FacetError("random must hold at least one concept to compare with")
+    unit, units = Unit(layer_name(model, layer), 0, reduce), []
+    with guard(model), torch.no_grad(), capture(model, [unit.layer_name]) as run:
+
+        def mean(concept: Concept) -> Tensor:
+            outputs = (run(*cast_inputs(model, x))[unit.layer_name] for x in concept.data_iter)
+            return to_float(torch.cat([unit.read_channels(output) for output in outputs])).double().mean(0).cpu()
+
+        usual = torch.stack([mean(concept) for concept in random]).mean(0)
+        for concept in concepts:
+            direction = mean(concept) - usual
+            if not direction.any():
+                raise FacetError(f"concept {concept.name} has the mean activation of the random concepts at {layer}")
+            units.append(Unit(unit.layer_name, tuple((direction / direction.norm()).tolist()), reduce))
+    return units
 
 
 class CentroidClassifier(Classifier):  # type: ignore[misc]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
 from captum_mfv.storage.schema import check_integer
+from captum_mfv.storage.untrusted import is_file
 
 __all__ = ["Code", "Unit", "channels_second", "is_channels_last"]
 
@@ -23,6 +24,7 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "patches": lambda maps: maps.flatten(2).mean(-1),
 }
 _ONE_POSITION = ("center", "cls")
+_LONGEST = 10**6  # weights of a direction in a file
 
 
 def is_channels_last(shape: Sequence[int]) -> bool:
@@ -127,6 +129,8 @@ class Unit:
     def parse(cls, unit: str | Unit) -> Unit:
         """Return the unit that ``layer:index``, Lucent's notation, names; a `Unit` is returned as it is.
 
+        ``layer:file.npy`` names a direction: a file that `numpy.save` wrote, of one weight per channel.
+
         >>> Unit.parse("features.12:37")
         Unit(layer='features.12', index=37, reduce='mean', channels=None, n_prefix=None, encoder=None)
         """
@@ -135,8 +139,10 @@ class Unit:
         if not isinstance(unit, str):
             raise TypeError(f"unit must be a Unit or 'LAYER:INDEX', such as 'fc:37', not a {type(unit).__name__}")
         layer, colon, index = unit.rpartition(":")
+        if layer and index.endswith(".npy"):
+            return cls(layer, _read_direction(index))
         if not (layer and colon and index.isascii() and index.isdigit() and len(index) <= 18):
-            raise UnitError(f"unit {unit!r} isn't LAYER:INDEX, such as features.12:37")
+            raise UnitError(f"unit {unit!r} isn't LAYER:INDEX, such as features.12:37, or LAYER:FILE.npy")
         return cls(layer, int(index))
 
     def __str__(self) -> str:
@@ -266,6 +272,19 @@ def _encode(encoder: nn.Module, rows: Tensor) -> Tensor:
         found = tuple(latents.shape) if isinstance(latents, Tensor) else f"a {type(latents).__name__}"
         raise UnitError(f"{type(encoder).__name__} must return a tensor (n, F) for (n, C), as an encoder, not {found}")
     return latents.to(rows)
+
+
+def _read_direction(path: str) -> tuple[float, ...]:
+    """Return the weights in a file of NumPy; UnitError if the file holds anything but one vector of numbers."""
+    if not is_file(path):
+        raise UnitError(f"there is no file {path!r} of a direction's weights")
+    try:
+        weights = np.load(path, mmap_mode="r", allow_pickle=False)  # the header of a hostile file may name any size
+        if weights.ndim != 1 or weights.size > _LONGEST or weights.dtype.kind not in "iuf":
+            raise ValueError(f"it holds {weights.dtype} {weights.shape}, not a vector of numbers")
+        return tuple(np.asarray(weights, float).tolist())
+    except Exception as error:  # the reader raises many types on hostile bytes
+        raise UnitError(f"{path} isn't a direction: {error}") from error
 
 
 def _check(of: Unit | Code, reductions: tuple[str, ...]) -> None:

@@ -7,11 +7,12 @@ from captum.concept import TCAV
 from conftest import fingerprint, same
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_mfv import FacetFinder, ImageFolder, Unit, find_facets
-from captum_mfv.concept import CentroidClassifier, facet_concepts, random_concepts, tcav_table
+from captum_mfv import FacetFinder, ImageFolder, Unit, find_facets, top_images
+from captum_mfv.concept import CentroidClassifier, concept_units, facet_concepts, random_concepts, tcav_table
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.errors import FacetError, ImageError, UnitError
 from captum_mfv.images import to_pil
+from captum_mfv.optvis.render import render_facets
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,25 @@ def test_captums_tcav_accepts_the_concepts_and_the_classifier(network, scene, fo
     scores = tcav.interpret(x, [concepts[:2], concepts], target=0)
     key = "-".join(str(concept.id) for concept in concepts)
     assert scores[key]["detectors"]["sign_count"].shape == (4,)
+
+
+def test_a_concepts_unit_is_its_direction_and_can_be_searched_and_rendered(network, scene, found, random_images):
+    before = fingerprint(network)
+    concepts = facet_concepts(found, scene, n_images=10, input_spec=PLANTED_SPEC)
+    random = random_concepts(random_images, 3, 20, input_spec=PLANTED_SPEC)
+    units = concept_units(network, "rectified", concepts, random)
+    assert same(before["weights"], fingerprint(network)["weights"])
+    for facet, unit in zip(found, units, strict=True):
+        assert np.linalg.norm(unit.index) == pytest.approx(1)
+        top = top_images(network, unit, scene, 10, input_spec=PLANTED_SPEC)
+        assert set(top.indices) <= set(facet.members)
+    own = find_facets(network, units[0], scene, n_facets=2, code="rectified", input_spec=PLANTED_SPEC)
+    (rendering,) = render_facets(network, own[0], scene, steps=2, input_spec=PLANTED_SPEC)
+    assert rendering.complete
+    with pytest.raises(FacetError, match="at least one concept"):
+        concept_units(network, "rectified", concepts, [])
+    with pytest.raises(FacetError, match="random0 has the mean activation of the random concepts"):
+        concept_units(network, "rectified", random[:1], random[:1])
 
 
 def test_wrong_arguments_of_tcav_raise_an_error(network, scene, found):

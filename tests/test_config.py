@@ -53,6 +53,13 @@ def test_a_folder_of_a_model_is_relative_to_the_file(tmp_path, monkeypatch):
     assert read_toml(tmp_path / "run.toml") == {"model": f"hf:{tmp_path / 'net'}"}
 
 
+def test_a_directions_file_is_relative_to_the_file(tmp_path):
+    (tmp_path / "a.toml").write_text('unit = "fc:cavs/red.npy"')
+    assert read_toml(tmp_path / "a.toml") == {"unit": f"fc:{tmp_path / 'cavs' / 'red.npy'}"}
+    (tmp_path / "a.toml").write_text('unit = "fc:3"')
+    assert read_toml(tmp_path / "a.toml") == {"unit": "fc:3"}
+
+
 def test_the_names_of_recipes_are_not_paths():
     assert to_toml({"recipe": "facet"}, "/out") == 'recipe = "facet"\n'
     assert not [name for name in RECIPES if name.endswith(".json")]

@@ -85,3 +85,30 @@ def test_a_code_is_pooled_or_flattened():
     assert torch.equal(Code("layer").read(MAP[..., 0, 0]), MAP[..., 0, 0])
     with pytest.raises(UnitError, match="flatten"):
         Code("layer", "median")
+
+
+def test_a_file_of_numpy_is_a_direction(tmp_path):
+    np.save(tmp_path / "cav.npy", np.array([0.5, -1.0], np.float32))
+    unit = Unit.parse(f"features.12:{tmp_path / 'cav.npy'}")
+    assert (unit.layer, unit.index, str(unit)) == ("features.12", (0.5, -1.0), "features.12:direction[2]")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"short", "isn't a direction"),
+        (np.zeros((2, 2)), r"holds float64 \(2, 2\), not a vector"),
+        (np.array(["a"]), "not a vector of numbers"),
+        (np.array([{}], object), "isn't a direction"),
+        (np.array([np.nan]), "finite"),
+    ],
+)
+def test_a_file_that_holds_no_direction_is_an_error(content, message, tmp_path):
+    path = tmp_path / "cav.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(UnitError, match=message):
+        Unit.parse(f"fc:{path}")

@@ -52,6 +52,7 @@ class Inputs:
             "input_spec": asdict(self.spec),
             "images_hash": self.images.files_fingerprint,
             "weights_hash": weights_fingerprint(self.model),
+            "direction_hash": None if isinstance(self.unit.index, int) else fingerprint(weights=self.unit.index),
             "sae_hash": None if self.encoder is None else weights_fingerprint(self.encoder),
             "known_groups": None if self.groups is None else len(set(self.groups.values())),
             "labels_hash": None if self.groups is None else fingerprint(labels=self.groups),

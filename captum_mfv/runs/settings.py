@@ -33,13 +33,13 @@ class Option:
     """How the command shows a setting: heading, placeholder, description of a default, one-letter name.
 
     ``names`` is the kind of thing that a value names: a ``recipe`` is a name, or the path of a ``.json`` file; a
-    ``model`` is a name, ``hf:`` and the path of a folder, or ``file.py:function``.
+    ``model`` is a name, ``hf:`` and the path of a folder, or ``file.py:function``; a ``unit`` may end in ``:FILE.npy``.
     """
 
     heading: str
     metavar: str | None = None
     default: str | None = None
-    names: Literal["file", "folder", "recipe", "model"] | None = None
+    names: Literal["file", "folder", "recipe", "model", "unit"] | None = None
     letter: str | None = None
 
 
@@ -65,8 +65,9 @@ class RunSettings:
     """A name of torchvision, timm:NAME, hf:NAME (transformers), open_clip:ARCHITECTURE/WEIGHTS (image tower); or
     file.py:function (which is run)."""
 
-    unit: Annotated[Text, Option(_INPUT, "LAYER:INDEX")]
-    """The unit, e.g. features.12:37 or fc:945; `captum-mfv list layers` names the layers."""
+    unit: Annotated[Text, Option(_INPUT, "LAYER:INDEX", names="unit")]
+    """The unit, e.g. features.12:37 or fc:945; `captum-mfv list layers` names the layers. LAYER:FILE.npy is a
+    direction: one weight per channel, written by numpy.save."""
 
     images: Annotated[Text, Option(_INPUT, "FOLDER", names="folder")]
     """Folder of images that activate the unit; with --top-k, of any images."""
@@ -257,7 +258,7 @@ def to_toml(options: Mapping[str, str | int | float], folder: str | os.PathLike[
 
 def _moved(name: str, value: Any, move: Callable[[str], str]) -> Any:
     """Return a value of an option, after moving the relative path that it is or begins with."""
-    kind, path, rest = declared_options()[name].option.names, value, ""
+    kind, head, path, rest = declared_options()[name].option.names, "", value, ""
     if kind == "model" and value.startswith("hf:"):  # a folder, or a name on the hub, which may look like a path
         path, moved = value[3:], move(value[3:])
         is_folder = os.path.isdir(path) or os.path.isdir(moved)  # noqa: PTH112
@@ -265,7 +266,10 @@ def _moved(name: str, value: Any, move: Callable[[str], str]) -> Any:
     if kind == "model":
         path, colon, function = value.rpartition(":")
         rest = colon + function
-    suffix = {"recipe": ".json", "model": ".py"}.get(kind or "", "")
+    if kind == "unit":
+        layer, colon, path = value.rpartition(":")
+        head = layer + colon
+    suffix = {"recipe": ".json", "model": ".py", "unit": ".npy"}.get(kind or "", "")
     if kind is None or not path.endswith(suffix) or os.path.isabs(path):  # noqa: PTH117
         return value
-    return os.path.normpath(move(path)) + rest
+    return head + os.path.normpath(move(path)) + rest
