@@ -264,8 +264,8 @@ def check_range(images: Tensor, what: str = "a batch", slack: float = 1e-4) -> T
     low, high = images.detach().aminmax()
     if not (low >= -slack and high <= 1 + slack):
         raise ImageError(
-            f"images must lie in [0, 1]; {what} spans [{low:.3g}, {high:.3g}]. Divide bytes by 255, and leave "
-            f"normalization to input_spec"
+            f"{what} must lie in [0, 1], not [{low:.3g}, {high:.3g}]; divide bytes by 255, and leave normalization to "
+            f"input_spec"
         )
     return images
 

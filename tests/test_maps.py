@@ -213,7 +213,7 @@ def test_wrong_targets_are_named_before_the_model_runs(targets, message, facets,
 
 def test_images_outside_0_to_1_are_an_error(facets, planted):
     images = planted[0][:2] * 255
-    with pytest.raises(ImageError, match=r"\[0, 1\]; item 0 spans"):
+    with pytest.raises(ImageError, match=r"item 0 must lie in \[0, 1\]"):
         facet_maps(None, facets, images, 0, input_spec=SPEC)
     with pytest.raises(ImageError, match=r"\[0, 1\]"):
         FacetAttribution(ca.Saliency, FacetModel(small_cnn(), facets, input_spec=SPEC)).attribute(images)
