@@ -193,12 +193,12 @@ def read_image(path: Path, spec: InputSpec) -> Tensor:
     """Read a file as (C, size, size) in [0, 1], as `ImageFolder` does; raise the errors of `open_image`."""
     image, size = open_image(path), spec.size
     image = image.convert("L") if spec.channels == 1 else image
-    short, scale = spec.short_side, spec.short_side / min(image.size)
-    width, height = (short if spec.stretch else max(short, round(side * scale)) for side in image.size)
+    short, smaller = spec.short_side, min(image.size)
+    width, height = (short if spec.stretch else int(short * side / smaller) for side in image.size)  # as torchvision
     if (width, height) != image.size:
         _check_pixels(width, height, f"{path}: ")  # of a very narrow image, the other side becomes huge
         image = image.resize((width, height), Image.Resampling[spec.interpolation.upper()])
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return from_pil(image.crop((left, top, left + size, top + size)))
 
 

@@ -67,13 +67,14 @@ def test_the_short_side_is_scaled_and_the_center_cropped(tmp_path):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_files_are_resized_and_cropped_as_torchvision_does(tmp_path, interpolation):
+@pytest.mark.parametrize(("width", "short"), [(60, 20), (62, 21), (79, 19)])
+def test_files_are_resized_and_cropped_as_torchvision_does(tmp_path, interpolation, width, short):
     functional = pytest.importorskip("torchvision.transforms.functional")
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, width, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    item = ImageFolder(tmp_path, InputSpec(16, crop_fraction=16 / 20, interpolation=interpolation))[0]
+    item = ImageFolder(tmp_path, InputSpec(16, crop_fraction=16 / short, interpolation=interpolation))[0]
     mode = functional.InterpolationMode(interpolation)
-    wanted = functional.center_crop(functional.resize(Image.fromarray(pixels), [20], mode), [16])
+    wanted = functional.center_crop(functional.resize(Image.fromarray(pixels), [short], mode), [16])
     assert torch.equal(item, functional.to_tensor(wanted))
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -87,7 +88,7 @@ def test_the_models_of_a_library_are_listed_by_pattern(timm, capsys):
     assert models.names("squeezenet*") == ["squeezenet1_0", "squeezenet1_1"]
     with pytest.raises(ModelError, match="no model matches"):
         models.names("timm:nothing*")
-    with pytest.raises(ModelError, match="hf: has no list"):
+    with pytest.raises(ModelError, match="models of hf: can't be listed"):
         models.names("hf:*")
 
 
@@ -225,8 +226,54 @@ def test_the_image_tower_of_open_clip_is_loaded_from_a_file_of_the_whole_model(o
     assert "open_clip:RN50/openai" in models.names("open_clip:RN50*")
     with pytest.raises(ModelError, match=r"no open_clip model 'RN51'"):
         models.load("open_clip:RN51/openai")
-    with pytest.raises(ModelError, match=r"name weights of RN50: open_clip:RN50/openai\|"):
+    with pytest.raises(ModelError, match=r"write open_clip:RN50/WEIGHTS, WEIGHTS being one of openai, "):
         models.load("open_clip:RN50")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A folder with one image, wider than high, with fine and coarse structure."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 45, 3), np.uint8)).resize((450, 300), Image.Resampling.BICUBIC)
+    (tmp_path / "photo").mkdir()
+    coarse.save(tmp_path / "photo" / "a.png")
+    return tmp_path / "photo"
+
+
+def difference(folder, spec, theirs):
+    """Return the mean absolute difference to another library's input, in standard deviations of the input."""
+    ours = spec(ImageFolder(folder, spec)[0][None])[0]
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().mean() / theirs.std())
+
+
+@pytest.mark.parametrize("name", ["resnet10t.c3_in1k", "convnextv2_nano.fcmae_ft_in22k_in1k_384"])
+def test_files_are_preprocessed_as_timm_does(timm, photo, name):
+    model, spec = models.load(f"timm:{name}", pretrained=False)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    assert difference(photo, spec, transform(Image.open(photo / "a.png"))) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("ViT", {"size": {"height": 224, "width": 224}}),
+        ("CLIP", {"size": {"shortest_edge": 224}}),
+        ("DeiT", {}),
+        ("ConvNext", {"size": {"shortest_edge": 224}}),
+        ("ConvNext", {"size": {"shortest_edge": 384}}),
+        ("Siglip", {}),
+        ("Bit", {"size": {"shortest_edge": 256}, "crop_size": 224}),
+        ("PoolFormer", {}),
+        ("EfficientNet", {"include_top": False}),
+    ],
+)
+def test_files_are_preprocessed_as_transformers_does(transformers, photo, family, settings):
+    from captum_mfv.models.sources import _processor_spec
+
+    processor = getattr(transformers, f"{family}ImageProcessor")(**settings)
+    theirs = processor(Image.open(photo / "a.png"), return_tensors="pt")["pixel_values"][0]
+    assert difference(photo, _processor_spec("x", processor.to_dict()), theirs) < 0.005
 
 
 def test_stretched_images_keep_no_aspect_ratio(tmp_path):

@@ -33,7 +33,7 @@ def names(pattern: str = "*") -> list[str]:
     """
     library, colon, _ = pattern.partition(":")
     if colon and library not in LISTS:
-        raise ModelError(f"{library}: has no list of models; the lists are torchvision's, {', '.join(LISTS)}")
+        raise ModelError(f"models of {library}: can't be listed without a download; {', '.join(LISTS)} can")
     known = [f"{library}:{name}" for name in LISTS[library]()] if colon else torchvision_names()
     if not (found := [name for name in known if fnmatchcase(name, pattern)]):
         raise ModelError(f"no model matches {pattern!r}")

@@ -38,7 +38,7 @@ def as_model_error(name: str, pretrained: bool) -> Iterator[None]:
         raise
     except Exception as error:  # of any type
         way_out = "; without a download: give a weights file, or for hf: a local folder" if pretrained else ""
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rstrip(".")
         raise ModelError(f"{name} failed with {type(error).__name__}: {text}{way_out}") from error
 
 
@@ -175,7 +175,10 @@ def _from_open_clip(name: str, pretrained: bool, _state: State | None) -> Loaded
     _check_known(architecture, open_clip.list_models(), "open_clip")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags and (tag or pretrained):
-        raise ModelError(f"name weights of {architecture}: open_clip:{architecture}/{'|'.join(tags)}, not {tag!r}")
+        raise ModelError(
+            f"write open_clip:{architecture}/WEIGHTS, WEIGHTS being one of {', '.join(tags)}, not {tag!r}; or give a "
+            f"weights file"
+        )
     declared = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
     model = open_clip.create_model(
         architecture,
