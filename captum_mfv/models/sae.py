@@ -164,7 +164,7 @@ def load_sae(
         activation: ``relu``, ``topk``, ``jumprelu`` or ``gated``. Folders contain all settings. The metadata of a
             safetensors file may contain this argument and the next ones, under their names; else they must be given.
         k: number of latents that top-k keeps for each position.
-        threshold: one threshold for all latents, for JumpReLU, such as Overcomplete's `BatchTopKSAE.running_threshold`.
+        threshold: one threshold for all latents, for JumpReLU: Overcomplete's ``BatchTopKSAE.running_threshold``.
         subtract_b_dec: whether ``b_dec`` is subtracted from the input.
 
     Raises:
