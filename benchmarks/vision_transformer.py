@@ -3,8 +3,8 @@
 
 Trains a small transformer to classify digits. Its units: "even", the direction of the logits that sums those of 0, 2,
 4, 6 and 8, whose facets are these digits, with codes from the class token and from the patches; and the MLP neurons
-whose 200 strongest images are of two digits. Prints the agreement of facets and digits, and how many of the rendered images
-an independent network classifies as the facet's digit.
+whose 200 strongest images are of two digits. Prints the agreement of facets and digits, and how many of the rendered
+images an independent network classifies as the facet's digit.
 """
 
 from __future__ import annotations
