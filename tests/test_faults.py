@@ -31,7 +31,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with 
 
 
 @forks
-@pytest.mark.parametrize(("images", "points"), [([], 12), (["--whole"], 24)], ids=["crops", "whole images"])
+@pytest.mark.parametrize(("images", "points"), [([], 6), (["--whole"], 12)], ids=["crops", "whole images"])
 def test_a_run_killed_at_any_point_resumes_to_byte_identical_files(images, points, tmp_path):
     counts = tmp_path / "counts.json"
     options = ["--points", str(points), "--faults", "kill -9", "--json", str(counts)]
