@@ -75,10 +75,8 @@ def load(
     library, colon, rest = name.partition(":")
     from_library = not colon or library in SOURCES
     preset = pretrained and from_library and state is None
-    with (
-        torch.random.fork_rng(),
-        as_model_error(name, preset),
-    ):  # fresh weights are drawn from torch's global generators
+    # Fresh weights are drawn from PyTorch's global generators
+    with torch.random.fork_rng(), as_model_error(name, preset):
         if not from_library:
             model, spec = from_function(name)
         elif colon:

@@ -242,10 +242,8 @@ def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, supported in _SUPPORTED.items():
         if config.get(name) not in (None, *supported):
             raise ModelError(f"{name} {config[name]!r} is not supported; {', '.join(map(str, supported))} are")
-    function, options = (
-        config.get("activation_fn_str") or config.get("activation_fn"),
-        config.get("activation_fn_kwargs"),
-    )
+    function = config.get("activation_fn_str") or config.get("activation_fn")
+    options = config.get("activation_fn_kwargs")
     kind: str = config.get("architecture") or "standard"
     kind = "topk" if kind == "standard" and function == "topk" else kind
     if function == "topk" and kind != "topk":
