@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -21,6 +20,7 @@ from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.storage.identity import fingerprint
 from captum_mfv.storage.schema import FROM_NUMPY, Flag, Number, Side, check_integer, declare
 from captum_mfv.storage.untrusted import is_folder
+from captum_mfv.units import first_floating_point
 
 __all__ = ["ImageFolder", "Images", "InputSpec", "batches", "image_at", "read_image", "stack", "to_pil"]
 
@@ -107,11 +107,6 @@ class InputSpec:
     def gray(self) -> Tensor:
         """Return a gray image, (1, C, size, size), to run a model once."""
         return torch.full((1, self.channels, self.size, self.size), 0.5)
-
-
-def first_floating_point(model: nn.Module) -> Tensor | None:
-    """Return the model's first floating-point parameter, else its first such buffer, else None."""
-    return next((value for value in chain(model.parameters(), model.buffers()) if value.is_floating_point()), None)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -14,7 +14,7 @@ from captum_mfv.errors import UnitError
 from captum_mfv.storage.schema import check_integer
 from captum_mfv.storage.untrusted import is_file
 
-__all__ = ["Code", "Unit", "channels_second", "is_channels_last"]
+__all__ = ["Code", "Unit", "channels_second", "first_floating_point", "is_channels_last"]
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.flatten(2).mean(-1),
@@ -255,10 +255,15 @@ def _n_latents(encoder: nn.Module, n_channels: int) -> int:
         raise UnitError(f"{type(encoder).__name__} doesn't encode {n_channels} channels: {error}") from error
 
 
+def first_floating_point(model: nn.Module) -> Tensor | None:
+    """Return the model's first floating-point parameter, else its first such buffer, else None."""
+    return next((value for value in chain(model.parameters(), model.buffers()) if value.is_floating_point()), None)
+
+
 def _encode(encoder: nn.Module, rows: Tensor) -> Tensor:
-    """Return latents, (n, F), of channels, (n, C); the encoder is in evaluation mode, and left as it was."""
-    weights = (value for value in chain(encoder.parameters(), encoder.buffers()) if value.is_floating_point())
-    like = next(weights, rows)
+    """Return latents, (n, F), of channels, (n, C), in evaluation mode; the encoder's own mode is restored."""
+    weight = first_floating_point(encoder)
+    like = rows if weight is None else weight
     modes = [(module, module.training) for module in encoder.modules()]
     try:
         for module, _ in modes:

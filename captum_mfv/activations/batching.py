@@ -16,8 +16,9 @@ from captum_mfv.activations.capture import Outputs, capture, guard
 from captum_mfv.activations.layers import trace
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import ImageError, MFVWarning
-from captum_mfv.images import Images, InputSpec, batches, first_floating_point
+from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.storage.identity import dataset_fingerprint, weights_fingerprint
+from captum_mfv.units import first_floating_point
 
 __all__ = ["AdaptiveBatches", "Scan", "cpu_batch_size"]
 

@@ -32,7 +32,7 @@ _CHANNELS: dict[type[nn.Module], str] = {
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A layer's run in one forward pass; of a container, each tensor has a call of its own."""
+    """One tensor of a layer's output in one forward pass."""
 
     name: str
     shape: tuple[int, ...]

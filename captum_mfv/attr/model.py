@@ -15,8 +15,8 @@ from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.activations.containers import find_tensor, split_name, with_tensor
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import InputSpec, first_floating_point
-from captum_mfv.units import Unit
+from captum_mfv.images import InputSpec
+from captum_mfv.units import Unit, first_floating_point
 
 __all__ = [
     "Contrast",

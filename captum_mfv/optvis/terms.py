@@ -73,7 +73,7 @@ class Term:
 def activation_term(facets: Sequence[Facet]) -> Term:
     """Return the activation of each image's own unit, without a sign or a scale.
 
-    The gradient of a latent of a sparse autoencoder that is 0 is that of the latent's pre-activation.
+    A latent of a sparse autoencoder that is 0 has the gradient of its pre-activation.
 
     Raises:
         FacetError: if the facets' units or codes read different layers.
