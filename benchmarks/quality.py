@@ -52,7 +52,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models
-from captum_mfv.images import from_pil, to_pil
+from captum_mfv.images import to_pil
+from captum_mfv.images.files import from_pil
 from captum_mfv.metrics import CONTROLS, Estimate, Judge, LabeledOutput, draw_control, evaluate_images, judge_scores
 from captum_mfv.metrics.scores import confusion
 from captum_mfv.optvis import initializer

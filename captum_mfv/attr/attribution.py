@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from captum_mfv.attr.model import Contrast, FacetModel, facet_targets
 from captum_mfv.errors import FacetError
-from captum_mfv.images import InputSpec, check_range
+from captum_mfv.images import InputSpec
+from captum_mfv.images.loading import check_range
 
 __all__ = ["REFUSED", "FacetAttribution", "LayerFacetAttribution"]
 

@@ -22,7 +22,8 @@ from captum_mfv.attr.model import FacetModel, LayerOutput, cast_inputs, facet_ta
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import Images, InputSpec, check_range, stack
+from captum_mfv.images import Images, InputSpec, stack
+from captum_mfv.images.loading import check_range
 from captum_mfv.units import Unit, channels_second
 
 __all__ = ["AttributionCode", "check_method", "facet_maps", "pure_code"]

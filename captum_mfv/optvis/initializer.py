@@ -16,7 +16,8 @@ from torch import Tensor
 
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
-from captum_mfv.images import Images, resize, stack
+from captum_mfv.images import Images, stack
+from captum_mfv.images.preprocessing import resize
 from captum_mfv.optvis.arguments import Facets, as_facets
 from captum_mfv.optvis.param import ParamF, fft_image_from, maco_image_from, mean_magnitudes
 from captum_mfv.storage.schema import check_integer

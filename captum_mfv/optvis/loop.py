@@ -16,7 +16,8 @@ from captum_mfv.activations.capture import capture, guard
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
-from captum_mfv.images import Images, InputSpec, resize
+from captum_mfv.images import Images, InputSpec
+from captum_mfv.images.preprocessing import resize
 from captum_mfv.optvis import initializer
 from captum_mfv.optvis.param import ParamF, as_alpha, fft_image_from, maco_image_from, pixel_image_from
 from captum_mfv.optvis.recipes import Phase, Recipe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_mfv.errors import ImageError
-from captum_mfv.images import check_range
+from captum_mfv.images.loading import check_range
 
 __all__ = [
     "ParamF",

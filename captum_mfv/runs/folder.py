@@ -24,7 +24,8 @@ from typing_extensions import Self
 
 from captum_mfv.errors import RunError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import InputSpec, from_pil, open_image, to_pil
+from captum_mfv.images import InputSpec, to_pil
+from captum_mfv.images.files import from_pil, open_image
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.images import MemberImages, why_not_read
 from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics, read_manifest

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from captum_mfv.activations.top_k import TopImages
 from captum_mfv.errors import ImageError, RunError
-from captum_mfv.images import ImageFolder, Images, InputSpec, from_pil, read_image, to_pil
+from captum_mfv.images import ImageFolder, Images, InputSpec, read_image, to_pil
+from captum_mfv.images.files import from_pil
 from captum_mfv.storage.files import tensor_file
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, is_file, is_folder, parse_json

@@ -1,0 +1,92 @@
+"""Images of any dataset, in [0, 1]: one, several, and batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from captum_mfv.errors import ImageError, MFVWarning
+from captum_mfv.storage.schema import check_integer
+
+__all__ = ["Images", "batches", "check_range", "image_at", "stack"]
+
+
+class Images(Protocol):
+    """A map-style dataset: items are (C, H, W) floats in [0, 1], or tuples that begin with one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def image_at(images: Images, index: int) -> Tensor:
+    """Return one item of a dataset as (C, H, W) float32; TypeError if it has no such shape, errors of `check_range`."""
+    item = images[index]
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    if not isinstance(image, Tensor) or image.ndim != 3:
+        kind = f"tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"images must be (C, H, W) tensors; item {index} is a {kind}")
+    return check_range(image.float(), f"item {index}")
+
+
+def check_range(images: Tensor, what: str = "a batch", slack: float = 1e-4) -> Tensor:
+    """Return images if their values lie in [0, 1] ± slack; ``what`` names them in the ImageError otherwise raised."""
+    low, high = images.detach().aminmax()
+    if not (low >= -slack and high <= 1 + slack):
+        raise ImageError(
+            f"{what} must lie in [0, 1], not [{low:.3g}, {high:.3g}]; divide bytes by 255, and leave normalization to "
+            f"input_spec"
+        )
+    return images
+
+
+def stack(images: Images, indices: Iterable[int]) -> Tensor:
+    """Return the items at some indices as one batch, (N, C, H, W)."""
+    return _stack([image_at(images, int(index)) for index in indices])
+
+
+def _stack(items: list[Tensor]) -> Tensor:
+    if len({item.shape for item in items}) > 1:
+        raise ImageError("images differ in size; give ImageFolder, or a dataset that resizes them")
+    return torch.stack(items)
+
+
+def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+    """Iterate over a dataset, from ``start`` on, in batches of (indices, images), decoding one batch in advance.
+
+    Raises:
+        ImageError: if no image of the dataset can be read, with the last one's error.
+
+    Warns:
+        MFVWarning: for each image that can't be read, with its name; batches leave it out.
+    """
+    batch_size = check_integer(batch_size, "batch_size", 1)
+    parts = (range(first, min(first + batch_size, len(images))) for first in range(start, len(images), batch_size))
+    with ThreadPoolExecutor(1) as pool:
+        futures = (pool.submit(_readable, images, part) for part in parts)
+        ahead, n_read = next(futures, None), start
+        while ahead is not None:
+            now, ahead = ahead, next(futures, None)
+            batch, errors = now.result()
+            for error in errors:
+                warnings.warn(f"left out {error}", MFVWarning, stacklevel=2)
+            if batch:
+                n_read += len(batch)
+                yield list(batch), _stack(list(batch.values()))
+            elif ahead is None and not n_read:
+                raise ImageError(f"no image can be read; the last: {errors[-1]}")
+
+
+def _readable(images: Images, indices: range) -> tuple[dict[int, Tensor], list[ImageError]]:
+    batch, errors = {}, []
+    for index in indices:
+        try:
+            batch[index] = image_at(images, index)
+        except ImageError as error:
+            errors.append(error)
+    return batch, errors
