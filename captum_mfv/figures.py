@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +17,7 @@ from captum.attr import visualization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, image_at
 from captum_mfv.optvis.render import Rendering
 
-__all__ = ["overlay_png", "plot_attributions", "plot_embedding", "plot_facets", "plot_history"]
+__all__ = ["plot_attributions", "plot_embedding", "plot_facets", "plot_history"]
 
 AxesLike: TypeAlias = Axes | Sequence[Axes] | NDArray[Any]
 
@@ -94,6 +94,7 @@ def plot_attributions(
     *,
     sign: str = "positive",
     titles: Sequence[str] | None = None,
+    boxes: Tensor | None = None,
     method: str = "blended_heat_map",
     alpha: float = 0.65,
     outlier_perc: float = 2.0,
@@ -106,40 +107,32 @@ def plot_attributions(
         axes: one for each image, which are returned, (N,); None: one row in a new figure.
         sign: ``positive``, ``negative``, ``absolute_value`` or ``all``.
         titles: one for each image.
+        boxes: (N, 4) rectangles to outline: left, top, right, bottom in pixels, as `peak_patches` returns; NaN: none.
         method: Captum's name of the kind of plot, such as ``blended_heat_map``, ``heat_map`` or ``masked_image``.
         alpha: opacity of the map, in [0, 1].
         outlier_perc: percentage of the total attribution that is clipped.
 
     Raises:
-        FacetError: if there are not as many attributions, axes or titles as images.
+        FacetError: if there are not as many attributions, axes, titles or boxes as images.
     """
-    n = len(images)
-    names = [""] * n if titles is None else list(titles)
-    _check_count(n, "images", attributions, "attributions")
-    _check_count(n, "images", names, "titles")
+    n, names = len(images), [""] * len(images) if titles is None else list(titles)
+    corners = torch.full((n, 4), torch.nan) if boxes is None else boxes
+    for given, things in ((attributions, "attributions"), (names, "titles"), (corners, "boxes")):
+        _check_count(n, "images", given, things)
     if axes is None:
         figure = Figure(figsize=(_IMAGE * n, _IMAGE * 1.12), layout="constrained")
         axes = figure.subplots(1, n, squeeze=False)
     places = _flat(axes, n, "images")
     maps = attributions.detach().float().cpu()
     maps = maps[:, None] if maps.ndim == 3 else maps
-    if maps.shape[-2:] != images.shape[-2:]:
-        maps = torch.nn.functional.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)
-    for axis, image, values, name in zip(places, images, maps.sum(1).numpy(), names, strict=True):
+    maps = torch.nn.functional.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)
+    rows = zip(places, images, maps.sum(1).numpy(), names, corners.tolist(), strict=True)
+    for axis, image, values, name, box in rows:
         _overlay(axis, _pixels(image), values[..., None], sign, method, alpha, outlier_perc)
+        _outline(axis, *box)
         axis.axis("off")
         axis.set_title(name, fontsize="small")
     return places
-
-
-def overlay_png(image: Tensor, attribution: Tensor) -> bytes:
-    """Return a PNG file of positive attributions, (H, W), over an image, (C, H, W) in [0, 1], of the image's size."""
-    height, width = image.shape[-2:]
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    plot_attributions(image[None], attribution[None], figure.add_axes((0, 0, 1, 1)))
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def plot_embedding(
@@ -322,6 +315,13 @@ def _overlay(
         alpha_overlay=alpha,
         use_pyplot=False,
     )
+
+
+def _outline(axis: Axes, left: float, top: float, right: float, bottom: float) -> None:
+    """Outline a rectangle in white between black lines, which show on any color."""
+    if math.isfinite(left):
+        look: dict[str, Any] = {"edgecolor": "white", "path_effects": [withStroke(linewidth=2.2, foreground="black")]}
+        axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, **look))
 
 
 def _draw_term(axis: Axes, term: str, renderings: Sequence[Rendering], window: int | None) -> None:

@@ -75,7 +75,8 @@ def _patches(of: Unit | Code, tokens: Tensor) -> Tensor:
     """Return tokens, (N, C, tokens), without the class and register tokens."""
     if of.n_prefix is None:
         raise UnitError(
-            f"the number of class and register tokens of layer {of.layer} isn't known; give n_prefix=, 0 if it has none"
+            f"the number of class and register tokens of layer {of.layer} isn't known; give n_prefix= "
+            f"(--n-prefix in the command), 0 if it has none"
         )
     if of.n_prefix >= tokens.shape[2]:
         raise UnitError(f"layer {of.layer} has {tokens.shape[2]} tokens; n_prefix must be below, not {of.n_prefix}")

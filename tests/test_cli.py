@@ -283,6 +283,52 @@ def test_a_hidden_unit_is_run_on_the_crops_of_its_peaks(inputs, tmp_path, capsys
     assert "multifacetedness" in (out / "report.html").read_text()
 
 
+TOKENS = """
+    import torch
+    from torch import nn
+    from captum_mfv import InputSpec
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.block, self.head = nn.Conv2d(3, 12, 8, 8), nn.Linear(12, 12), nn.Linear(12, 5)
+
+        def forward(self, x):
+            patches = self.patches(x).flatten(2).transpose(1, 2)
+            return self.head(self.block(torch.cat([patches[:, :1] * 0, patches], 1)).amax(1))
+
+    def make():
+        torch.manual_seed(0)
+        return Net(), InputSpec(32)
+"""
+
+
+def test_overlays_outline_the_patch_of_a_tokens_peak(inputs, tmp_path, capsys):
+    (tmp_path / "tokens.py").write_text(textwrap.dedent(TOKENS))
+    model, out = f"{tmp_path}/tokens.py:make", tmp_path / "run"
+    options = {"model": model, "weights": "", "unit": "block:3", "facets": 2, "top-k": 20}
+    words = [word for word in arguments(inputs, out, **options) if word not in ("--weights", "")]
+    assert call(words, capsys)[0] == 0
+    assert not (out / "attributions" / "peaks.json").exists()
+    assert "outlines the patch" not in (out / "report.html").read_text()
+    plain = (out / "attributions" / "facet_00_member_0.png").read_bytes()
+    assert call([*words, "--n-prefix", 1, "--update"], capsys)[0] == 0
+    peaks = json.loads((out / "attributions" / "peaks.json").read_text())
+    left, top, right, bottom = peaks["attributions/facet_00_member_0.png"]
+    assert (left % 8, top % 8, right - left, bottom - top) == (0, 0, 8, 8)
+    assert (out / "attributions" / "facet_00_member_0.png").read_bytes() != plain
+    page = (out / "report.html").read_text()
+    assert "outlines the patch at which" in page
+    assert f"in the square, pixels {left:.0f} to {right:.0f} from the left" in page
+    assert json.loads((out / "manifest.json").read_text())["unit"]["n_prefix"] == 1
+    assert "n-prefix = 1" in (out / "run.toml").read_text()
+    patches = [*words, "--reduce", "patches", "--code", "block:patches", "--n-prefix", 1, "--update"]
+    assert call(patches, capsys)[0] == 0
+    assert json.loads((out / "manifest.json").read_text())["code"]["n_prefix"] == 1
+    status, _, error = call([*words, "--reduce", "patches", "--update"], capsys)
+    assert (status, "(--n-prefix in the command), 0 if it has none" in error) == (2, True)
+
+
 FIXED = """
     import torch
     from torch import nn

@@ -15,7 +15,8 @@ from captum_mfv.attr import facet_maps
 from captum_mfv.datasets import PLANTED_SPEC, planted_images, planted_network
 from captum_mfv.display.palette import facet_color, facet_marker
 from captum_mfv.errors import FacetError, RunError
-from captum_mfv.figures import overlay_png, plot_attributions, plot_embedding, plot_facets, plot_history
+from captum_mfv.figures import plot_attributions, plot_embedding, plot_facets, plot_history
+from captum_mfv.jobs.steps import overlay_png
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.writer import RunWriter
 
@@ -96,14 +97,29 @@ def test_zeros_and_tiny_values_are_drawn_without_a_warning(sign):
 def test_an_overlay_has_the_images_size_and_is_the_same_each_time():
     images, maps = image_and_map()
     maps = torch.nn.functional.interpolate(maps, (20, 30))
-    png = overlay_png(images[0], maps[0, 0])
-    assert png == overlay_png(images[0], maps[0, 0])
+    box = torch.full((4,), torch.nan)
+    png = overlay_png(images[0], maps[0, 0], box)
+    assert png == overlay_png(images[0], maps[0, 0], box)
     assert Image.open(io.BytesIO(png)).size == (30, 20)
-    gray = np.asarray(Image.open(io.BytesIO(overlay_png(images[0], torch.zeros(20, 30)))).convert("RGB")).astype(int)
+    gray = decoded(overlay_png(images[0], torch.zeros(20, 30), box))
     assert np.abs(gray[..., 0] - gray[..., 1]).max() <= 1
 
 
-@pytest.mark.parametrize("wrong", [{"titles": ["one"]}, {"axes": Figure().subplots(1, 3)}])
+def decoded(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_a_box_is_outlined_at_its_pixels():
+    image = torch.full((3, 60, 60), 0.5)
+    none, box = torch.full((4,), torch.nan), torch.tensor([20.0, 10.0, 40.0, 30.0])
+    plain, boxed = (decoded(overlay_png(image, torch.zeros(60, 60), one)) for one in (none, box))
+    y, x = (np.abs(plain - boxed).max(2) > 20).nonzero()
+    assert (abs(x.min() - 20), abs(x.max() - 40), abs(y.min() - 10), abs(y.max() - 30)) <= (2, 2, 2, 2)
+    assert (boxed[14:26, 24:36] == plain[14:26, 24:36]).all()
+    assert boxed[10, 25:35].min() > 200
+
+
+@pytest.mark.parametrize("wrong", [{"titles": ["one"]}, {"axes": Figure().subplots(1, 3)}, {"boxes": torch.zeros(1, 4)}])
 def test_images_attributions_and_titles_must_have_the_same_number(wrong):
     images, maps = image_and_map()
     with pytest.raises(ValueError, match="2 images need"):

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from captum_mfv import Code, FacetFinder, InputSpec, Unit, collect, find_facets, top_images
-from captum_mfv.activations import capture, trace
+from captum_mfv.activations import capture, peak_patches, trace
 from captum_mfv.attr import FacetModel, pure_code
 from captum_mfv.errors import RunError, UnitError
 from captum_mfv.optvis.render import render_facets
@@ -186,6 +186,31 @@ def test_a_margin_crops_top_images_to_the_patch_of_the_maximum(margin, side, pla
         assert (corner <= wanted).all()
         assert (wanted + 8 <= corner + side).all()
     assert top.fingerprint != top_images(model, unit, planted[0], 20, input_spec=SPEC).fingerprint or side == 32
+
+
+class Prefixed(nn.Module):
+    """Put two tokens before the patches: zeros, and the mean of all patches."""
+
+    def forward(self, patches):
+        return torch.cat([torch.zeros_like(patches[:, :1]), patches.mean(1, keepdim=True), patches], 1)
+
+
+def test_the_peaks_patch_is_where_the_unit_is_most_active():
+    model = nn.Sequential(nn.Conv2d(3, 1, 8, 8, bias=False), nn.Flatten(2), Transposed(), Prefixed()).eval()
+    nn.init.ones_(model[0].weight)
+    images = torch.zeros(3, 3, 32, 32)
+    images[0, :, 8:16, 24:32] = 1
+    images[1, :, 21:28, 1:7] = 1  # three rows in a patch, four in the patch below
+    spec = InputSpec(32, (0.0,) * 3, (1.0,) * 3)
+    unit = Unit("3", 0, "max", n_prefix=2)
+    boxes = peak_patches(model, unit, images, input_spec=spec)
+    assert boxes[:2].tolist() == [[24, 8, 32, 16], [0, 24, 8, 32]]
+    assert boxes[2].isnan().all()  # all tokens are equal, and the first is no patch
+    assert peak_patches(model, unit, images[..., ::2, ::2], input_spec=spec)[0].tolist() == [12, 4, 16, 8]
+    for other in (Unit("3", 0), Unit("0", 0, "max")):
+        assert peak_patches(model, other, images, input_spec=spec).isnan().all()
+    with pytest.raises(UnitError, match="positions of the tokens of layer 3 in the image aren't known; give n_prefix="):
+        peak_patches(model, replace(unit, n_prefix=None), images, input_spec=spec)
 
 
 def test_crops_of_tokens_are_enlarged_to_the_models_input(small_vit, planted, tmp_path):

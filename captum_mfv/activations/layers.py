@@ -275,7 +275,10 @@ def patch_grid(model: nn.Module, unit: Unit, spec: InputSpec) -> PatchGrid | Non
     n_tokens = calls[place].shape[2 if unit.channels == "first" else 1]
     n_prefix, sides = _patches(model, layer, n_tokens, calls[:place], unit.n_prefix)
     if n_prefix is None or sides is None or any(spec.size % side for side in sides):
-        raise UnitError(f"the positions of the tokens of layer {layer} in the image aren't known; leave margin= out")
+        raise UnitError(
+            f"the positions of the tokens of layer {layer} in the image aren't known; give n_prefix=, the number of "
+            f"class and register tokens, if the model doesn't declare it"
+        )
     return PatchGrid(n_prefix, *sides)
 
 

@@ -70,7 +70,8 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
     reduce = job.reduce or ("mean" if job.top_k is None else "max")
-    unit, code = replace(Unit.parse(job.unit), reduce=reduce, channels=job.channels), Code.parse(job.code)
+    unit = replace(Unit.parse(job.unit), reduce=reduce, channels=job.channels, n_prefix=job.n_prefix)
+    code = (parsed := Code.parse(job.code)) and replace(parsed, n_prefix=job.n_prefix)
     dtype, device = models.autocast_dtype(job.dtype), find_device(job.device)
     images = ImageFolder(job.images)
     if job.facets != "auto" and job.facets > len(images):

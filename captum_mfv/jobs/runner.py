@@ -36,7 +36,7 @@ class Stage:
 
 
 _MODEL = ("model", "weights_hash", "input_spec", "device")
-_UNIT = ("unit", "reduce", "channels", "direction_hash", "sae_hash", "images_hash")
+_UNIT = ("unit", "reduce", "channels", "n_prefix", "direction_hash", "sae_hash", "images_hash")
 _IMAGE = ("size", "dtype", "seed")
 
 STAGES = (

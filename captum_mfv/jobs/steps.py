@@ -8,29 +8,33 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from captum_mfv import report
 from captum_mfv._version import __version__
 from captum_mfv.activations.codes import collect
+from captum_mfv.activations.peaks import peak_patches
 from captum_mfv.activations.top_k import TopImages, top_images
 from captum_mfv.attr import facet_maps
 from captum_mfv.display.progress import Progress, waiting
-from captum_mfv.errors import FacetError, MFVWarning, RenderError
+from captum_mfv.errors import FacetError, MFVWarning, RenderError, UnitError
 from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.finder import find_facets
-from captum_mfv.figures import overlay_png
+from captum_mfv.figures import plot_attributions
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.jobs.inputs import Inputs
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.render import Rendering, render_facets
-from captum_mfv.runs.folder import BASELINE, NEAREST, to_png
+from captum_mfv.runs.folder import BASELINE, NEAREST, overlay_path, to_png
 from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
 from captum_mfv.runs.settings import to_toml
 from captum_mfv.runs.writer import RunWriter
@@ -41,6 +45,7 @@ __all__ = [
     "attribute",
     "build_report",
     "measure",
+    "overlay_png",
     "render_baseline",
     "render_images",
     "search_facets",
@@ -170,15 +175,17 @@ def _render(
 
 
 def attribute(work: Work) -> None:
-    """Draw overlays that show where each facet's image and its nearest members show the facet."""
+    """Draw overlays that show where each facet's image and its nearest members show the facet, and the unit's peak."""
     _log.info("computing attributions")
     inputs, facets = work.inputs, work.facets
     shown: list[Tensor] = []
     targets: list[int] = []
+    paths: list[str] = []
     for facet, image in zip(facets, work.folder.read_images(facets), strict=True):
         batch = [work.spec.resize(image[None])[0], *stack(work.images, facet.members[:NEAREST])]
         shown += batch
         targets += [facet.index] * len(batch)
+        paths += [overlay_path(facet.index, member) for member in (None, *range(len(batch) - 1))]
     maps = facet_maps(
         inputs.model,
         facets,
@@ -188,10 +195,31 @@ def attribute(work: Work) -> None:
         input_spec=work.spec,
         progress=work.progress,
     )
-    pairs = Progress(zip(shown, maps, strict=True), "overlays", len(shown), unit="image", disable=not work.progress)
-    overlays = [overlay_png(*pair) for pair in pairs]
-    for facet in facets:
-        work.folder.write_overlays(facet.index, [overlays[i] for i, k in enumerate(targets) if k == facet.index])
+    boxes = _peaks(work, shown)
+    rows = zip(paths, shown, maps, boxes, strict=True)
+    for path, *row in Progress(rows, "overlays", len(shown), unit="image", disable=not work.progress):
+        work.folder.write(path, overlay_png(*row))
+    found = zip(paths, boxes.tolist(), strict=True)
+    work.folder.write_peaks({path: box for path, box in found if np.isfinite(box).all()})
+
+
+def _peaks(work: Work, images: Sequence[Tensor]) -> Tensor:
+    """Return the patch of the unit's peak in each image, (N, 4), as `peak_patches` does; NaN if it isn't known."""
+    try:
+        return peak_patches(work.inputs.model, work.facets.unit, images, input_spec=work.spec)
+    except UnitError as error:
+        _log.info("overlays don't show the unit's peak: %s", error)
+        return torch.full((len(images), 4), torch.nan)
+
+
+def overlay_png(image: Tensor, attribution: Tensor, box: Tensor) -> bytes:
+    """Return a PNG file of an image, (C, H, W) in [0, 1], with its positive attributions, (H, W), and a box, (4,)."""
+    height, width = image.shape[-2:]
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    plot_attributions(image[None], attribution[None], figure.add_axes((0, 0, 1, 1)), boxes=box[None])
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def measure(work: Work) -> None:

@@ -16,7 +16,7 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, strip
 from captum_mfv.report.templates import THUMBNAIL, data_url, fill, pixel_class, save, small_url
-from captum_mfv.runs.folder import NEAREST, RunFolder
+from captum_mfv.runs.folder import NEAREST, RunFolder, overlay_path
 from captum_mfv.storage.untrusted import is_folder
 
 __all__ = ["Parts", "build", "read_parts"]
@@ -92,6 +92,7 @@ def build(folder: RunFolder) -> Path:
         cropped=any("crop" in member for row in rows for member in row["members"][:1]),
         cards=cards,
         explained=explained(facets),
+        peaks=bool(folder.read_peaks()),
         largest=max(card["share"] for card in cards),
         plain=_plain(folder, metrics),
         plane=plane(facets.embedding, facets.labels, _names(facets, rows), facets.activations),
@@ -131,6 +132,7 @@ def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[dict[str
 
 def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the real images of each facet, nearest to the center first, up to the page's limit."""
+    peaks = folder.read_peaks()
     pictures, n_shown = folder.member_images(), max(NEAREST, _SHOWN // len(rows))
     if pictures.refused is not None and is_folder(pictures.root):
         warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=4)
@@ -141,7 +143,7 @@ def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, An
         except ImageError:
             thumbnail = None
         overlay = _overlay(folder, k, n, THUMBNAIL) if n < NEAREST else None
-        shown = {"thumbnail": thumbnail, "overlay": overlay}
+        shown = {"thumbnail": thumbnail, "overlay": overlay, "peak": peaks.get(overlay_path(k, n))}
         return {"row": int(index), "name": row["path"], "activation": row["activation"], **shown}
 
     return [

@@ -28,13 +28,14 @@ from captum_mfv.images import InputSpec, to_pil
 from captum_mfv.images.files import from_pil, open_image
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.images import MemberImages, why_not_read
-from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics, read_manifest
+from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics, Peaks, read_manifest
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, read_json, within
 
 __all__ = [
     "BASELINE",
     "NEAREST",
+    "PEAKS",
     "RunFolder",
     "control_path",
     "find_outputs",
@@ -50,6 +51,9 @@ BASELINE = "images/plain.png"
 NEAREST = 6
 """Members of each facet that are shown: on its card, and with an overlay."""
 
+PEAKS = "attributions/peaks.json"
+"""The patch of the unit's peak in the overlays that outline it."""
+
 
 @dataclass(eq=False)
 class RunFolder:
@@ -57,9 +61,10 @@ class RunFolder:
 
     The folder holds ``manifest.json`` (format, status, settings, versions, timings), ``facets.json``,
     ``images/facet_NN.png``, ``facet_NN_start.png`` and ``plain.png``, ``attributions/facet_NN.png`` and
-    ``facet_NN_member_M.png`` (the M-th nearest), ``controls/NAME/facet_NN.png`` where controls were rendered,
-    ``tensors.safetensors``, ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Hidden
-    files are for the run itself: its lock, and the state from which interrupted stages resume.
+    ``facet_NN_member_M.png`` (the M-th nearest), ``attributions/peaks.json`` if overlays outline the patch of the
+    unit's peak, ``controls/NAME/facet_NN.png`` where controls were rendered, ``tensors.safetensors``,
+    ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Hidden files are for the run itself:
+    its lock, and the state from which interrupted stages resume.
     """
 
     path: Path
@@ -163,6 +168,13 @@ class RunFolder:
     def read_overlay(self, index: int, member: int | None = None) -> Tensor | None:
         """Read the overlay of a facet's image or of its member-th nearest member; None if there is none."""
         return self._read_if_present(overlay_path(index, member))
+
+    def read_peaks(self) -> dict[str, tuple[float, float, float, float]]:
+        """Read the patch of the peak, (left, top, right, bottom), by the path of the overlay with its outline."""
+        if not (self.path / PEAKS).exists():
+            return {}
+        peaks: dict[str, tuple[float, float, float, float]] = _read_record(self.path, PEAKS, Peaks)
+        return peaks
 
     def has_control(self, name: str, key: str) -> bool:
         """Return whether the folder holds a control (`metrics.CONTROLS`) whose images depend on the same input."""

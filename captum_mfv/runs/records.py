@@ -24,6 +24,7 @@ __all__ = [
     "FinishedSettings",
     "Manifest",
     "Metrics",
+    "Peaks",
     "check_place",
     "new_manifest",
     "read_manifest",
@@ -120,6 +121,10 @@ class Metrics(Record):
     agreement: Number = _absent()
     adjusted_rand_index: Number = _absent()
     judge: _NamedEvaluation | None = None
+
+
+Peaks = dict[str, tuple[Number, Number, Number, Number]]
+"""``attributions/peaks.json``: left, top, right and bottom of a patch, by the path of the overlay that outlines it."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

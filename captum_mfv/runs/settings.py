@@ -17,7 +17,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from captum_mfv.errors import RunError
-from captum_mfv.storage.schema import Flag, Fraction, Positive, Seed, Side, Steps, declare, validate
+from captum_mfv.storage.schema import Flag, Fraction, NotNegative, Positive, Seed, Side, Steps, declare, validate
 from captum_mfv.storage.untrusted import read_text
 
 if sys.version_info >= (3, 11):
@@ -88,6 +88,9 @@ class RunSettings:
 
     channels: Annotated[Literal["first", "last"] | None, Option(_INPUT, "first|last")] = None
     """Channel axis of the unit's layer, if neither the layer nor the next one shows it."""
+
+    n_prefix: Annotated[NotNegative | None, Option(_INPUT, "N", "as the model declares")] = None
+    """Number of class and register tokens before the patches, if the model doesn't declare it; 0 if there are none."""
 
     input_size: Annotated[Side | None, Option(_INPUT, "PIXELS", "the model's own")] = None
     """Side of the model's input."""

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.runs.folder import RunFolder, control_path, find_outputs, image_path, overlay_path, own, to_png
+from captum_mfv.runs.folder import PEAKS, RunFolder, control_path, find_outputs, image_path, own, to_png
 from captum_mfv.runs.records import check_place, new_manifest
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
 from captum_mfv.storage.identity import check_same
@@ -148,10 +148,10 @@ class RunWriter(RunFolder):
         transparency = np.stack([(r.transparency * 255).round().byte().numpy() for r in renderings])
         self._write_tensors(facets, {**histories, "transparency": transparency})
 
-    def write_overlays(self, index: int, overlays: Sequence[bytes]) -> None:
-        """Write the overlays of a facet as PNG files: of its image, then of its nearest members."""
-        for member, overlay in zip([None, *range(len(overlays) - 1)], overlays, strict=True):
-            self.write(overlay_path(index, member), overlay)
+    def write_peaks(self, peaks: Mapping[str, Sequence[float]]) -> None:
+        """Write the patch of the unit's peak in overlays: the overlay's path, and left, top, right and bottom."""
+        if peaks:
+            self.write_json(PEAKS, peaks)
 
     def write_control(self, name: str, key: str, images: Sequence[Tensor]) -> None:
         """Write a control's images, one per facet, as ``controls/NAME/facet_NN.png``, and then its key."""

@@ -36,6 +36,7 @@ FROM_NUMPY = BeforeValidator(_plain)  # follows the bounds of a type, so that JS
 Flag = Annotated[bool, Strict()]
 Integer = Annotated[int, Field(strict=True), FROM_NUMPY]
 Positive = Annotated[int, Field(strict=True, ge=1), FROM_NUMPY]
+NotNegative = Annotated[int, Field(strict=True, ge=0), FROM_NUMPY]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1), FROM_NUMPY]
 Side = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIDE), FROM_NUMPY]
 Steps = Annotated[int, Field(strict=True, ge=1, le=10**6), FROM_NUMPY]
