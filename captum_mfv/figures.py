@@ -102,7 +102,7 @@ def plot_attributions(
     """Plot attributions over their images with Captum's `visualize_image_attr`.
 
     Args:
-        images: (N, C, H, W) in [0, 1].
+        images: (N, C, H, W) in [0, 1], gray or RGB; of more channels, those that `InputSpec.display` returns.
         attributions: (N, C, H, W), or of another size, such as a layer's, (N, 1, h, w) or (N, h, w).
         axes: one for each image, which are returned, (N,); None: one row in a new figure.
         sign: ``positive``, ``negative``, ``absolute_value`` or ``all``.
@@ -277,10 +277,10 @@ def _strip(
     one: Rendering, starts: bool, images: Images | None, n_nearest: int, transparency: bool
 ) -> list[Tensor | None]:
     """Return a facet's pictures, top to bottom; None in the places of members that the facet doesn't have."""
-    strip = [one.rgba if transparency else one.image, *([one.start] if starts else [])]
+    strip = [one.rgba if transparency else one.display(one.image), *([one.display(one.start)] if starts else [])]
     if images is None:
         return [*strip]
-    members = [image_at(images, int(member)) for member in one.facet.members[:n_nearest]]
+    members = [one.display(image_at(images, int(member))) for member in one.facet.members[:n_nearest]]
     return [*strip, *members, *[None] * (n_nearest - len(members))]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_mfv.errors import UnitError
 from captum_mfv.storage.schema import check_integer
-from captum_mfv.storage.untrusted import is_file
+from captum_mfv.storage.untrusted import is_file, read_array
 
 __all__ = ["Code", "Unit", "channels_second", "first_floating_point", "is_channels_last"]
 
@@ -285,12 +285,12 @@ def _read_direction(path: str) -> tuple[float, ...]:
     if not is_file(path):
         raise UnitError(f"there is no file {path!r} of a direction's weights")
     try:
-        weights = np.load(path, mmap_mode="r", allow_pickle=False)  # the header of a hostile file may name any size
-        if weights.ndim != 1 or weights.size > _LONGEST or weights.dtype.kind not in "iuf":
+        weights = read_array(path, _LONGEST)
+        if weights.ndim != 1:
             raise ValueError(f"it holds {weights.dtype} {weights.shape}, not a vector of numbers")
-        return tuple(np.asarray(weights, float).tolist())
-    except Exception as error:  # the reader raises many types on hostile bytes
+    except ValueError as error:
         raise UnitError(f"{path} isn't a direction: {error}") from error
+    return tuple(weights.astype(float).tolist())
 
 
 def _check(of: Unit | Code, reductions: tuple[str, ...]) -> None:

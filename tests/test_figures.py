@@ -259,7 +259,8 @@ def test_wrong_arguments_of_plots_are_named(case, facets):
 
 
 def test_renderings_are_read_from_a_runs_folder(facets, tmp_path):
-    folder = RunWriter(tmp_path, {"stages": [], "timings": {}, "seed": 0, "recipe": "facet"})
+    settings = dict.fromkeys(("model", "unit", "images", "recipe", "command"), "") | {"seed": 0, "input_spec": {}}
+    folder = RunWriter(tmp_path, {"stages": [], "timings": {}, "seed": 0, "recipe": "facet", "settings": settings})
     with pytest.raises(RunError, match="can't be read"):
         folder.read_renderings(facets)
     folder.write_facets(facets, [{"path": f"{i}.png"} for i in range(60)])

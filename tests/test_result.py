@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from captum_mfv.optvis.render import render_facets
 from captum_mfv.runs.records import FORMAT
 from captum_mfv.runs.writer import RunWriter
 
-SETTINGS = {"model": "small", "images": "nowhere", "seed": 0}
+SETTINGS = {
+    "model": "small",
+    "unit": "fc:2",
+    "images": "nowhere",
+    "recipe": "facet",
+    "command": "",
+    "seed": 0,
+    "input_spec": asdict(SPEC),
+}
 KEYS = {"facets": "a", "images": "b", "baseline": "c"}
 OUTPUTS = {"facets": ["facets.json"], "images": ["images/facet_*.png"], "baseline": ["images/plain.png"]}
 

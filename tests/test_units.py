@@ -99,7 +99,7 @@ def test_a_file_of_numpy_is_a_direction(tmp_path):
         (None, "there is no file"),
         (b"short", "isn't a direction"),
         (np.zeros((2, 2)), r"holds float64 \(2, 2\), not a vector"),
-        (np.array(["a"]), "not a vector of numbers"),
+        (np.array(["a"]), "not an array of integers"),
         (np.array([{}], object), "isn't a direction"),
         (np.array([np.nan]), "finite"),
     ],

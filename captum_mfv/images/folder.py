@@ -24,9 +24,13 @@ class ImageFolder:
     Items are (C, size, size) float32 in [0, 1]: upright (EXIF), transparency on white, the short side resized with
     antialiasing and the center cropped. Hidden files and links to folders are left out; links to files are followed.
 
+    Images of other than 1 or 3 channels are read from `numpy.save`'s ``.npy`` files, (C, H, W) or (H, W, C), and from
+    TIFF files (``pip install "captum-mfv[tiff]"``). Files of 8, 16 or 32 bits keep their precision.
+
     Args:
         root: the folder.
-        input_spec: size, crop fraction, interpolation and number of channels (1: gray, 3: RGB) of the items.
+        input_spec: size, crop fraction, interpolation, value range and number of channels (1: gray, 3: RGB) of the
+            items.
 
     Raises:
         ImageError: if the folder does not exist or holds no files; on access, if a file can't be read as an image, or

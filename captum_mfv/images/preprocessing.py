@@ -21,6 +21,9 @@ Channels = Annotated[
 ]
 
 
+Channel = Annotated[int, Field(strict=True, ge=0), FROM_NUMPY]
+
+
 @declare(ImageError)
 class InputSpec:
     """Preprocessing of a model's input, applied to images in [0, 1] as the last transform.
@@ -34,12 +37,17 @@ class InputSpec:
         interpolation: for image files, the name of one of Pillow's filters.
         stretch: for image files, resize both sides to the short side's length, whatever the aspect ratio, as many
             transformers' preprocessing does.
+        value_range: for image files, the values that become 0 and 1; values beyond are clipped. By default, 0 and the
+            largest value of 8-bit and 16-bit integers, and 0 and 1 of floating-point numbers.
+        rgb: the channels that are displayed as red, green and blue, such as (3, 2, 1) for Sentinel-2. By default the
+            first three; of two channels the second as green and blue. One channel is displayed in gray.
 
     Shape: (N, C, H, W) in [0, 1] → (N, C, size, size). A tensor of another size is resized bilinearly with
     antialiasing and is not cropped.
 
     Raises:
-        ImageError: if a value is out of range, or ``mean`` and ``std`` differ in length.
+        ImageError: if a value is out of range, ``mean`` and ``std`` differ in length, or images have another number of
+            channels.
 
     Example:
         >>> spec = InputSpec(32, mean=(0.5,), std=(0.5,))
@@ -54,17 +62,30 @@ class InputSpec:
     crop_fraction: Annotated[float, Field(strict=True, gt=0, le=1), FROM_NUMPY] = 1.0
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
     stretch: Flag = False
+    value_range: tuple[Number, Number] | None = None
+    rgb: tuple[Channel, Channel, Channel] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> InputSpec:
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError(f"mean and std need one number a channel, std above 0; got {self.mean} and {self.std}")
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"value_range must be (low, high), low below high, not {self.value_range}")
+        if self.rgb is not None and max(self.rgb) >= self.channels:
+            raise ValueError(f"rgb must be three of the channels 0 to {self.channels - 1}, not {self.rgb}")
         return self
 
     @property
     def channels(self) -> int:
-        """Number of color channels."""
+        """Number of channels of an image."""
         return len(self.mean)
+
+    @property
+    def displayed(self) -> tuple[int, ...]:
+        """The channels that are displayed: one in gray, or three as red, green and blue."""
+        if self.rgb is not None or self.channels == 1:
+            return self.rgb or (0,)
+        return tuple(min(channel, self.channels - 1) for channel in range(3))
 
     @property
     def short_side(self) -> int:
@@ -73,6 +94,8 @@ class InputSpec:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the model's input for images in [0, 1]."""
+        if images.shape[-3] != self.channels:
+            raise ImageError(f"images have {images.shape[-3]} channels; input_spec has mean and std of {self.channels}")
         images = self.resize(images)
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device)[:, None, None]
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device)[:, None, None]
@@ -91,6 +114,10 @@ class InputSpec:
         weight = first_floating_point(model)
         dtype, device = (torch.float32, None) if weight is None else (weight.dtype, weight.device)
         return lambda images: self(images.to(device)).to(dtype=dtype, memory_format=torch.channels_last)
+
+    def display(self, images: Tensor) -> Tensor:
+        """Return the channels of images, (…, C, H, W), that are displayed: (…, 1, H, W) gray or (…, 3, H, W) RGB."""
+        return images[..., list(self.displayed), :, :]
 
     def gray(self) -> Tensor:
         """Return a gray image, (1, C, size, size), to run a model once."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from captum_mfv.jobs import steps
 from captum_mfv.jobs.inputs import load_inputs
-from captum_mfv.runs.folder import BASELINE, RunFolder
+from captum_mfv.runs.folder import BASELINE, RunFolder, array_path
 from captum_mfv.runs.images import TOP_IMAGES
 from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import RunSettings
@@ -59,14 +59,14 @@ STAGES = (
         steps.render_images,
         reads=(*_MODEL, *_IMAGE, "recipe_data"),
         after=("facets",),
-        writes=("images/facet_*.png", ".unfinished/images.safetensors"),
+        writes=("images/facet_*.png", "images/facet_*.npy", ".unfinished/images.safetensors"),
     ),
     Stage(
         "baseline",
         steps.render_baseline,
         reads=(*_MODEL, *_IMAGE, "steps"),
         after=("facets",),
-        writes=(BASELINE, ".unfinished/plain.safetensors"),
+        writes=(BASELINE, array_path(BASELINE), ".unfinished/plain.safetensors"),
     ),
     Stage(
         "attributions",

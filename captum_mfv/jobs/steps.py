@@ -34,7 +34,7 @@ from captum_mfv.jobs.inputs import Inputs
 from captum_mfv.metrics import multifacetedness, percentile, score_images
 from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.render import Rendering, render_facets
-from captum_mfv.runs.folder import BASELINE, NEAREST, overlay_path, to_png
+from captum_mfv.runs.folder import BASELINE, NEAREST, overlay_path
 from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
 from captum_mfv.runs.settings import to_toml
 from captum_mfv.runs.writer import RunWriter
@@ -149,7 +149,7 @@ def render_baseline(work: Work) -> None:
     except RenderError as error:
         warnings.warn(f"no image without facets: {error}", MFVWarning, stacklevel=2)
     else:
-        work.folder.write(BASELINE, to_png(rendering.image))
+        work.folder.write_image(BASELINE, rendering.image)
 
 
 def _render(
@@ -197,8 +197,8 @@ def attribute(work: Work) -> None:
     )
     boxes = _peaks(work, shown)
     rows = zip(paths, shown, maps, boxes, strict=True)
-    for path, *row in Progress(rows, "overlays", len(shown), unit="image", disable=not work.progress):
-        work.folder.write(path, overlay_png(*row))
+    for path, image, *row in Progress(rows, "overlays", len(shown), unit="image", disable=not work.progress):
+        work.folder.write(path, overlay_png(work.spec.display(image), *row))
     found = zip(paths, boxes.tolist(), strict=True)
     work.folder.write_peaks({path: box for path, box in found if np.isfinite(box).all()})
 

@@ -115,7 +115,7 @@ class Recipe:
     """Mean and standard deviation of the pixels of a noise start."""
 
     colors: Literal["imagenet", "images"] = "imagenet"
-    """``imagenet``, or ``images`` to measure color decorrelation on the facets' images."""
+    """``imagenet``, or ``images`` to measure color decorrelation on the dataset, as for other than 1 or 3 channels."""
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

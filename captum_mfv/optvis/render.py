@@ -47,6 +47,7 @@ class Rendering:
         history: (n_steps,) each term's unweighted loss and, as ``activation``, the unit's activation, before each step.
         transparency: (H, W) in [0, 1], how much each pixel matters to the loss: ``Σ |∂loss/∂image|`` over steps.
         complete: whether every step was done; False after Ctrl-C.
+        input_spec: preprocessing of the model's input, which also chooses the channels that are displayed.
     """
 
     facet: Facet
@@ -57,20 +58,26 @@ class Rendering:
     recipe: str
     transparency: Tensor
     complete: bool = True
+    input_spec: InputSpec | None = None
 
     @property
     def rgba(self) -> Tensor:
         """(4, H, W) float32 in [0, 1], transparent where the image doesn't matter; gray images in three channels."""
-        return torch.cat([self.image.expand(3, -1, -1), self.transparency[None]])
+        return torch.cat([self.display(self.image).expand(3, -1, -1), self.transparency[None]])
+
+    def display(self, image: Tensor) -> Tensor:
+        """Return the channels of the image, its start or a real image that are displayed, (1 or 3, H, W)."""
+        return image if self.input_spec is None else self.input_spec.display(image)
 
     def _repr_png_(self) -> bytes | None:
-        return png(self.image)
+        return png(self.display(self.image))
 
     def _repr_html_(self) -> str:
         """Return the image beside its start, and the first and last value of each term, for notebooks."""
         name, done = f"facet {self.facet.index}", "" if self.complete else ", interrupted"
         caption = f"{name} of {self.facet.unit}: recipe {self.recipe}, seed {self.seed}{done}"
-        pictures = [picture(self.image, name), picture(self.start, f"{name}, start")]
+        shown = {name: self.image, f"{name}, start": self.start}
+        pictures = [picture(self.display(image), text) for text, image in shown.items()]
         return table(caption, ["image", "start", *self.history], [[*pictures, *map(_change, self.history.values())]])
 
 
@@ -154,7 +161,7 @@ def render_facets(
             start=None if starts is None else starts[order],
             spec=spec,
             size=side,
-            colors=_colors(images) if plan.colors == "images" else None,
+            colors=_colors(images) if plan.colors == "images" or spec.channels not in (1, 3) else None,
             dtype=dtype,
             batches=AdaptiveBatches(limit or cpu_batch_size(model, spec, len(order))),
             bar=bar,
@@ -182,6 +189,7 @@ def _rendered(loop: RenderLoop) -> list[Rendering]:
             recipe=loop.recipe.name,
             transparency=transparency[i],
             complete=not loop.interrupted,
+            input_spec=loop.spec,
         )
         for i, (item, seed) in enumerate(zip(loop.facets, loop.seeds, strict=True))
     ]

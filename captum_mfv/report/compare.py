@@ -124,11 +124,12 @@ def _cells(
 ) -> dict[int, dict[str, Any]]:
     """Return the facets of a run, with the overlap of each with the matched facet of the first run."""
     images, scores = folder.read_images(parts.facets), parts.metrics["facets"]
+    display = folder.input_spec.display
     shared = {} if first else {b: float(overlap[a, b]) for a, b in pair.items()}
     return {
         k: {
             "index": k,
-            "image": templates.small_url(to_pil(images[k]), _SIDE),
+            "image": templates.small_url(to_pil(display(images[k])), _SIDE),
             "pixels": templates.pixel_class(images[k]),
             "size": row["size"],
             "activation": scores[k]["activation"],

@@ -106,7 +106,8 @@ def build(folder: RunFolder) -> Path:
 def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[dict[str, Any]]:
     """Return each facet's card; judged is the nearest facet in the independent network's codes, if evaluated."""
     facets, rows, metrics = parts.facets, parts.rows, parts.metrics
-    images, starts = folder.read_images(facets), folder.read_images(facets, "_start")
+    display = folder.input_spec.display
+    images, starts = (list(map(display, folder.read_images(facets, suffix))) for suffix in ("", "_start"))
     ascents = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
     judged = (metrics.get("judge") or {}).get("confusion")
@@ -139,7 +140,7 @@ def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, An
 
     def member(k: int, n: int, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            thumbnail = small_url(pictures.picture(row))
+            thumbnail = small_url(to_pil(pictures.input_spec.display(pictures.read(row))))
         except ImageError:
             thumbnail = None
         overlay = _overlay(folder, k, n, THUMBNAIL) if n < NEAREST else None
@@ -162,7 +163,8 @@ def _plain(folder: RunFolder, metrics: Mapping[str, Any]) -> dict[str, Any] | No
     image = folder.read_baseline()
     if image is None:
         return None
-    return {"image": data_url(to_pil(image)), "small": small_url(to_pil(image)), "scores": metrics.get("plain")}
+    shown = to_pil(folder.input_spec.display(image))
+    return {"image": data_url(shown), "small": small_url(shown), "scores": metrics.get("plain")}
 
 
 def _names(facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:

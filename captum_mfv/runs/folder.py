@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,26 @@ from typing_extensions import Self
 
 from captum_mfv.errors import RunError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.images import InputSpec, to_pil
+from captum_mfv.images import InputSpec
 from captum_mfv.images.files import from_pil, open_image
+from captum_mfv.images.loading import check_range
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.images import MemberImages, why_not_read
 from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics, Peaks, read_manifest
 from captum_mfv.storage.schema import validate
-from captum_mfv.storage.untrusted import inside, read_json, within
+from captum_mfv.storage.untrusted import inside, read_array, read_json, within
 
 __all__ = [
     "BASELINE",
     "NEAREST",
     "PEAKS",
     "RunFolder",
+    "array_path",
     "control_path",
     "find_outputs",
     "image_path",
     "overlay_path",
     "own",
-    "to_png",
 ]
 
 BASELINE = "images/plain.png"
@@ -54,6 +54,8 @@ NEAREST = 6
 PEAKS = "attributions/peaks.json"
 """The patch of the unit's peak in the overlays that outline it."""
 
+_MOST = 2**28  # numbers of an image
+
 
 @dataclass(eq=False)
 class RunFolder:
@@ -63,7 +65,8 @@ class RunFolder:
     ``images/facet_NN.png``, ``facet_NN_start.png`` and ``plain.png``, ``attributions/facet_NN.png`` and
     ``facet_NN_member_M.png`` (the M-th nearest), ``attributions/peaks.json`` if overlays outline the patch of the
     unit's peak, ``controls/NAME/facet_NN.png`` where controls were rendered, ``tensors.safetensors``,
-    ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Hidden files are for the run itself:
+    ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Beside the PNG file of an image of other
+    than 1 or 3 channels, which shows some of them, ``.npy`` holds all, (C, H, W). Hidden files are for the run itself:
     its lock, and the state from which interrupted stages resume.
     """
 
@@ -131,10 +134,10 @@ class RunFolder:
 
     def read_images(self, facets: FacetSet, suffix: str = "") -> list[Tensor]:
         """Read the saved images, one per facet; with suffix ``_start``, the start images."""
-        return [_read_png(self.path, image_path(facet.index, suffix)) for facet in facets]
+        return [self._read_image(image_path(facet.index, suffix)) for facet in facets]
 
     def read_renderings(self, facets: FacetSet) -> list[Rendering]:
-        """Read the renderings, one per facet; images and transparencies are rounded to 255 levels.
+        """Read the renderings, one per facet; images of 1 or 3 channels and transparencies have 255 levels.
 
         Raises:
             RunError: if they can't be read, or belong to other facets.
@@ -151,6 +154,7 @@ class RunFolder:
                     seed=self.manifest["seed"],
                     recipe=self.manifest["recipe"],
                     transparency=torch.from_numpy(tensors[""][k]) / 255,
+                    input_spec=self.input_spec,
                 )
                 for k, facet in enumerate(facets)
             ]
@@ -163,11 +167,12 @@ class RunFolder:
 
     def read_baseline(self) -> Tensor | None:
         """Read the image of the whole unit, synthesized without facets; None in a run that has none."""
-        return self._read_if_present(BASELINE)
+        return self._read_image(BASELINE) if (self.path / BASELINE).exists() else None
 
     def read_overlay(self, index: int, member: int | None = None) -> Tensor | None:
         """Read the overlay of a facet's image or of its member-th nearest member; None if there is none."""
-        return self._read_if_present(overlay_path(index, member))
+        path = overlay_path(index, member)
+        return _read_png(self.path, path) if (self.path / path).exists() else None
 
     def read_peaks(self) -> dict[str, tuple[float, float, float, float]]:
         """Read the patch of the peak, (left, top, right, bottom), by the path of the overlay with its outline."""
@@ -185,15 +190,30 @@ class RunFolder:
 
     def read_control(self, name: str, n_facets: int) -> list[Tensor]:
         """Read a control's images, one per facet."""
-        return [_read_png(self.path, control_path(name, f"facet_{k:02d}.png")) for k in range(n_facets)]
+        return [self._read_image(control_path(name, f"facet_{k:02d}.png")) for k in range(n_facets)]
 
-    def _read_if_present(self, name: str) -> Tensor | None:
-        return _read_png(self.path, name) if (self.path / name).exists() else None
+    def _read_image(self, name: str) -> Tensor:
+        """Read an image with all of its channels, (C, H, W) in [0, 1]; RunError if it can't be read."""
+        n = self.input_spec.channels
+        if n in (1, 3):
+            return _read_png(self.path, name)
+        try:
+            image = torch.from_numpy(read_array(inside(self.path, array_path(name)), _MOST).astype(np.float32))
+            if image.ndim != 3 or len(image) != n or image.shape[1] != image.shape[2]:
+                raise ValueError(f"its shape is {tuple(image.shape)}, not ({n}, side, side)")
+            return check_range(image, "its values")
+        except ValueError as error:
+            raise RunError(f"{self.path / array_path(name)} can't be read: {error}") from error
 
 
 def image_path(index: int, suffix: str = "") -> str:
     """Return the relative path of a facet's image; with suffix ``_start``, of the image it started from."""
     return f"images/facet_{index:02d}{suffix}.png"
+
+
+def array_path(path: str) -> str:
+    """Return the path of the file with all channels of an image, beside its PNG file."""
+    return f"{path.removesuffix('.png')}.npy"
 
 
 def overlay_path(index: int, member: int | None = None) -> str:
@@ -255,19 +275,12 @@ def _read_png(folder: Path, name: str) -> Tensor:
         RunError: if the file can't be read or isn't square.
     """
     try:
-        image = open_image(inside(folder, name), ("PNG",), gray=True)
+        image = open_image(inside(folder, name), ("PNG",), keep=("L",))
     except ValueError as error:
         raise RunError(f"{folder / name} can't be read: {error}") from error
     if image.width != image.height:
         raise RunError(f"{folder / name} can't be read: it isn't square")
     return from_pil(image)
-
-
-def to_png(image: Tensor) -> bytes:
-    """Encode an image (C, H, W) in [0, 1] as PNG."""
-    buffer = BytesIO()
-    to_pil(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def find_outputs(folder: Path, outputs: Iterable[str]) -> list[Path]:

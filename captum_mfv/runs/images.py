@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captum_mfv.activations.top_k import TopImages
 from captum_mfv.errors import ImageError, RunError
-from captum_mfv.images import ImageFolder, Images, InputSpec, read_image, to_pil
-from captum_mfv.images.files import from_pil
+from captum_mfv.images import ImageFolder, Images, InputSpec, read_image
 from captum_mfv.storage.files import tensor_file
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, is_file, is_folder, parse_json
@@ -54,7 +52,7 @@ class MemberImages:
         return len(self.members)
 
     def __getitem__(self, index: int) -> Tensor:
-        return from_pil(self.picture(self.members[index]))
+        return self.read(self.members[index])
 
     @property
     def item_spec(self) -> InputSpec:
@@ -62,8 +60,8 @@ class MemberImages:
         left, _, right, _ = self.members[0].get("crop", (0, 0, self.input_spec.size, 0))
         return replace(self.input_spec, size=right - left)
 
-    def picture(self, member: Mapping[str, Any]) -> Image.Image:
-        """Return a member's preprocessed image before normalization.
+    def read(self, member: Mapping[str, Any]) -> Tensor:
+        """Return a member's preprocessed image, (C, H, W) in [0, 1], before normalization.
 
         Raises:
             ImageError: if the file can't be read, the path leads out of the image folder, or the folder isn't the
@@ -77,7 +75,7 @@ class MemberImages:
             raise ImageError(f"{member['path']!r} leads out of the run's image folder")
         if not (0 <= left < right <= size and 0 <= top < bottom <= size):
             raise ImageError(f"the crop of {member['path']!r} leaves the image")
-        return to_pil(read_image(self.root / path, self.input_spec)).crop((left, top, right, bottom))
+        return read_image(self.root / path, self.input_spec)[:, top:bottom, left:right].contiguous()
 
 
 def _leads_out(path: PurePosixPath) -> bool:

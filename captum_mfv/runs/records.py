@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from captum_mfv._version import __version__
 from captum_mfv.errors import RunError
@@ -46,12 +46,6 @@ def _known(values: Any) -> Any:
     return {k: v for k, v in values.items() if k in InputSpec.__annotations__} if isinstance(values, dict) else values
 
 
-def _check_channels(spec: InputSpec) -> InputSpec:
-    if spec.channels not in (1, 3):
-        raise ValueError(f"mean must have 1 or 3 numbers, one per channel, not {spec.channels}")
-    return spec
-
-
 class FinishedSettings(Record):
     """The settings of a finished run that the package reads again."""
 
@@ -61,7 +55,7 @@ class FinishedSettings(Record):
     recipe: str
     command: str
     seed: Seed
-    input_spec: Annotated[InputSpec, BeforeValidator(_known), AfterValidator(_check_channels)]
+    input_spec: Annotated[InputSpec, BeforeValidator(_known)]
     images_hash: str | None = None
     size: Side | None = None
     dtype: str | None = None

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from captum_mfv.display.notebook import encoded
 from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.images import to_pil
 from captum_mfv.optvis.render import Rendering
-from captum_mfv.runs.folder import PEAKS, RunFolder, control_path, find_outputs, image_path, own, to_png
+from captum_mfv.runs.folder import PEAKS, RunFolder, array_path, control_path, find_outputs, image_path, own
 from captum_mfv.runs.records import check_place, new_manifest
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
 from captum_mfv.storage.identity import check_same
@@ -138,11 +141,19 @@ class RunWriter(RunFolder):
         ]
         self.write_json("facets.json", rows)
 
+    def write_image(self, name: str, image: Tensor) -> None:
+        """Write an image, (C, H, W) in [0, 1], as a PNG file; of other than 1 or 3 channels, all of them beside it."""
+        if len(image) not in (1, 3):
+            buffer = BytesIO()
+            np.save(buffer, image.numpy(), allow_pickle=False)
+            self.write(array_path(name), buffer.getvalue())
+        self.write(name, encoded(to_pil(self.input_spec.display(image)), "PNG"))
+
     def write_renderings(self, facets: FacetSet, renderings: Sequence[Rendering]) -> None:
         """Write every facet's image and start, and add histories and transparencies (of 255) to the tensors."""
         for rendering in renderings:
-            self.write(image_path(rendering.facet.index), to_png(rendering.image))
-            self.write(image_path(rendering.facet.index, "_start"), to_png(rendering.start))
+            self.write_image(image_path(rendering.facet.index), rendering.image)
+            self.write_image(image_path(rendering.facet.index, "_start"), rendering.start)
         terms = renderings[0].history
         histories = {f"history.{term}": np.stack([r.history[term] for r in renderings]) for term in terms}
         transparency = np.stack([(r.transparency * 255).round().byte().numpy() for r in renderings])
@@ -157,7 +168,7 @@ class RunWriter(RunFolder):
         """Write a control's images, one per facet, as ``controls/NAME/facet_NN.png``, and then its key."""
         remove(own(self.path, control_path(name), within))
         for k, image in enumerate(images):
-            self.write(control_path(name, f"facet_{k:02d}.png"), to_png(image))
+            self.write_image(control_path(name, f"facet_{k:02d}.png"), image)
         self.write_json(control_path(name, "key.json"), key)
 
     def write_metrics(self, section: str, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What anyone may have written: files within a folder, JSON of bounded size, depth and numbers, and text to show."""
+"""What anyone may have written: files within a folder, JSON and arrays of bounded size, and text to show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["inside", "is_file", "is_folder", "parse_json", "read_json", "read_text", "visible", "within"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "inside",
+    "is_file",
+    "is_folder",
+    "parse_json",
+    "read_array",
+    "read_json",
+    "read_text",
+    "visible",
+    "within",
+]
 
 _MOST_BYTES = 2**29
 _DEEPEST = 50
@@ -34,6 +47,25 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file; raise the errors of `read_text` and `parse_json`."""
     return parse_json(read_text(path))
+
+
+def read_array(path: str | os.PathLike[str], most: int) -> NDArray[Any]:
+    """Return the real numbers in a file of `numpy.save`, in their own type.
+
+    Raises:
+        ValueError: if the file holds anything else, or more than ``most`` numbers.
+    """
+    try:
+        if not is_file(path):  # a pipe would block
+            raise ValueError("not a regular file")
+        values = np.load(path, mmap_mode="r", allow_pickle=False)  # the header of a hostile file may name any size
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
+            raise ValueError("not an array of integers or floating-point numbers")
+        if values.size > most:
+            raise ValueError(f"{values.size} numbers are more than {most}")
+        return np.array(values)
+    except Exception as error:  # the reader raises many types on hostile bytes
+        raise ValueError(str(error)) from error
 
 
 def parse_json(text: str) -> Any:
