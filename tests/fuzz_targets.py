@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import tifffile
 import torch
 from fuzz_mutations import (
     deep_dumped,
@@ -32,7 +33,7 @@ from torch import nn
 import captum_mfv as mfv
 from captum_mfv import models, report
 from captum_mfv.activations.codes import Store
-from captum_mfv.images import to_pil
+from captum_mfv.images import read_image, to_pil
 from captum_mfv.jobs import RunSettings, run
 from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
@@ -41,6 +42,7 @@ from captum_mfv.runs.settings import read_toml, to_toml
 from captum_mfv.storage.files import Checkpoint
 
 SPEC = mfv.InputSpec(16)
+BANDS = mfv.InputSpec(16, (0.5,) * 5, (0.5,) * 5, value_range=(0, 999))
 
 
 def network() -> tuple[nn.Module, mfv.InputSpec]:
@@ -81,6 +83,20 @@ def pictures() -> list[bytes]:
     return found
 
 
+def bands() -> list[tuple[str, bytes]]:
+    """Return small images of five channels with the suffixes of their files."""
+    values = np.random.default_rng(0).integers(0, 999, (5, 9, 12), np.uint16)
+    found = []
+    for array in (values, values.astype(np.float32) / 999, np.asfortranarray(values)):
+        np.save(buffer := io.BytesIO(), array)
+        found.append((".npy", buffer.getvalue()))
+    how: list[dict[str, Any]] = [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"byteorder": ">"}, {"bigtiff": True}]
+    for options in how:
+        tifffile.imwrite(buffer := io.BytesIO(), values, photometric="minisblack", **options)
+        found.append((".tif", buffer.getvalue()))
+    return found
+
+
 def targets(folder: Path) -> list[Target]:
     """Return all targets; their files are written to an empty folder."""
     TiffImagePlugin.WRITE_LIBTIFF = False
@@ -109,6 +125,10 @@ def _files(here: Path, made: Path, values: st.SearchStrategy[Any]) -> list[Targe
     torchs = Path(tempfile.gettempdir()) / "torch"
     return [
         Target("images", mutated_bytes(pictures()), use.image, (here,)),
+        *(
+            Target(f"images: {suffix}", mutated_bytes([one for its, one in bands() if its == suffix]), reader, (here,))
+            for suffix, reader in ((".npy", use.array), (".tif", use.tiff))
+        ),
         Target("weights: safetensors", mutated_safetensors(save(state), values), use.safetensors, (here,)),
         Target("weights: pickles", mutated_bytes([pickled.getvalue()]), use.pickle, (here, torchs)),
         Target("facet sets", mutated_safetensors(tensors, values), use.facet_set, (here,)),
@@ -122,11 +142,24 @@ class _Use:
 
     def __init__(self, here: Path) -> None:
         self.here = here
-        (here / "images").mkdir(parents=True)
+        for name in ("images", "bands"):
+            (here / name).mkdir(parents=True)
 
     def image(self, content: bytes) -> None:
         item = mfv.ImageFolder(self._written("images/a.img", content).parent, SPEC)[0]
         assert item.shape == (3, 16, 16)
+        assert item.min() >= 0
+        assert item.max() <= 1
+
+    def array(self, content: bytes) -> None:
+        self._bands("bands/a.npy", content)
+
+    def tiff(self, content: bytes) -> None:
+        self._bands("bands/a.tif", content)
+
+    def _bands(self, name: str, content: bytes) -> None:
+        item = read_image(self._written(name, content), BANDS)
+        assert item.shape == (5, 16, 16)
         assert item.min() >= 0
         assert item.max() <= 1
 

@@ -106,6 +106,27 @@ def test_the_value_range_holds_for_8_bits_too(tmp_path):
     assert torch.allclose(mfv.ImageFolder(tmp_path, spec)[0], torch.tensor(0.5))
 
 
+def test_the_first_page_of_a_tiff_file_with_overviews_is_read(tmp_path):
+    values = np.random.default_rng(0).integers(0, 10_000, (N, 16, 16)).astype(np.uint16)
+    with tifffile.TiffWriter(tmp_path / "scene.tif") as file:
+        file.write(values, planarconfig="separate", photometric="minisblack", subifds=0)
+        file.write(values[:, ::2, ::2], planarconfig="separate", photometric="minisblack", subfiletype=1)
+    assert np.allclose(mfv.ImageFolder(tmp_path, SPEC)[0], values / 10_000, atol=1e-6)
+
+
+def test_a_circle_of_tiff_pages_ends(tmp_path):
+    tifffile.imwrite(tmp_path / "scene.tif", np.ones((2, 8, 8), np.uint16), photometric="minisblack", metadata=None)
+    content = bytearray((tmp_path / "scene.tif").read_bytes())
+    first = int.from_bytes(content[4:8], "little")
+    end = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    second = int.from_bytes(content[end : end + 4], "little")
+    after = second + 2 + 12 * int.from_bytes(content[second : second + 2], "little")
+    content[after : after + 4] = first.to_bytes(4, "little")
+    (tmp_path / "scene.tif").write_bytes(content)
+    item = mfv.ImageFolder(tmp_path, SPEC)[0]
+    assert item.shape == (N, 16, 16)
+
+
 UNKNOWN = mfv.InputSpec(16, (0.2,) * N, (0.1,) * N)
 WRONG_FILES = {
     "negative values": (

@@ -24,6 +24,8 @@ def found(tmp_path_factory):
     "name",
     [
         "images",
+        "images: .npy",
+        "images: .tif",
         "weights: safetensors",
         pytest.param("weights: pickles", marks=needs_pickles),
         "facet sets",

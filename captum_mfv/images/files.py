@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _planes(path: Path, spec: InputSpec) -> list[Image.Image]:
         if path.suffix.lower() == ".npy":
             values = read_array(path, 3 * _MAX_PIXELS)
         elif path.suffix.lower() in (".tif", ".tiff") and (spec.channels not in (1, 3) or spec.value_range is not None):
-            values = _read_tiff(path)
+            values = _read_tiff(path, spec.channels)
         else:
             image = open_image(path, keep=_DEEP if spec.channels in (1, 3) else ())
             if image.mode not in _DEEP:
@@ -102,8 +103,8 @@ def _scaled(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.flo
     return ((values.astype(np.float32) - low) / (high - low)).clip(0, 1).astype(np.float32)
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
-    """Return the numbers of a TIFF file's first series of pages."""
+def _read_tiff(path: Path, n: int) -> NDArray[Any]:
+    """Return the numbers of a TIFF file: of its first page, or if that has one channel, of its first n pages."""
     try:
         import tifffile
     except ImportError as error:
@@ -112,14 +113,16 @@ def _read_tiff(path: Path) -> NDArray[Any]:
         if not path.is_file():  # a pipe would block
             raise ValueError("not a regular file")
         with tifffile.TiffFile(path) as file:
-            if file.series[0].size > 3 * _MAX_PIXELS:
-                raise ValueError(f"{file.series[0].size} numbers are more than {3 * _MAX_PIXELS}")
-            values: NDArray[Any] = np.asarray(file.series[0].asarray()).squeeze()
+            first = file.pages[0]  # the series of tifffile would follow a circle of pages forever
+            pages = list(islice(file.pages, n)) if len(first.shape) == 2 else [first]
+            if (size := sum(page.size for page in pages)) > 3 * _MAX_PIXELS:
+                raise ValueError(f"{size} numbers are more than {3 * _MAX_PIXELS}")
+            values: NDArray[Any] = np.stack([page.asarray() for page in pages])
     except Exception as error:  # the reader raises many types on hostile bytes
         raise ImageError(f"{path}: {error}") from error
     if values.dtype.kind not in "iuf":
         raise ImageError(f"{path}: {values.dtype} values aren't integers or floating-point numbers")
-    return values
+    return values[0] if len(pages) == 1 else values
 
 
 def open_image(path: Path, formats: tuple[str, ...] = _FORMATS, *, keep: Sequence[str] = ()) -> Image.Image:

@@ -6,10 +6,10 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "inside",
@@ -55,6 +55,8 @@ def read_array(path: str | os.PathLike[str], most: int) -> NDArray[Any]:
     Raises:
         ValueError: if the file holds anything else, or more than ``most`` numbers.
     """
+    import numpy as np  # here, so that the command's help doesn't wait for it
+
     try:
         if not is_file(path):  # a pipe would block
             raise ValueError("not a regular file")
