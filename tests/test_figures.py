@@ -119,7 +119,9 @@ def test_a_box_is_outlined_at_its_pixels():
     assert boxed[10, 25:35].min() > 200
 
 
-@pytest.mark.parametrize("wrong", [{"titles": ["one"]}, {"axes": Figure().subplots(1, 3)}, {"boxes": torch.zeros(1, 4)}])
+@pytest.mark.parametrize(
+    "wrong", [{"titles": ["one"]}, {"axes": Figure().subplots(1, 3)}, {"boxes": torch.zeros(1, 4)}]
+)
 def test_images_attributions_and_titles_must_have_the_same_number(wrong):
     images, maps = image_and_map()
     with pytest.raises(ValueError, match="2 images need"):
