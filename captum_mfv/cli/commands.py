@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from captum_mfv.cli.console import console
-from captum_mfv.cli.options import RunCommand
+from captum_mfv.cli.options import RunCommand, complete_model
 from captum_mfv.display.progress import waiting
 from captum_mfv.storage.untrusted import visible
 
@@ -110,6 +110,7 @@ def _print_summary(folder: Any) -> None:
     "--judge",
     required=True,
     metavar="MODEL",
+    shell_complete=complete_model,
     help="The independent network, named as for `run --model`.",
 )
 @click.option("--judge-weights", help="The independent network's weights file.  [default: the model's own]")
@@ -132,7 +133,11 @@ def _print_summary(folder: Any) -> None:
     metavar="NAME",
     help="A control to render and evaluate too, or `all`; needs --model, and takes as long as the run's images did.",
 )
-@click.option("--model", help="The run's model (a file.py is run), for controls and held-out images.")
+@click.option(
+    "--model",
+    shell_complete=complete_model,
+    help="The run's model (a file.py is run), for controls and held-out images.",
+)
 @click.option("--weights", help="The weights file of --model.")
 @click.option("--sae", metavar="FILE|FOLDER", help="The sparse autoencoder of a run on a latent; with --model.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ….  [default: a GPU if there is one]")

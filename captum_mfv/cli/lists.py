@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from captum_mfv.cli.options import completed, model_names, recipe_names
+from captum_mfv.cli.options import complete_model, completed, recipe_names
 
 __all__ = ["list_"]
 
@@ -89,7 +89,7 @@ def models(pattern: str) -> None:
 @click.option(
     "--model",
     required=True,
-    shell_complete=completed(model_names),
+    shell_complete=complete_model,
     help="A name, as for `run --model`.",
 )
 @click.option("--unit", metavar="LAYER[:INDEX]", show_default="the last layer", help="Whose default code is marked.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
@@ -12,7 +13,9 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     from captum_mfv.runs.settings import Declared
 
-__all__ = ["RunCommand", "completed", "model_names", "recipe_names"]
+__all__ = ["RunCommand", "complete_model", "completed", "recipe_names"]
+
+_LIBRARIES = {"timm": "timm", "hf": "transformers", "open_clip": "open_clip"}  # module by prefix of --model
 
 Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 
@@ -28,11 +31,17 @@ def completed(find: Callable[[], Sequence[str]]) -> Complete:
     return complete
 
 
-def model_names() -> list[str]:
-    """Return the names that ``--model`` accepts."""
+def complete_model(context: click.Context, option: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Complete ``--model``: torchvision's names and prefixes of installed libraries, then names of the typed prefix."""
     from captum_mfv.models import names
+    from captum_mfv.models.sources import LISTS
 
-    return names()
+    library, colon, _ = typed.partition(":")
+    if colon and library in _LIBRARIES:
+        listed = names(f"{library}:*") if library in LISTS and find_spec(_LIBRARIES[library]) else []
+        return [CompletionItem(name) for name in listed if name.startswith(typed)]
+    prefixes = [f"{prefix}:" for prefix, module in _LIBRARIES.items() if find_spec(module)]
+    return completed(lambda: [*prefixes, *names()])(context, option, typed)
 
 
 def recipe_names() -> list[str]:
@@ -62,7 +71,9 @@ class _Value(click.ParamType):  # type: ignore[type-arg]
         names = self.declared.option.names
         if names in ("file", "folder"):
             return [CompletionItem(incomplete, type="file" if names == "file" else "dir")]
-        find = {"model": model_names, "recipe": recipe_names}.get(names or "", lambda: _literals(self.declared.hint))
+        if names == "model":
+            return complete_model(ctx, param, incomplete)
+        find = recipe_names if names == "recipe" else lambda: _literals(self.declared.hint)
         return completed(find)(ctx, param, incomplete)
 
 
