@@ -304,6 +304,7 @@ def _overlay(
     if not {"positive": values > 0, "negative": values < 0}.get(sign, values != 0).any():  # Captum would divide by 0
         axis.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=1)
         return
+    axis.set(xticks=[], yticks=[])  # Captum hides the ticks' labels one by one, which takes most of the time
     visualization.visualize_image_attr(
         values / np.abs(values).max(),  # Captum warns if values are small
         pixels,

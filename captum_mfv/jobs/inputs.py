@@ -49,6 +49,7 @@ class Inputs:
         return {
             **asdict(self.job),
             "recipe_data": asdict(self.recipe),
+            "n_steps": self.recipe.n_steps,
             "input_spec": asdict(self.spec),
             "images_hash": self.images.files_fingerprint,
             "weights_hash": weights_fingerprint(self.model),

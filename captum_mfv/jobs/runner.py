@@ -64,7 +64,7 @@ STAGES = (
     Stage(
         "baseline",
         steps.render_baseline,
-        reads=(*_MODEL, *_IMAGE, "steps"),
+        reads=(*_MODEL, *_IMAGE, "n_steps"),
         after=("facets",),
         writes=(BASELINE, array_path(BASELINE), ".unfinished/plain.safetensors"),
     ),

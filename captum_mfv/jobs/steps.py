@@ -141,11 +141,11 @@ def render_images(work: Work) -> None:
 
 
 def render_baseline(work: Work) -> None:
-    """Synthesize the whole unit's image without facets, to compare with; warn if no gradient reaches it."""
+    """Synthesize the whole unit's image without facets, in as many steps; warn if no gradient reaches it."""
     _log.info("synthesizing the unit's image without facets")
     checkpoint = work.folder.unfinished("plain.safetensors")
     try:
-        (rendering,) = _render(work, work.facets.as_one_facet(), checkpoint, "plain", work.inputs.job.steps)
+        (rendering,) = _render(work, work.facets.as_one_facet(), checkpoint, "plain", work.inputs.recipe.n_steps)
     except RenderError as error:
         warnings.warn(f"no image without facets: {error}", MFVWarning, stacklevel=2)
     else:
@@ -218,7 +218,8 @@ def overlay_png(image: Tensor, attribution: Tensor, box: Tensor) -> bytes:
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     plot_attributions(image[None], attribution[None], figure.add_axes((0, 0, 1, 1)), boxes=box[None])
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    options: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 1}}
+    figure.savefig(buffer, format="png", dpi=100, **options)
     return buffer.getvalue()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from captum_mfv.activations.codes import collect
-from captum_mfv.attr import pure_code
+from captum_mfv.attr import AttributionCode, pure_code
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.finder import STABLE
 from captum_mfv.facets.separation import excess
-from captum_mfv.images import Images, InputSpec
+from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.metrics.scores import off_facet, real_off_facet
 from captum_mfv.storage.schema import check_seed
 
@@ -118,14 +117,14 @@ def score_images(
     n, counts = len(facets), np.array([len(facet) for facet in facets])
     if not len(images) == len(starts) == n:
         raise FacetError(f"{n} facets need one image and one start image each, not {len(images)} and {len(starts)}")
-    contributions = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
-    codes: dict[str, Any] = {"code": facets.code, "code_fn": contributions}
-    read = partial(collect, model, facets.unit, input_spec=input_spec, batch_size=_BATCH_SIZE, **codes)
     members = np.flatnonzero(facets.labels >= 0)
     labels, own = facets.labels[members], facets.labels[members][counts[facets.labels[members]] > 1]
-    made, found = read(images=images), read(images=Subset(real, members.tolist()))  # type: ignore[arg-type]
-    assert made.fn_codes is not None and found.fn_codes is not None
-    off, real_off = off_facet(made.fn_codes, found.fn_codes, labels), real_off_facet(found.fn_codes, labels)
+    made = collect(model, facets.unit, images, code=facets.code, input_spec=input_spec)
+    code = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
+    contributions = _contributions(code, images)
+    real_contributions = _contributions(code, Subset(real, members.tolist()))  # type: ignore[arg-type]
+    off = off_facet(contributions, real_contributions, labels)
+    real_off = real_off_facet(real_contributions, labels)
     closest = nearest(made.codes, facets.centers)
     scores = [
         ImageScores(
@@ -140,3 +139,8 @@ def score_images(
         for k in range(n)
     ]
     return scores, float((closest == np.arange(n)).mean())
+
+
+def _contributions(code: AttributionCode, images: Images | Sequence[Tensor]) -> NDArray[np.float32]:
+    """Return the contributions of a layer's channels to the unit, (n, C)."""
+    return np.concatenate([code(batch).float().numpy() for _, batch in batches(images, _BATCH_SIZE)])
