@@ -305,17 +305,10 @@ def _overlay(
         axis.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=1)
         return
     axis.set(xticks=[], yticks=[])  # Captum hides the ticks' labels one by one, which takes most of the time
-    visualization.visualize_image_attr(
-        values / np.abs(values).max(),  # Captum warns if values are small
-        pixels,
-        method=method,
-        sign=sign,
-        plt_fig_axis=(axis.figure, axis),
-        outlier_perc=outlier_perc,
-        cmap="PuOr_r" if sign == "all" else "inferno",
-        alpha_overlay=alpha,
-        use_pyplot=False,
-    )
+    scaled = values / np.abs(values).max()  # Captum warns if values are small
+    look: dict[str, Any] = {"method": method, "sign": sign, "outlier_perc": outlier_perc, "alpha_overlay": alpha}
+    colors, place = "PuOr_r" if sign == "all" else "inferno", (axis.figure, axis)
+    visualization.visualize_image_attr(scaled, pixels, **look, cmap=colors, plt_fig_axis=place, use_pyplot=False)
 
 
 def _outline(axis: Axes, left: float, top: float, right: float, bottom: float) -> None:
