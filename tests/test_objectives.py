@@ -1,5 +1,7 @@
 """Every component in Lucent's unmodified render loop, and combined with Lucent's objectives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from lucent.optvis.render import render_vis
 
 from captum_mfv.errors import FacetError, ImageError, RecipeError
 from captum_mfv.optvis import initializer, objectives, param, transform
+from captum_mfv.optvis.lucent import render_vis_arguments
 from captum_mfv.optvis.optimizers import TVAscent
+from captum_mfv.optvis.recipes import get_recipe
 from captum_mfv.optvis.reference import distribution_term
+from captum_mfv.optvis.render import render_facets
 from captum_mfv.optvis.terms import make_term
 
 
@@ -239,3 +244,34 @@ def test_the_initializer_starts_at_the_mean_of_the_nearest_members(facets, plant
     _, image_f = initializer.mean_image(facets[2], planted[0], n_images=4)()
     mean = planted[0][facets[2].members[:4]].mean(0)
     assert (image_f()[0] - mean).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("recipe", ["facet", "facet-pixels", "logit", "maco", "faceted", "paper"])
+def test_lucents_loop_with_a_recipes_arguments_renders_what_render_facets_does(recipe, facets, planted):
+    if recipe == "paper":  # one phase of the paper's recipe
+        recipe = replace(get_recipe("paper-mean"), phases=get_recipe("paper-mean").phases[:1])
+    if recipe == "facet-pixels":
+        recipe = replace(get_recipe("facet"), param="pixel")
+    chosen, options = facets[1:], {"recipe": recipe, "steps": 6, "input_spec": SPEC, "seed": 3}
+    model = small_cnn()
+    model.relu1.inplace = model.relu2.inplace = False  # Lucent would read what they leave of the layer before
+    wanted = torch.stack([one.image for one in render_facets(model, chosen, planted[0], **options)])
+    arguments = render_vis_arguments(model, chosen, planted[0], **options)
+    for _ in range(2):  # each call starts anew
+        (pictures,) = render_vis(model, **arguments)
+        assert np.abs(pictures - wanted.permute(0, 2, 3, 1).numpy()).mean() < 1e-3
+    (first,) = render_vis(model, **{**arguments, "thresholds": [1]})
+    assert np.abs(pictures - first).mean() > 1.5e-3
+
+
+def test_an_argument_of_a_recipe_for_lucents_loop_can_be_replaced(facets, planted):
+    arguments = render_vis_arguments(small_cnn(), facets, planted[0], input_spec=SPEC, steps=4)
+    medoids = initializer.medoid_image(facets, planted[0])
+    (pictures,) = render_vis(small_cnn(), **{**arguments, "param_f": medoids})
+    start = medoids()[1]().detach().permute(0, 2, 3, 1).numpy()
+    assert 1e-3 < np.abs(pictures - start).mean() < 0.1
+
+
+def test_a_recipe_of_several_phases_is_refused_for_lucents_loop(facets, planted):
+    with pytest.raises(RecipeError, match="paper-mean has several phases or sizes; only render_facets renders it"):
+        render_vis_arguments(small_cnn(), facets, planted[0], recipe="paper-mean", input_spec=SPEC)

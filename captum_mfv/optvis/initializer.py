@@ -13,31 +13,44 @@ from typing import SupportsIndex, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
-from captum_mfv.images import Images, stack
+from captum_mfv.images import Images, InputSpec, batches, stack
 from captum_mfv.images.preprocessing import resize
 from captum_mfv.optvis.arguments import Facets, as_facets
-from captum_mfv.optvis.param import ParamF, fft_image_from, maco_image_from, mean_magnitudes
+from captum_mfv.optvis.param import (
+    ParamF,
+    color_matrix,
+    fft_image_from,
+    maco_image_from,
+    mean_magnitudes,
+    pixel_image_from,
+)
+from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.storage.schema import check_integer
 
 __all__ = [
     "maco_image",
     "mean_image",
     "mean_images",
+    "measured_colors",
     "medoid_image",
     "medoid_images",
     "noise_image",
     "noise_images",
     "own_generator",
+    "parameterize",
     "spectra",
     "spectral_images",
+    "start_images",
 ]
 
 Param: TypeAlias = Callable[[Tensor], ParamF]
 Device: TypeAlias = torch.device | str
 
+_N_COLORED = 100  # images on which colors are measured
 _CONTRAST = 0.4  # factor of magnitudes; at 1, colors start saturated, where the gradient vanishes
 
 
@@ -132,6 +145,45 @@ def spectra(
     """Return mean magnitudes of each facet's nearest members, (n_facets, C, H, W // 2 + 1), for `maco_image_from`."""
     nearest = (_nearest(facet, images, n_images, size) for facet in facets)
     return torch.stack([mean_magnitudes(members, colors=colors) for members in nearest])
+
+
+def start_images(
+    recipe: Recipe,
+    facets: Sequence[Facet],
+    images: Images,
+    generators: Sequence[torch.Generator],
+    shape: tuple[int, int, int],
+) -> Tensor:
+    """Return the images from which a recipe starts, (n_facets, C, H, W) in [0, 1], of a shape (C, side, side)."""
+    size = shape[-1]
+    if recipe.start == "noise":
+        return noise_images(shape, generators, *recipe.noise)
+    if recipe.start == "spectrum":
+        return spectral_images(facets, images, generators, size=size)
+    if recipe.start == "medoid":
+        return resize(medoid_images(facets, images), size)
+    return resize(mean_images(facets, images, recipe.n_images), size)
+
+
+def parameterize(
+    recipe: Recipe, start: Tensor, facets: Sequence[Facet], images: Images, colors: Tensor | None = None
+) -> ParamF:
+    """Return a recipe's parameterization, started at images, (n_facets, C, H, W) in [0, 1]."""
+    if recipe.param == "pixel":
+        return pixel_image_from(start)
+    if recipe.param == "fft":
+        return fft_image_from(start, colors=colors)
+    magnitudes = spectra(facets, images, size=start.shape[-1], colors=colors)
+    return maco_image_from(start, magnitudes, colors=colors)
+
+
+def measured_colors(recipe: Recipe, images: Images, spec: InputSpec) -> Tensor | None:
+    """Return the color decorrelation, measured on images evenly spread over the dataset; None: ImageNet's, or gray."""
+    if recipe.colors == "imagenet" and spec.channels in (1, 3):
+        return None
+    spread = np.unique(np.linspace(0, len(images) - 1, _N_COLORED).astype(int)).tolist()
+    _, sample = next(batches(Subset(images, spread), _N_COLORED))  # type: ignore[arg-type]
+    return color_matrix(sample)
 
 
 def own_generator(seed: int, facet: Facet) -> torch.Generator:

@@ -19,7 +19,7 @@ from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.images.preprocessing import resize
 from captum_mfv.optvis import initializer
-from captum_mfv.optvis.param import ParamF, as_alpha, fft_image_from, maco_image_from, pixel_image_from
+from captum_mfv.optvis.param import as_alpha
 from captum_mfv.optvis.recipes import Phase, Recipe
 from captum_mfv.optvis.step import History, Passes, PhaseState, prefixed
 from captum_mfv.optvis.terms import INPUT, Term, activation_term
@@ -63,7 +63,7 @@ class RenderLoop:
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Return the images at the start and at the end, (B, C, size, size) on the CPU."""
-        start = self._start()
+        start = self._start().cpu()
         canvas = start.to(next(self.model.parameters(), start).device)
         saved = None if self.checkpoint is None else self.checkpoint.load()
         reading = nullcontext if self.checkpoint is None else self.checkpoint.reading
@@ -72,7 +72,8 @@ class RenderLoop:
         with guard(self.model), torch.enable_grad():
             for number, phase in enumerate(self.recipe.phases[first:], first):
                 canvas = _resized(canvas, int(self.size * phase.scale))
-                state = PhaseState.begin(phase, self._param_f(canvas), self.size, self._generators)
+                param_f = initializer.parameterize(self.recipe, canvas, self.facets, self.images, self.colors)
+                state = PhaseState.begin(phase, param_f, self.size, self._generators)
                 if saved is not None and number == first:
                     with reading():
                         self._restore_phase(state, number, saved)
@@ -88,26 +89,11 @@ class RenderLoop:
         return as_alpha(torch.stack(self._transparencies).sum(0))
 
     def _start(self) -> Tensor:
-        """Return the images at the start, on the CPU."""
-        recipe, size = self.recipe, self.size
+        """Return the images at the start."""
         if self.start is not None:
-            return resize(self.start.detach().float().cpu(), size)
-        if recipe.start == "noise":
-            return initializer.noise_images((self.spec.channels, size, size), self._generators, *recipe.noise)
-        if recipe.start == "spectrum":
-            return initializer.spectral_images(self.facets, self.images, self._generators, size=size)
-        if recipe.start == "medoid":
-            return resize(initializer.medoid_images(self.facets, self.images), size)
-        return resize(initializer.mean_images(self.facets, self.images, recipe.n_images), size)
-
-    def _param_f(self, canvas: Tensor) -> ParamF:
-        """Return the recipe's parameterization, started at the canvas."""
-        if self.recipe.param == "pixel":
-            return pixel_image_from(canvas)
-        if self.recipe.param == "fft":
-            return fft_image_from(canvas, colors=self.colors)
-        magnitudes = initializer.spectra(self.facets, self.images, size=canvas.shape[-1], colors=self.colors)
-        return maco_image_from(canvas, magnitudes, colors=self.colors)
+            return resize(self.start.detach().float(), self.size)
+        shape = (self.spec.channels, self.size, self.size)
+        return initializer.start_images(self.recipe, self.facets, self.images, self._generators, shape)
 
     def _run_phase(self, state: PhaseState, number: int) -> Tensor:
         """Return the canvas after a phase, or after the last step before Ctrl-C."""

@@ -41,6 +41,7 @@ __all__ = [
     "probe",
     "total_variation",
     "unit",
+    "weighted_sum",
 ]
 
 FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 1.5, "code": 3.0, "distribution": 6.0}
@@ -53,13 +54,13 @@ def unit(facet: Facets, *, cap: float | None = None) -> Any:
     With a cap, the activation levels off about ``cap`` times the largest activation on any real image.
     """
     facets = as_facets(facet)
-    return _objective(facets, {"unit": terms.unit_term(facets, cap)})
+    return weighted_sum(facets, {"unit": terms.unit_term(facets, cap)})
 
 
 def probability(facet: Facets) -> Any:
     """Maximize the logarithm of the unit's probability, a softmax over its layer's units."""
     facets = as_facets(facet)
-    return _objective(facets, {"probability": terms.probability_term(facets)})
+    return weighted_sum(facets, {"probability": terms.probability_term(facets)})
 
 
 def code(facet: Facets, *, contrast: float = 0.0) -> Any:
@@ -68,7 +69,7 @@ def code(facet: Facets, *, contrast: float = 0.0) -> Any:
     The largest cosine to the other facets' centers is subtracted, times ``contrast``.
     """
     facets = as_facets(facet)
-    return _objective(facets, {"code": terms.code_term(facets, contrast)})
+    return weighted_sum(facets, {"code": terms.code_term(facets, contrast)})
 
 
 def distribution(facet: Facets, reference: Reference) -> Any:
@@ -77,7 +78,7 @@ def distribution(facet: Facets, reference: Reference) -> Any:
     ``reference`` is the output of `measure_reference` for the facets; for another number of facets, raises FacetError.
     """
     facets = as_facets(facet)
-    return _objective(facets, {"distribution": distribution_term(reference)})
+    return weighted_sum(facets, {"distribution": distribution_term(reference)})
 
 
 def probe(facet: Facets, probe: Probe) -> Any:
@@ -87,7 +88,7 @@ def probe(facet: Facets, probe: Probe) -> Any:
     feature visualization. ``probe`` is the output of `measure_probe` for the facets; raises as `distribution` does.
     """
     facets = as_facets(facet)
-    return _objective(facets, {"probe": probe_term(facets, probe)})
+    return weighted_sum(facets, {"probe": probe_term(facets, probe)})
 
 
 def facet(facet: Facets, reference: Reference | None = None, *, weights: Mapping[str, float] | None = None) -> Any:
@@ -107,12 +108,12 @@ def facet(facet: Facets, reference: Reference | None = None, *, weights: Mapping
         del chosen["distribution"]
     measured = {} if reference is None else {"distribution": distribution_term(reference)}
     every = {name: measured.get(name) or terms.make_term(name, facets) for name in chosen}
-    return _objective(facets, every, chosen)
+    return weighted_sum(facets, every, chosen)
 
 
 def total_variation() -> Any:
     """Minimize how often a line across the image changes from black to white, which smooths the image."""
-    return _objective((), {"total_variation": terms.total_variation_term()})
+    return weighted_sum((), {"total_variation": terms.total_variation_term()})
 
 
 def boundary(width: float = 0.1) -> Any:
@@ -123,16 +124,18 @@ def boundary(width: float = 0.1) -> Any:
     """
     if not 0 < width < 0.5:
         raise RecipeError(f"width must be above 0 and below .5, not {width}")
-    return _objective((), {"boundary": terms.boundary_term(width)})
+    return weighted_sum((), {"boundary": terms.boundary_term(width)})
 
 
 def gray() -> Any:
     """Minimize the mean square difference from mid-gray, which keeps colors from saturating."""
-    return _objective((), {"gray": terms.gray_term()})
+    return weighted_sum((), {"gray": terms.gray_term()})
 
 
-def _objective(facets: Sequence[Facet], losses: Mapping[str, Term], weights: Mapping[str, float] | None = None) -> Any:
-    """Return the sum of losses, weighted by 1 unless weights are given."""
+def weighted_sum(
+    facets: Sequence[Facet], losses: Mapping[str, Term], weights: Mapping[str, float] | None = None
+) -> Any:
+    """Return the sum of terms, weighted by 1 unless weights are given; a mean over the batch."""
     from lucent.optvis.objectives import Objective  # here, since it takes seconds to import
 
     for name, term in losses.items():

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from captum_mfv.activations.batching import AdaptiveBatches, cpu_batch_size
 from captum_mfv.display.notebook import picture, png, table
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import ImageError, MFVWarning, RecipeError
 from captum_mfv.facets.facet_set import Facet
-from captum_mfv.images import Images, InputSpec, batches
+from captum_mfv.images import Images, InputSpec
 from captum_mfv.optvis.arguments import Facets, Seeds, as_facets, as_seeds, check_same_layers
+from captum_mfv.optvis.initializer import measured_colors
 from captum_mfv.optvis.loop import Callback, RenderLoop
-from captum_mfv.optvis.param import check_images, color_matrix
+from captum_mfv.optvis.param import check_images
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.reference import measure_terms
 from captum_mfv.storage.files import Checkpoint
@@ -33,8 +33,6 @@ from captum_mfv.storage.schema import check_integer
 _log = logging.getLogger(__name__)
 
 __all__ = ["Rendering", "render_facets"]
-
-_N_COLORED = 100  # images on which colors are measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +159,7 @@ def render_facets(
             start=None if starts is None else starts[order],
             spec=spec,
             size=side,
-            colors=_colors(images) if plan.colors == "images" or spec.channels not in (1, 3) else None,
+            colors=measured_colors(plan, images, spec),
             dtype=dtype,
             batches=AdaptiveBatches(limit or cpu_batch_size(model, spec, len(order))),
             bar=bar,
@@ -219,13 +217,6 @@ def _starts(start: Tensor, n_facets: int) -> Tensor:
         raise ImageError(f"start must be (C, H, W) or ({n_facets}, C, H, W), not {tuple(start.shape)}")
     check_images(every, "start")
     return every
-
-
-def _colors(images: Images) -> Tensor:
-    """Return the color decorrelation, measured on images evenly spread over the dataset."""
-    spread = np.unique(np.linspace(0, len(images) - 1, _N_COLORED).astype(int)).tolist()
-    _, sample = next(batches(Subset(images, spread), _N_COLORED))  # type: ignore[arg-type]
-    return color_matrix(sample)
 
 
 def _change(values: NDArray[np.float32]) -> str:

@@ -18,9 +18,18 @@ from captum_mfv.optvis.optimizers import TVAscent
 from captum_mfv.optvis.param import ParamF, Transparency
 from captum_mfv.optvis.recipes import Phase
 from captum_mfv.optvis.terms import INPUT, Term
-from captum_mfv.optvis.transform import CenterCrop, compose, make_transform
+from captum_mfv.optvis.transform import CenterCrop, Transform, compose, make_transform
 
-__all__ = ["History", "PassResult", "Passes", "PhaseState", "prefixed"]
+__all__ = [
+    "History",
+    "PassResult",
+    "Passes",
+    "PhaseState",
+    "make_optimizer",
+    "make_transforms",
+    "prefixed",
+    "schedule",
+]
 
 _READ_EVERY = 25  # steps between two reads of losses; each read waits for the device
 
@@ -105,19 +114,13 @@ class PhaseState:
         """Return the state before the first step of a phase."""
         transparency = Transparency(param_f)
         params, image_f = transparency()
-        transforms = [make_transform(name, arguments, size, generators) for name, arguments in phase.transforms.items()]
-        if phase.optimizer == "adam":
-            optimizer: torch.optim.Optimizer = torch.optim.Adam(params, lr=phase.lr.start)
-        else:
-            optimizer = TVAscent(params, crop=next((one for one in transforms if isinstance(one, CenterCrop)), None))
+        transforms = make_transforms(phase, size, generators)
+        optimizer = make_optimizer(phase, params, transforms)
         return cls(phase, params, image_f, compose(transforms), optimizer, transparency)
 
     def advance(self, passes: Passes, history: History) -> Tensor:
         """Do one gradient step, record it, and return the images before it, (B, C, H, W)."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.phase.lr.at(self.step, self.phase.steps)
-            if self.phase.tv_weight is not None:
-                group["tv_weight"] = self.phase.tv_weight.at(self.step, self.phase.steps)
+        schedule(self.optimizer, self.phase, self.step)
         images = self.image_f()
         views = self.transform(images)
         result = passes(images, views)
@@ -151,6 +154,26 @@ class PhaseState:
             self.optimizer.state[param] = {
                 name: value.to(param.device if value.ndim else None) for name, value in moments.items()
             }
+
+
+def make_transforms(phase: Phase, size: int, generators: Sequence[torch.Generator]) -> list[Transform]:
+    """Return a phase's transforms, of images with a generator each."""
+    return [make_transform(name, arguments, size, generators) for name, arguments in phase.transforms.items()]
+
+
+def make_optimizer(phase: Phase, params: Sequence[Tensor], transforms: Sequence[Transform]) -> torch.optim.Optimizer:
+    """Return a phase's optimizer; `TVAscent` steps within the window of the transforms' crop."""
+    if phase.optimizer == "adam":
+        return torch.optim.Adam(params, lr=phase.lr.start)
+    return TVAscent(params, crop=next((one for one in transforms if isinstance(one, CenterCrop)), None))
+
+
+def schedule(optimizer: torch.optim.Optimizer, phase: Phase, step: int) -> None:
+    """Set the optimizer's learning rate and denoiser for a step, 0 … n_steps − 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = phase.lr.at(step, phase.steps)
+        if phase.tv_weight is not None:
+            group["tv_weight"] = phase.tv_weight.at(step, phase.steps)
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
