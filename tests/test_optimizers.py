@@ -4,7 +4,7 @@ import torch
 from skimage.restoration import denoise_tv_bregman
 
 from captum_mfv.errors import RenderError
-from captum_mfv.optvis.optimizers import TVAscent, denoise_tv
+from captum_mfv.optvis.optimizers import DampedAdam, TVAscent, denoise_tv
 from captum_mfv.optvis.transform import center_crop, gradient_mask
 
 
@@ -82,3 +82,41 @@ def test_settings_out_of_range_are_an_error():
     for wrong in ({"lr": -1}, {"tv_weight": 0}):
         with pytest.raises(RenderError):
             TVAscent([torch.rand(1, 3, 8, 8, requires_grad=True)], **wrong)
+
+
+def test_damped_adam_follows_the_gradient_and_adam_amplifies_what_is_small():
+    sizes = torch.tensor([1.0, 1.0, 1.0, 1e-4])
+    moved = {}
+    for make in (torch.optim.Adam, DampedAdam):
+        param = torch.zeros(1, 4, requires_grad=True)
+        optimizer = make([param], lr=0.1)
+        for _ in range(10):
+            param.grad = sizes[None].clone()
+            optimizer.step()
+        moved[make] = -param.detach()[0]
+    assert torch.allclose(moved[torch.optim.Adam], torch.tensor(1.0), atol=1e-3)
+    rms = sizes.square().mean().sqrt()
+    assert torch.allclose(moved[DampedAdam], 10 * 0.1 * sizes / (sizes + rms), rtol=1e-4)
+
+
+def test_damped_adam_steps_each_image_alone_and_ignores_the_scale_of_its_loss():
+    gradients = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+    def moved(rows, factor=1.0):
+        param = torch.zeros(len(rows), 3, 4, requires_grad=True)
+        optimizer = DampedAdam([param])
+        for gradient in gradients:
+            param.grad = factor * gradient[rows]
+            optimizer.step()
+        return param.detach()
+
+    both = moved([0, 1])
+    assert torch.equal(both[1:], moved([1]))
+    assert torch.allclose(both, moved([0, 1], 1e-9), rtol=1e-4)
+    assert not moved([0, 1], 0.0).any()
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (0.9, 1.0)}])
+def test_damped_adam_refuses_what_it_cannot_use(wrong):
+    with pytest.raises(RenderError, match=next(iter(wrong))):
+        DampedAdam([torch.zeros(1, 2, requires_grad=True)], **wrong)

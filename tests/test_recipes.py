@@ -69,7 +69,7 @@ def changed(**changes):
         ({"phase__weights": {"unit": True}}, r"phases\[0\].weights.unit must be a finite number, not True"),
         ({"phase__steps": 0}, r"phases\[0\].steps must be at least 1, not 0"),
         ({"phase__steps": "many"}, r"phases\[0\].steps must be an integer, not 'many'"),
-        ({"phase__optimizer": "sgd"}, r"phases\[0\].optimizer must be 'adam' or 'tv', not 'sgd'"),
+        ({"phase__optimizer": "sgd"}, r"phases\[0\].optimizer must be 'adam', 'damped_adam' or 'tv', not 'sgd'"),
         ({"phase__optimizer": "tv"}, "steps on pixels; set param to pixel"),
         ({"phase__lr": {"start": -1, "end": 0}}, r"phases\[0\]: lr must be at least 0, not -1 to 0"),
         ({"phase__lr": 0.1}, r"phases\[0\].lr must be a table, not 0.1"),

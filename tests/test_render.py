@@ -36,7 +36,7 @@ def test_every_recipe_renders_every_facet_and_improves_its_objective(recipe, fac
 
 
 def test_images_show_their_own_facet(facets, planted):
-    made = render_facets(small_cnn(), facets, planted[0], steps=30, input_spec=SPEC)
+    made = render_facets(small_cnn(), facets, planted[0], steps=60, input_spec=SPEC)
     images, starts = [r.image for r in made], [r.start for r in made]
     scores, retained = score_images(small_cnn(), facets, images, starts, planted[0], input_spec=SPEC)
     assert retained == 1

@@ -1,4 +1,4 @@
-"""The paper's ascent step and its TV denoiser, as a torch Optimizer."""
+"""Optimizers of images: Adam without the amplification of noise, and the paper's ascent step with its TV denoiser."""
 
 from __future__ import annotations
 
@@ -11,10 +11,52 @@ from torch import Tensor
 from captum_mfv.errors import RenderError
 from captum_mfv.optvis.transform import CenterCrop
 
-__all__ = ["TVAscent", "denoise_tv"]
+__all__ = ["DampedAdam", "TVAscent", "denoise_tv"]
 
 _N_SWEEPS = 100  # of the denoiser at most
 _TOLERANCE = 1e-3  # root mean square change of a channel below which the denoiser stops
+
+
+class DampedAdam(torch.optim.Optimizer):
+    """Adam with an epsilon per image: the root mean square of the image's gradient.
+
+    Adam divides each parameter's gradient by that parameter's own root mean square, so that a parameter whose gradient
+    is small and random changes as fast as one that matters. In a Fourier spectrum these are the high frequencies,
+    which become a fine texture all over the image. With the image's root mean square added to the denominator, a
+    parameter moves in proportion to its gradient where this is below average. A step is about half as long as Adam's.
+
+    Args:
+        params: parameters with one row per image, such as those of `param.fft_image_from`.
+        lr: learning rate.
+        betas: decay rates of the means of the gradient and of its square, as in Adam.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        if lr < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise RenderError(f"lr must be 0 or more, betas at least 0 and below 1; got {lr} and {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; with a closure, the loss that it returns."""
+        loss = _evaluated(closure)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._step(param, param.grad, group["lr"], *group["betas"])
+        return loss
+
+    def _step(self, param: Tensor, gradient: Tensor, lr: float, beta1: float, beta2: float) -> None:
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+        state["step"] += 1  # a tensor, so that no step waits for the device
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
+        square = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2 ** state["step"])
+        of_image = square.mean(dim=tuple(range(1, square.ndim)), keepdim=True)
+        scale = (square.sqrt() + of_image.sqrt()).clamp_min(torch.finfo(param.dtype).tiny)
+        param.sub_(lr * mean / scale)
 
 
 class TVAscent(torch.optim.Optimizer):
@@ -41,10 +83,7 @@ class TVAscent(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; with a closure, the loss that it returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _evaluated(closure)
         for group in self.param_groups:
             for pixels in group["params"]:
                 if pixels.grad is not None:
@@ -62,6 +101,14 @@ class TVAscent(torch.optim.Optimizer):
             crop.paste(pixels, window)
         else:
             pixels.copy_(window)
+
+
+def _evaluated(closure: Callable[[], Any] | None) -> Any:
+    """Return a closure's loss, computed with gradients; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 @torch.no_grad()

@@ -60,8 +60,8 @@ class Phase:
     weights: Annotated[Weights, Field(min_length=1)]
     """Objective terms (`terms.TERMS`) and their weights."""
 
-    optimizer: Literal["adam", "tv"] = "adam"
-    """``adam``, or ``tv`` for `optimizers.TVAscent`."""
+    optimizer: Literal["adam", "damped_adam", "tv"] = "adam"
+    """``adam``, ``damped_adam`` for `optimizers.DampedAdam`, or ``tv`` for `optimizers.TVAscent`."""
 
     lr: Ramp = Ramp(0.03, 0.03)
     """Adam's learning rate, or TV ascent's step in gray levels."""

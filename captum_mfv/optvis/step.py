@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_mfv.activations.batching import AdaptiveBatches
 from captum_mfv.errors import RenderError
 from captum_mfv.facets.facet_set import Facet
-from captum_mfv.optvis.optimizers import TVAscent
+from captum_mfv.optvis.optimizers import DampedAdam, TVAscent
 from captum_mfv.optvis.param import ParamF, Transparency
 from captum_mfv.optvis.recipes import Phase
 from captum_mfv.optvis.terms import INPUT, Term
@@ -165,6 +165,8 @@ def make_optimizer(phase: Phase, params: Sequence[Tensor], transforms: Sequence[
     """Return a phase's optimizer; `TVAscent` steps within the window of the transforms' crop."""
     if phase.optimizer == "adam":
         return torch.optim.Adam(params, lr=phase.lr.start)
+    if phase.optimizer == "damped_adam":
+        return DampedAdam(params, lr=phase.lr.start)
     return TVAscent(params, crop=next((one for one in transforms if isinstance(one, CenterCrop)), None))
 
 
