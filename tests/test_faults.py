@@ -31,7 +31,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with 
 
 
 @forks
-@pytest.mark.parametrize(("images", "points"), [([], 6), (["--whole"], 12)], ids=["crops", "whole images"])
+@pytest.mark.parametrize(("images", "points"), [([], 4), (["--whole"], 8)], ids=["crops", "whole images"])
 def test_a_run_killed_at_any_point_resumes_to_byte_identical_files(images, points, tmp_path):
     counts = tmp_path / "counts.json"
     options = ["--points", str(points), "--faults", "kill -9", "--json", str(counts)]
@@ -316,7 +316,7 @@ options = {"recipe": "logit", "steps": 2, "input_spec": InputSpec(128), "seed": 
 facets = find_facets(wide, Unit("4", 0), images, n_facets=3, input_spec=InputSpec(128))
 few = render_facets(wide, facets, images, **options, max_batch=2)
 taken = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (taken + 500 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (taken + 350 * 2**20, resource.RLIM_INFINITY))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     made = render_facets(wide, facets, images, **options, max_batch=24)

@@ -264,7 +264,7 @@ def shown(folder):
     count = 0
     for member in images.members:
         try:
-            count += images.picture(member) is not None
+            count += images.read(member) is not None
         except ImageError:
             continue
     return count
