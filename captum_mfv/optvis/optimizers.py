@@ -52,11 +52,12 @@ class DampedAdam(torch.optim.Optimizer):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
         state["step"] += 1  # a tensor, so that no step waits for the device
-        mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
-        square = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2 ** state["step"])
-        of_image = square.mean(dim=tuple(range(1, square.ndim)), keepdim=True)
-        scale = (square.sqrt() + of_image.sqrt()).clamp_min(torch.finfo(param.dtype).tiny)
-        param.sub_(lr * mean / scale)
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        scale = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).sqrt()
+        of_image = scale.square().mean(dim=tuple(range(1, scale.ndim)), keepdim=True).sqrt()
+        scale.add_(of_image).clamp_min_(torch.finfo(param.dtype).tiny)
+        unbiased = (1 - beta2 ** state["step"]).sqrt() / (1 - beta1 ** state["step"])
+        param.sub_(mean.div(scale).mul_(lr * unbiased))
 
 
 class TVAscent(torch.optim.Optimizer):
