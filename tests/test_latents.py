@@ -140,6 +140,15 @@ def test_a_rendered_latent_activates_more_than_the_start(smooth):
     assert end > start
 
 
+def test_a_step_encodes_each_batch_once(smooth):
+    calls, sae = [], smooth[1].unit.encoder
+    hook = sae.register_forward_hook(lambda *_: calls.append(1))
+    for steps in (3, 8):
+        render_facets(MODEL, smooth[1], IMAGES, recipe="logit", steps=steps, input_spec=SPEC)
+    hook.remove()
+    assert len(calls) == 3 + 8
+
+
 def test_facets_of_two_encoders_do_not_share_a_batch(pair):
     other = find(RED_OR_GREEN, 2, encoder(), IMAGES[:30])
     with pytest.raises(FacetError, match=r"same encoder object.*call once for each encoder"):

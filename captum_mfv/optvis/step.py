@@ -17,7 +17,7 @@ from captum_mfv.facets.facet_set import Facet
 from captum_mfv.optvis.optimizers import DampedAdam, TVAscent
 from captum_mfv.optvis.param import ParamF, Transparency
 from captum_mfv.optvis.recipes import Phase
-from captum_mfv.optvis.terms import INPUT, Term
+from captum_mfv.optvis.terms import ACTIVATION, INPUT, Term
 from captum_mfv.optvis.transform import CenterCrop, Transform, compose, make_transform
 
 __all__ = [
@@ -84,7 +84,7 @@ class Passes:
             outputs = self.run(self.feed(views))
         for output in outputs.values():
             _keep_layout(output)
-        outputs[INPUT] = images
+        outputs |= {INPUT: images, ACTIVATION: terms["activation"](outputs)}
         losses = {name: term(outputs).float() for name, term in terms.items()}
         total = torch.stack([weight * losses[name] for name, weight in self.weights.items()]).sum(0)
         gradients = torch.autograd.grad(total.sum(), inputs, allow_unused=True, materialize_grads=True)

@@ -21,6 +21,7 @@ from captum_mfv.storage.schema import suggest
 from captum_mfv.units import Unit
 
 __all__ = [
+    "ACTIVATION",
     "INPUT",
     "TERMS",
     "Tensors",
@@ -38,6 +39,9 @@ __all__ = [
 
 INPUT = "input"
 """Lucent's name of the image itself, in [0, 1], among the layers."""
+
+ACTIVATION = ".activation"
+"""Name of the units' activations among the layers, where the render loop has computed them; no module has this name."""
 
 _SHARPNESS = 10.0  # of the soft maximum over the other facets' cosines
 _KNEE = 0.1  # width of the bend where a unit's activation levels off, as a share of the cap
@@ -84,6 +88,8 @@ def activation_term(facets: Sequence[Facet]) -> Term:
     linear, places = _linear(unit, picks)
 
     def loss(outputs: Tensors, constants: Tensors) -> Tensor:
+        if ACTIVATION in outputs:  # encoding latents again would take as long as the first time
+            return outputs[ACTIVATION]
         output = outputs[unit.layer_name]
         activation = _selected(unit, unit.read_channels(output), constants["units"])
         if linear is None:
