@@ -106,6 +106,21 @@ def test_the_value_range_holds_for_8_bits_too(tmp_path):
     assert torch.allclose(mfv.ImageFolder(tmp_path, spec)[0], torch.tensor(0.5))
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_pages_of_tiff_are_not_read_as_a_color_image(n, tmp_path):
+    tifffile.imwrite(tmp_path / "scene.tif", np.ones((N, 16, 16), np.uint16), photometric="minisblack")
+    with pytest.raises(ImageError, match=r"scene.tif: its pages are channels; input_spec must have a mean and a std"):
+        mfv.ImageFolder(tmp_path, mfv.InputSpec(16, (0.5,) * n, (0.5,) * n))[0]
+
+
+def test_a_photograph_with_overviews_is_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "photo.tif") as file:
+        file.write(pixels, photometric="rgb")
+        file.write(pixels[::2, ::2], photometric="rgb", subfiletype=1)
+    assert np.allclose(mfv.ImageFolder(tmp_path, mfv.InputSpec(16))[0], pixels.transpose(2, 0, 1) / 255)
+
+
 def test_the_first_page_of_a_tiff_file_with_overviews_is_read(tmp_path):
     values = np.random.default_rng(0).integers(0, 10_000, (N, 16, 16)).astype(np.uint16)
     with tifffile.TiffWriter(tmp_path / "scene.tif") as file:

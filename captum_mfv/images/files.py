@@ -136,11 +136,27 @@ def open_image(path: Path, formats: tuple[str, ...] = _FORMATS, *, keep: Sequenc
             raise ImageError("not a regular file")
         with Image.open(path, formats=formats) as image:
             _check_pixels(*image.size)
+            _check_pages(image)
             upright = ImageOps.exif_transpose(image)
             return upright if upright.mode in keep else _rgb(upright)
     except Exception as error:  # decoders raise many types on hostile files
         reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         raise ImageError(f"{path}: {reason}") from error
+
+
+def _check_pages(image: Image.Image) -> None:
+    """Raise ImageError for a TIFF file with a second page of the same size: these are channels, not a color image."""
+    if image.format != "TIFF":
+        return
+    first = image.size
+    try:
+        image.seek(1)
+        several = image.size == first
+    except Exception:  # there is no second page that can be read
+        several = False
+    image.seek(0)
+    if several:
+        raise ImageError("its pages are channels; input_spec must have a mean and a std for each")
 
 
 def _check_pixels(width: int, height: int, where: str = "") -> None:
