@@ -33,9 +33,9 @@ def render_vis_arguments(
     seed: SupportsIndex = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Return a recipe as keyword arguments of Lucent's `render_vis`, which then renders what `render_facets` does.
+    """Return a recipe as keyword arguments of Lucent's ``render_vis``, which then renders what `render_facets` does.
 
-    Arguments may be replaced: ``{**arguments, "thresholds": [20, 100]}``. Each call of `render_vis` starts anew. The
+    Arguments may be replaced: ``{**arguments, "thresholds": [20, 100]}``. Each call of ``render_vis`` starts anew. The
     model must be in evaluation mode; Lucent leaves its hooks on it.
 
     Args:
