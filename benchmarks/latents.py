@@ -107,7 +107,7 @@ def train(rows: Tensor, top_k: int, epochs: int) -> tuple[SparseEncoder, float]:
 
 
 def trained(maps: Maps, top_k: int, epochs: int, path: Path) -> SparseEncoder:
-    """Train an SAE and write its encoder, or read that of an earlier run."""
+    """Train an SAE and write its encoder, or read the encoder of an earlier run."""
     if not path.exists():
         encoder, r2 = train(maps.sample(), top_k, epochs)
         weights = {name: value.detach() for name, value in encoder.named_parameters()}
@@ -253,7 +253,7 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 
 def compared(own: NDArray[Any], other: NDArray[Any], test: Callable[..., Any]) -> list[str]:
-    """Return the mean of other units, its difference from that of neurons, and the test's p-value, as text."""
+    """Return the mean of latents, the difference of means to neurons, and the test's p-value, as text."""
     difference = other.astype(float) - own
     p_value = test(other.astype(float), own.astype(float)).pvalue if difference.any() else 1.0
     return [interval(other), interval(difference), f"{p_value:.2g}"]

@@ -126,7 +126,7 @@ class Cell:
 
     @property
     def cluster(self) -> str:
-        """What is resampled for intervals: the class, or the hidden unit itself."""
+        """Return the name of the cluster that intervals resample: the class, or the hidden unit."""
         return self.category or self.name
 
 

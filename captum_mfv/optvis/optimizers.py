@@ -17,7 +17,27 @@ _N_SWEEPS = 100  # of the denoiser at most
 _TOLERANCE = 1e-3  # root mean square change of a channel below which the denoiser stops
 
 
-class DampedAdam(torch.optim.Optimizer):
+class _ImageOptimizer(torch.optim.Optimizer):
+    """An optimizer whose step changes each tensor of parameters, with one row per image, by its gradient alone."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; with a closure, the loss that it returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._step(param, param.grad, group)
+        return loss
+
+    def _step(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class DampedAdam(_ImageOptimizer):
     """Adam with an epsilon per image: the root mean square of the image's gradient.
 
     Adam divides each parameter's gradient by that parameter's own root mean square, so that a parameter whose gradient
@@ -36,18 +56,8 @@ class DampedAdam(torch.optim.Optimizer):
             raise RenderError(f"lr must be 0 or more, betas at least 0 and below 1; got {lr} and {betas}")
         super().__init__(params, {"lr": lr, "betas": betas})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; with a closure, the loss that it returns."""
-        loss = _evaluated(closure)
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._step(param, param.grad, group["lr"], *group["betas"])
-        return loss
-
-    def _step(self, param: Tensor, gradient: Tensor, lr: float, beta1: float, beta2: float) -> None:
-        state = self.state[param]
+    def _step(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[param], group["betas"]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
@@ -57,10 +67,10 @@ class DampedAdam(torch.optim.Optimizer):
         of_image = scale.square().mean(dim=tuple(range(1, scale.ndim)), keepdim=True).sqrt()
         scale.add_(of_image).clamp_min_(torch.finfo(param.dtype).tiny)
         unbiased = (1 - beta2 ** state["step"]).sqrt() / (1 - beta1 ** state["step"])
-        param.sub_(mean.div(scale).mul_(lr * unbiased))
+        param.sub_(mean.div(scale).mul_(group["lr"] * unbiased))
 
 
-class TVAscent(torch.optim.Optimizer):
+class TVAscent(_ImageOptimizer):
     """Normalized steps on pixels, each followed by a total-variation denoiser (arXiv 1602.03616).
 
     One step, within the window that ``crop`` last cut, or the whole image: the gradient is divided by its mean
@@ -81,16 +91,6 @@ class TVAscent(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "tv_weight": tv_weight})
         self.crop = crop
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; with a closure, the loss that it returns."""
-        loss = _evaluated(closure)
-        for group in self.param_groups:
-            for pixels in group["params"]:
-                if pixels.grad is not None:
-                    self._step(pixels, pixels.grad, group)
-        return loss
-
     def _step(self, pixels: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         crop = self.crop
         window, gradient = (crop.cut(pixels), crop.cut(gradient)) if crop else (pixels, gradient)
@@ -102,14 +102,6 @@ class TVAscent(torch.optim.Optimizer):
             crop.paste(pixels, window)
         else:
             pixels.copy_(window)
-
-
-def _evaluated(closure: Callable[[], Any] | None) -> Any:
-    """Return a closure's loss, computed with gradients; None without a closure."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What anyone may have written: files within a folder, JSON and arrays of bounded size, and text to show."""
+"""Checked reading of untrusted input: files within a folder, JSON and arrays of bounded size, and text to show."""
 
 from __future__ import annotations
 
