@@ -44,7 +44,6 @@ from captum_mfv.storage.identity import content_fingerprint
 from captum_mfv.units import channels_second
 
 _KINDS = ("neuron", "matched", "random")
-_POSITIONS = 24  # of each image, on which the SAE is trained
 _HELD_OUT = 10_000  # positions on which R² is measured
 _BATCH = 32
 
@@ -71,11 +70,11 @@ class Maps:
         for some in np.array_split(self.indices, range(_BATCH, len(self.indices), _BATCH)):
             yield self.values[some].transpose(1, 2)
 
-    def sample(self) -> Tensor:
+    def sample(self, positions: int) -> Tensor:
         """Return activations, (n, C), at random positions of every image, in random order."""
         generator, found = torch.Generator().manual_seed(0), []
         for batch in self.batches():
-            picks = torch.rand(batch.shape[:2], generator=generator).argsort(1)[:, :_POSITIONS]
+            picks = torch.rand(batch.shape[:2], generator=generator).argsort(1)[:, :positions]
             found.append(batch.gather(1, picks[:, :, None].expand(-1, -1, batch.shape[2])).flatten(0, 1))
         rows = torch.cat(found)
         return rows[torch.randperm(len(rows), generator=generator)]
@@ -106,10 +105,10 @@ def train(rows: Tensor, top_k: int, epochs: int) -> tuple[SparseEncoder, float]:
     return SparseEncoder({"W_enc": weight, "b_enc": bias - mean @ weight}, "topk", k=top_k), float(r2)
 
 
-def trained(maps: Maps, top_k: int, epochs: int, path: Path) -> SparseEncoder:
+def trained(maps: Maps, positions: int, top_k: int, epochs: int, path: Path) -> SparseEncoder:
     """Train an SAE and write its encoder, or read the encoder of an earlier run."""
     if not path.exists():
-        encoder, r2 = train(maps.sample(), top_k, epochs)
+        encoder, r2 = train(maps.sample(positions), top_k, epochs)
         weights = {name: value.detach() for name, value in encoder.named_parameters()}
         save_file(weights, path, {"activation": "topk", "k": str(top_k), "subtract_b_dec": "false"})
         print(f"R² {r2:.3f} on activations held out")
@@ -286,6 +285,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=128)
     parser.add_argument("--kept", type=int, default=32, help="latents that the SAE keeps at each position")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--positions", type=int, default=24, help="of each image, on which the SAE is trained")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -298,7 +298,7 @@ def main() -> None:
     images = ConcatDataset([ImageFolder(folder, spec) for folder in args.images])
     maps = Maps.read(model, args.layer, images, spec, args.out / "maps", " ".join(args.images))
     note(f"{args.layer} on {len(maps.indices)} images")
-    encoder = trained(maps, args.kept, args.epochs, args.out / "sae.safetensors")
+    encoder = trained(maps, args.positions, args.kept, args.epochs, args.out / "sae.safetensors")
     note("SAE")
     neurons = Peaks.read(maps, nn.Identity(), args.out / "neurons.safetensors")
     latents = Peaks.read(maps, encoder, args.out / "latents.safetensors")
