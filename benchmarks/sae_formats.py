@@ -1,16 +1,19 @@
 #!/usr/bin/env python
 """Compare latents of SAEs that other libraries wrote with those of `models.load_sae`: python benchmarks/sae_formats.py
 
-For each architecture that `load_sae` reads of SAELens (pip install sae-lens) and of Overcomplete (pip install
-overcomplete "matplotlib<3.9"): an SAE with random weights is written by its own library, read by `load_sae`, and both
-encode the same activations. Prints the largest difference of a latent, relative to the largest latent, and the share of
-latents above zero; fails if a difference is above 1e-5. A library that is not installed is left out.
+For each architecture that `load_sae` reads of SAELens (pip install sae-lens), of Overcomplete (pip install overcomplete
+"matplotlib<3.9") and of ViT-Prisma 2 (github.com/Prisma-Multimodal/ViT-Prisma; PyPI has 0.1 only): an SAE with random
+weights is written by its own library, read by `load_sae`, and both encode the same activations. Prints the largest
+difference of a latent, relative to the largest latent, and the share of latents above zero; fails if a difference is
+above 1e-5. A library that is not installed is left out.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,6 +99,32 @@ def overcomplete(folder: Path) -> Iterator[Case]:
             yield Case(name, path, {**arguments, **more}, lambda x, sae=sae: sae.encode(x)[1])
 
 
+def vit_prisma(folder: Path) -> Iterator[Case]:
+    """Write SAEs by `save_model` and `save_config` of ViT-Prisma."""
+    from vit_prisma.sae.config import VisionModelSAERunnerConfig
+    from vit_prisma.sae.sae import GatedSparseAutoencoder, StandardSparseAutoencoder
+
+    relu, top_k = {"activation_fn_str": "relu"}, {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": _KEPT}}
+    common = {"d_in": _CHANNELS, "expansion_factor": _LATENTS // _CHANNELS, "_device": "cpu"}
+    for kind, make, own in (
+        ("standard", StandardSparseAutoencoder, relu),
+        ("standard", StandardSparseAutoencoder, top_k),
+        ("gated", GatedSparseAutoencoder, relu),
+    ):
+        for normalize in ("none", "layer_norm", "constant_norm_rescale"):
+            config = VisionModelSAERunnerConfig(architecture=kind, normalize_activations=normalize, **common, **own)
+            sae = make(config)
+            randomize(sae)
+            path = folder / f"prisma_{kind}_{len(list(folder.iterdir()))}"
+            path.mkdir()
+            config.save_config(str(path / "config.json"))
+            with redirect_stdout(sys.stderr):  # it prints the path
+                sae.save_model(str(path / "weights.pt"))
+            settings = f"{kind}, {own['activation_fn_str']}, normalize_activations {normalize}"
+            name = f"ViT-Prisma {version('vit-prisma')}, {settings}"
+            yield Case(name, path, {}, lambda x, sae=sae: sae.encode(x)[1])
+
+
 def main() -> None:
     """Print a row for each SAE."""
     torch.manual_seed(0)
@@ -103,7 +132,7 @@ def main() -> None:
     worst = 0.0
     print("| SAE | largest difference of a latent | latents above zero |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for library, write in (("sae-lens", saelens), ("overcomplete", overcomplete)):
+        for library, write in (("sae-lens", saelens), ("overcomplete", overcomplete), ("vit-prisma", vit_prisma)):
             try:
                 version(library)
             except PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -132,12 +133,41 @@ def test_settings_of_saelens_are_applied(tmp_path):
     assert torch.allclose(scaled, top_k(before(X) * WEIGHTS["W_dec"].norm(dim=1)), atol=1e-4)
 
 
+PRISMA = {
+    "relu": ({"normalize_activations": "layer_norm"}, {}, before(layer_norm(X)).relu()),
+    "topk": ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}, {}, top_k(before(X))),
+    "gated": ({"architecture": "gated"}, GATED, gated(X)),  # with b_enc, which is not used
+}
+
+
 @needs_pickles
-def test_a_folder_of_vit_prisma_is_read(tmp_path):
-    config = {"activation_fn_str": "relu", "architecture": "standard", "normalize_activations": "layer_norm"}
-    names = ("config.json", "weights.pt")
-    encoder = models.load_sae(folder(tmp_path / "a", {"state_dict": WEIGHTS}, config, names))
-    assert torch.allclose(encoder(X), before(layer_norm(X)).relu(), atol=1e-5)
+@pytest.mark.parametrize("kind", PRISMA)
+def test_a_folder_of_vit_prisma_is_read_without_the_config_object_in_its_weights(kind, tmp_path, monkeypatch):
+    more, tensors, wanted = PRISMA[kind]
+    config = {"activation_fn_str": "relu", "architecture": "standard", "normalize_activations": "none", **more}
+    stored = vit_prisma_config("VisionModelSAERunnerConfig", monkeypatch)
+    saved_by = {"cfg": stored, "state_dict": {**WEIGHTS, **tensors}}
+    place = folder(tmp_path / "a", saved_by, config, ("config.json", "weights.pt"))
+    monkeypatch.undo()  # ViT-Prisma need not be installed
+    assert torch.allclose(models.load_sae(place)(X), wanted, atol=1e-5)
+
+
+@needs_pickles
+def test_no_other_object_in_weights_of_vit_prisma_is_loaded(tmp_path, monkeypatch):
+    tensors = {"cfg": vit_prisma_config("AnotherConfig", monkeypatch), "state_dict": WEIGHTS}
+    place = folder(tmp_path / "a", tensors, {"activation_fn_str": "relu"}, ("config.json", "weights.pt"))
+    with pytest.raises(ModelError, match="isn't a file of tensors alone"):
+        models.load_sae(place)
+
+
+def vit_prisma_config(name, monkeypatch):
+    """Return an object of a class that looks like ViT-Prisma's, while it can be saved."""
+    made = type(name, (), {"__module__": "vit_prisma.sae.config"})
+    for module in ("vit_prisma", "vit_prisma.sae", "vit_prisma.sae.config"):
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: made}))
+    config = made()
+    vars(config).update(activation_fn_str="topk", activation_fn_kwargs={"k": 5}, _device="cuda")
+    return config
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from captum_mfv.storage.untrusted import is_file, is_folder, read_json
 __all__ = ["SparseEncoder", "load_sae"]
 
 _FOLDERS = {"cfg.json": "sae_weights.safetensors", "config.json": "weights.pt"}  # SAELens, ViT-Prisma
+_CONFIG = "vit_prisma.sae.config.VisionModelSAERunnerConfig"  # ViT-Prisma saves this object too; config.json is read
 _SUPPORTED: Mapping[str, tuple[Any, ...]] = {  # values of their settings that change latents; None is the first
     "architecture": ("standard", "topk", "jumprelu", "gated"),
     "activation_fn": ("relu", "topk"),
@@ -236,7 +237,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     there = [pair for pair in _FOLDERS.items() if all(is_file(path / name) for name in pair)]
     if not there:
         raise ModelError(f"the folder must hold {' or '.join(map(' and '.join, _FOLDERS.items()))}")
-    config, weights = read_json(path / there[0][0]), read_weights(path / there[0][1])
+    config, weights = read_json(path / there[0][0]), read_weights(path / there[0][1], skip=[_CONFIG])
     if not isinstance(config, dict):
         raise ModelError(f"{there[0][0]} holds no table")
     for name, supported in _SUPPORTED.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,23 @@ _SAFE_PICKLES = "2.10"  # in earlier versions, weights_only=True may run code: C
 _TOWERS = ("visual.", "vision_model.")  # where open_clip and transformers keep the image tower of a two-tower model
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a file; ModelError if it isn't one, or holds anything but tensors."""
+class _Skipped:
+    """Stand-in for an object of a pickle; keeps nothing of the object's content."""
+
+    def __setstate__(self, state: object) -> None:
+        """Drop the content."""
+
+
+def read_weights(path: Path, skip: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the state dict in a file; ModelError if it isn't one, or holds anything but tensors.
+
+    Args:
+        path: a safetensors file or a pickle.
+        skip: classes, by module and name, whose objects may be in a pickle beside the state dict; they are not read.
+    """
     if not is_file(path):
         raise ModelError(f"there is no weights file {str(path)!r}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, skip)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} isn't a state dict: a flat table of names and tensors")
     return state
@@ -39,14 +51,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} isn't a safetensors file: {error}") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, skip: Sequence[str]) -> Any:
     if torch.__version__ < _SAFE_PICKLES:
         raise ModelError(
             f"{path} may be a pickle that runs code, and PyTorch {torch.__version__} has known holes; save the state "
             f"dict as safetensors, or update PyTorch to {_SAFE_PICKLES}"
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Skipped, name) for name in skip]):
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises many types on hostile bytes
