@@ -162,9 +162,13 @@ def matched(neurons: Tensor, latents: Peaks, live: Tensor) -> list[int]:
 def top(
     unit: Unit, peaks: Peaks, maps: Maps, field: Field | None, images: Images, spec: InputSpec, k: int
 ) -> TopImages:
-    """Return the k images on which the unit is most active, cropped to the receptive field as `top_images` does."""
+    """Return the k images on which the unit is most active, cropped to the receptive field as `top_images` does.
+
+    Images of equal activation are in random order: a ReLU6 is 6 on more than k images, which are sorted by subject.
+    """
     values = peaks.values[:, int(unit.index)]  # type: ignore[arg-type]
-    rows = values.sort(descending=True, stable=True).indices[:k]
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    rows = order[values[order].sort(descending=True, stable=True).indices[:k]]
     places = peaks.places[rows, int(unit.index)].tolist()  # type: ignore[arg-type]
     corners = [(0, 0) if field is None else field.corner(*divmod(place, maps.columns)) for place in places]
     size = spec.size if field is None else field.crop_size
