@@ -38,7 +38,7 @@ from captum_mfv.jobs import RunSettings, run
 from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
-from captum_mfv.runs.settings import read_toml, to_toml
+from captum_mfv.runs.settings import RUN
 from captum_mfv.storage.files import Checkpoint
 
 SPEC = mfv.InputSpec(16)
@@ -182,7 +182,7 @@ class _Use:
         assert read_recipe(self._written("recipe.json", again.to_json().encode())) == again
 
     def config(self, content: bytes) -> None:
-        to_toml(read_toml(self._written("a.toml", content)), self.here)
+        RUN.to_toml(RUN.read_toml(self._written("a.toml", content)), self.here)
 
     def _load(self, name: str, content: bytes) -> None:
         model, _ = models.load("fuzz_targets:network", self._written(name, content))

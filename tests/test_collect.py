@@ -12,7 +12,7 @@ from torch import nn
 from captum_mfv import Code, FacetFinder, InputSpec, Unit, find_facets, top_images
 from captum_mfv.activations import capture, guard
 from captum_mfv.activations.codes import Store, collect
-from captum_mfv.activations.top_k import TopValues
+from captum_mfv.activations.top_values import TopValues
 from captum_mfv.errors import FacetError, ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import stack
 from captum_mfv.storage.identity import dataset_fingerprint

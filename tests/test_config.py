@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from captum_mfv.cli import app
 from captum_mfv.errors import RunError
 from captum_mfv.optvis.recipes import RECIPES
-from captum_mfv.runs.settings import RunSettings, config_model, declared_options, read_toml, to_toml, validate_option
+from captum_mfv.runs.settings import RUN, RunSettings
 
 VALUES = {
     "numbers and names": {"top_k": 200, "facets": "auto", "unit": "fc:3", "model": "resnet50", "recipe": "facet"},
@@ -31,37 +31,37 @@ def test_settings_are_read_as_written(case, folder, tmp_path, monkeypatch):
     place = tmp_path / folder.strip("/")
     place.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    text = to_toml(VALUES[case], place)
+    text = RUN.to_toml(VALUES[case], place)
     path = place / "run.toml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    found = read_toml(os.path.relpath(path))
+    found = RUN.read_toml(os.path.relpath(path))
     assert found == VALUES[case]
 
 
 def test_paths_are_relative_to_the_file_and_names_may_have_hyphens(tmp_path):
     (tmp_path / "run.toml").write_text('images = "../peppers"\ntop-k = 3\nout = "~x"\n')
-    found = read_toml(tmp_path / "run.toml")
+    found = RUN.read_toml(tmp_path / "run.toml")
     assert found == {"images": str(tmp_path.parent / "peppers"), "top_k": 3, "out": str(tmp_path / "~x")}
 
 
 def test_a_folder_of_a_model_is_relative_to_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net").mkdir()
-    text = to_toml({"model": "hf:net"}, "out/run")
+    text = RUN.to_toml({"model": "hf:net"}, "out/run")
     assert text == 'model = "hf:../../net"\n'
     (tmp_path / "run.toml").write_text(text.replace("../../", "./"))
-    assert read_toml(tmp_path / "run.toml") == {"model": f"hf:{tmp_path / 'net'}"}
+    assert RUN.read_toml(tmp_path / "run.toml") == {"model": f"hf:{tmp_path / 'net'}"}
 
 
 def test_a_directions_file_is_relative_to_the_file(tmp_path):
     (tmp_path / "a.toml").write_text('unit = "fc:cavs/red.npy"')
-    assert read_toml(tmp_path / "a.toml") == {"unit": f"fc:{tmp_path / 'cavs' / 'red.npy'}"}
+    assert RUN.read_toml(tmp_path / "a.toml") == {"unit": f"fc:{tmp_path / 'cavs' / 'red.npy'}"}
     (tmp_path / "a.toml").write_text('unit = "fc:3"')
-    assert read_toml(tmp_path / "a.toml") == {"unit": "fc:3"}
+    assert RUN.read_toml(tmp_path / "a.toml") == {"unit": "fc:3"}
 
 
 def test_the_names_of_recipes_are_not_paths():
-    assert to_toml({"recipe": "facet"}, "/out") == 'recipe = "facet"\n'
+    assert RUN.to_toml({"recipe": "facet"}, "/out") == 'recipe = "facet"\n'
     assert not [name for name in RECIPES if name.endswith(".json")]
 
 
@@ -95,9 +95,9 @@ def test_invalid_settings_raise_an_error_that_names_the_setting(changes, message
 
 def test_every_declared_option_is_in_the_command_and_in_the_schema():
     options = {parameter.name: parameter for parameter in app.commands["run"].params}
-    assert options.keys() - declared_options().keys() == {"config"}
-    properties = config_model().model_json_schema()["properties"]
-    for name, declared in declared_options().items():
+    assert options.keys() - RUN.declared.keys() == {"config"}
+    properties = RUN.model.model_json_schema()["properties"]
+    for name, declared in RUN.declared.items():
         assert options[name].help == declared.help == properties[declared.hyphenated]["description"]
         assert options[name].required == declared.required
     assert properties["seed"] == {**properties["seed"], "minimum": 0, "maximum": 2**32 - 1, "default": 0}
@@ -121,8 +121,8 @@ def test_the_commands_help_does_not_wait_for_pydantic_or_torch():
 
 
 def test_text_is_converted_to_numbers_and_errors_name_the_bound():
-    assert (validate_option("crop_fraction", "0.5"), validate_option("steps", "7")) == (0.5, 7)
+    assert (RUN.validate("crop_fraction", "0.5"), RUN.validate("steps", "7")) == (0.5, 7)
     with pytest.raises(ValueError, match="crop-fraction must be at most 1, not 2"):
-        validate_option("crop_fraction", "2")
+        RUN.validate("crop_fraction", "2")
     with pytest.raises(ValueError, match=r"steps must be an integer, not 1\.5"):
-        validate_option("steps", "1.5")
+        RUN.validate("steps", "1.5")

@@ -36,7 +36,7 @@ from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, Recipe, read_recipe
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
-from captum_mfv.runs.settings import read_toml
+from captum_mfv.runs.settings import RUN
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.files import tensor_file
 
@@ -218,7 +218,7 @@ def test_a_deeply_nested_file_or_a_pipe_is_an_error(tmp_path):
         with pytest.raises(RecipeError, match=f"{name}.json can't be read as a recipe"):
             read_recipe(tmp_path / f"{name}.json")
         with pytest.raises(RunError, match=f"{name}.toml can't be read as TOML"):
-            read_toml(tmp_path / f"{name}.toml")
+            RUN.read_toml(tmp_path / f"{name}.toml")
 
 
 # Run folders from others

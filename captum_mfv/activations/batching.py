@@ -96,17 +96,18 @@ class Scan:
     batch_size: int
     key: str | None
     progress: bool
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.images):
             raise ImageError(getattr(self.images, "why_empty", "the dataset holds no images"))
 
-    def run(self, take: Callable[[list[int], Outputs], None], start: int = 0) -> None:
-        """Pass the images from ``start`` on through the model; call ``take`` with indices and rows of each batch.
+    def run(self, take: Callable[[list[int], Outputs], None], start: int = 0, stop: int | None = None) -> None:
+        """Pass the images from ``start`` to ``stop`` through the model; call ``take`` with indices and rows.
 
         Images that can't be read are left out, with a warning.
         """
-        n_images = len(self.images)
+        n_images = len(self.images) if stop is None else stop
         if start == n_images:
             return
         forward_batches = AdaptiveBatches(cpu_batch_size(self.model, self.spec, self.batch_size))
@@ -114,7 +115,7 @@ class Scan:
             guard(self.model),
             Progress(total=n_images, initial=start, desc="activations", unit="image", disable=not self.progress) as bar,
         ):
-            for indices, batch in batches(self.images, self.batch_size, start):
+            for indices, batch in batches(self.images, self.batch_size, start, stop, self.workers):
                 parts = forward_batches(len(batch), partial(self._rows, batch))
                 take(indices, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
                 bar.update(indices[-1] + 1 - bar.n)

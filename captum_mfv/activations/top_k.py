@@ -19,6 +19,7 @@ from captum_mfv.activations.batching import Scan
 from captum_mfv.activations.capture import Outputs
 from captum_mfv.activations.layers import PatchGrid, patch_grid, resolve_units
 from captum_mfv.activations.receptive_fields import Axis, Field, receptive_field
+from captum_mfv.activations.top_values import TopValues, read_units
 from captum_mfv.errors import ImageError, MFVWarning, RunError, UnitError
 from captum_mfv.images import Images, InputSpec, image_at
 from captum_mfv.storage.files import Checkpoint
@@ -26,7 +27,7 @@ from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint
 from captum_mfv.storage.schema import check_integer
 from captum_mfv.units import Unit
 
-__all__ = ["TopImages", "TopValues", "top_images"]
+__all__ = ["TopImages", "crop_top_images", "patch_grids", "top_images"]
 
 _SECONDS = 5.0  # between two saves, the most that an interruption loses
 
@@ -153,14 +154,29 @@ def top_images(
     units = resolve_units(model, unit if isinstance(unit, (list, tuple)) else [unit], spec)  # type: ignore[list-item]
     if not units:
         raise UnitError("unit must be a unit or a list of at least one, not an empty list")
-    grids = {} if margin is None else _grids(model, units, spec)
+    grids = {} if margin is None else patch_grids(model, units, spec)
     margin = 0 if margin is None else check_integer(margin, "margin", 0, UnitError)
     layers = list(dict.fromkeys(one.layer_name for one in units))
-    scan = Scan(model, images, spec, layers, lambda out, _: _read_units(units, out, grids), batch_size, key, progress)
+    scan = Scan(model, images, spec, layers, lambda out, _: read_units(units, out, grids), batch_size, key, progress)
     top = TopValues(len(units), min(k, len(images)))
     parts = {} if store is None else scan.identity(units=units, k=k, patches=bool(grids))
     _fill(top, scan, None if store is None else _checkpoint(store, parts))
     _check_finite(units, top)
+    found = crop_top_images(model, units, images, top, spec, grids, margin)
+    return found if isinstance(unit, (list, tuple)) else found[0]
+
+
+def crop_top_images(
+    model: nn.Module,
+    units: Sequence[Unit],
+    images: Images,
+    top: TopValues,
+    spec: InputSpec,
+    grids: Mapping[str, PatchGrid] | None = None,
+    margin: int = 0,
+) -> list[TopImages]:
+    """Return the top images of units whose largest values a scan has found; of maps' maxima, as crops."""
+    grids = grids or {}
     peaked = dict.fromkeys(one.layer_name for one in units if one.reduce == "max")
     fields = {name: receptive_field(model, name, spec) for name in peaked if name not in grids}
     fields |= {name: _patch_field(grid, margin, spec.size) for name, grid in grids.items()}
@@ -171,87 +187,7 @@ def top_images(
         corners, crop_size = _crops(places[:n_active], fields.get(one.layer_name), spec.size)
         item_spec = spec if one.layer_name in grids else replace(spec, size=crop_size)
         found.append(TopImages(one, images, rows[:n_active], strength[:n_active], corners, spec, item_spec, crop_size))
-    return found if isinstance(unit, (list, tuple)) else found[0]
-
-
-class TopValues:
-    """The k largest activations above zero of each unit, and where they are; memory is units x k numbers.
-
-    Of equal activations the image with the lower index comes first, so that the result does not depend on batches.
-    Unused places hold -inf, or -1 as an index.
-    """
-
-    def __init__(self, n_units: int, k: int) -> None:
-        self.values = torch.full((n_units, k), float("-inf"))  # in descending order
-        self.indices = torch.full((n_units, k), -1)
-        self.peaks = torch.full((n_units, k, 2), -1)  # row and column of the maximum; -1 for units without one
-        self.n_not_finite = torch.zeros(n_units, dtype=torch.int64)  # images on which the unit is not finite
-        self.n_read = torch.tensor(0)  # images that could be read
-        self.n_done = torch.tensor(0)  # images processed, from the first on
-
-    def add(self, indices: Sequence[int], activations: Tensor, peaks: Tensor) -> None:
-        """Add images with higher indices than all before: activations (N, n_units), peaks (N, n_units, 2)."""
-        device, k = activations.device, self.values.shape[1]
-        finite = activations.isfinite()
-        rows = torch.tensor(list(indices), device=device).expand(activations.shape[1], -1)
-        values = activations.where(finite & (activations > 0), -torch.inf).T
-        values, rows, places = (
-            torch.cat([own.to(device), new], 1)
-            for own, new in ((self.values, values), (self.indices, rows), (self.peaks, peaks.transpose(0, 1)))
-        )
-        order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        self.values, self.indices = values.gather(1, order), rows.gather(1, order)
-        self.peaks = places.gather(1, order[:, :, None].expand(-1, -1, 2))
-        self.n_not_finite = self.n_not_finite.to(device) + (~finite).sum(0)
-        self.n_read += len(indices)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return all tensors by name, as `load` takes them."""
-        return dict(vars(self))
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replace all tensors; ValueError if their names, shapes or types are not those of this object."""
-        own = {name: (value.shape, value.dtype) for name, value in self.state().items()}
-        if own != {name: (value.shape, value.dtype) for name, value in state.items()}:
-            raise ValueError("its tensors have other shapes or types")
-        vars(self).update(state)
-
-
-def _read_units(
-    units: Sequence[Unit], outputs: Mapping[str, Tensor], grids: Mapping[str, PatchGrid]
-) -> dict[str, Tensor]:
-    """Return the units' ``activations``, (N, units), and the ``peaks`` of maxima of maps and patches, (N, units, 2).
-
-    Units that differ only in their index are read together, and their latents are encoded once.
-    """
-    device = outputs[units[0].layer_name].device
-    n_rows = len(outputs[units[0].layer_name])
-    activations = torch.empty(n_rows, len(units), device=device)
-    peaks = torch.full((n_rows, len(units), 2), -1, dtype=torch.int64, device=device)
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for position, unit in enumerate(units):
-        key = (unit.layer_name, unit.reduce, unit.channels, unit.n_prefix, unit.encoder)
-        groups.setdefault(key, []).append(position)
-    for positions in groups.values():
-        together = [units[position] for position in positions]
-        one, output = together[0], outputs[together[0].layer_name]
-        maps = one.read_positions(output) if one.reduce == "max" else None
-        channels = one.read_channels(output) if maps is None else one.reduce_positions(maps)
-        activations[:, positions] = _pick(together, channels).to(activations)
-        grid = grids.get(one.layer_name)
-        if maps is not None and (grid or maps.ndim == 4):
-            n_prefix, columns = (grid.n_prefix, grid.columns) if grid else (0, maps.shape[3])
-            places = _pick(together, maps).flatten(2)[:, :, n_prefix:].argmax(2)
-            peaks[:, positions] = torch.stack([places // columns, places % columns], 2).to(device)
-    return {"activations": activations, "peaks": peaks}
-
-
-def _pick(units: Sequence[Unit], channels: Tensor) -> Tensor:
-    """Return the units' channels or directions, (N, units, …), of (N, C, …)."""
-    indices = [unit.index for unit in units if isinstance(unit.index, int)]
-    if len(indices) == len(units):
-        return channels[:, indices]
-    return torch.stack([unit.pick(channels) for unit in units], 1)
+    return found
 
 
 def _checkpoint(store: str | os.PathLike[str], parts: dict[str, Any]) -> Checkpoint:
@@ -304,7 +240,7 @@ def _crops(peaks: NDArray[np.int64], field: Field | None, size: int) -> tuple[ND
     return corners, field.crop_size
 
 
-def _grids(model: nn.Module, units: Sequence[Unit], spec: InputSpec) -> dict[str, PatchGrid]:
+def patch_grids(model: nn.Module, units: Sequence[Unit], spec: InputSpec) -> dict[str, PatchGrid]:
     """Return where the patches are in each layer whose tokens a unit reads by ``max``; UnitError if there is none."""
     layers = {unit.layer_name: unit for unit in units if unit.reduce == "max"}
     grids = {name: grid for name, unit in layers.items() if (grid := patch_grid(model, unit, spec))}

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from captum_mfv.cli.console import console
-from captum_mfv.cli.options import RunCommand, complete_model
+from captum_mfv.cli.options import DeclaredCommand, complete_model
 from captum_mfv.display.progress import waiting
 from captum_mfv.storage.untrusted import visible
 
@@ -21,7 +21,7 @@ __all__ = ["compare", "demo", "evaluate", "report", "run"]
 _COLUMNS = ("retention", "centered", "predicts", "top1", "probability", "distance")
 
 
-@click.command(cls=RunCommand)
+@click.command(cls=DeclaredCommand)
 def run(out: str, quiet: bool, verbose: bool, update: bool, **options: Any) -> None:
     """Find the facets of a unit in a folder of images and synthesize one image per facet.
 

@@ -46,12 +46,13 @@ def schema(name: str) -> None:
     """
     from captum_mfv.optvis.recipes import Recipe
     from captum_mfv.runs.records import FacetRow, Manifest, Metrics
-    from captum_mfv.runs.settings import config_model
+    from captum_mfv.runs.settings import ATLAS, RUN
     from captum_mfv.storage.schema import json_schema
 
     kinds = {
         "recipe": Recipe,
-        "run": config_model(),
+        "run": RUN.model,
+        "atlas": ATLAS.model,
         "manifest": Manifest,
         "facets": list[FacetRow],
         "metrics": Metrics,

@@ -11,9 +11,9 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
-    from captum_mfv.runs.settings import Declared
+    from captum_mfv.runs.options import Declared, OptionTable
 
-__all__ = ["RunCommand", "complete_model", "completed", "recipe_names"]
+__all__ = ["DeclaredCommand", "complete_model", "completed", "recipe_names"]
 
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "open_clip": "open_clip"}  # module by prefix of --model
 
@@ -56,14 +56,12 @@ class _Value(click.ParamType):  # type: ignore[type-arg]
 
     name = "value"
 
-    def __init__(self, declared: Declared) -> None:
-        self.declared = declared
+    def __init__(self, table: OptionTable, declared: Declared) -> None:
+        self.table, self.declared = table, declared
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from captum_mfv.runs.settings import validate_option
-
         try:
-            return validate_option(self.declared.name, value)
+            return self.table.validate(self.declared.name, value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -93,10 +91,10 @@ class _Option(click.Option):
         self.heading = heading
 
 
-def _option(declared: Declared) -> _Option:
+def _option(table: OptionTable, declared: Declared) -> _Option:
     shown, is_flag = declared.option, declared.default is False
     names = [f"--{declared.hyphenated}", *([shown.letter] if shown.letter else [])]
-    more = {"is_flag": True} if is_flag else {"type": _Value(declared), "metavar": shown.metavar or "TEXT"}
+    more = {"is_flag": True} if is_flag else {"type": _Value(table, declared), "metavar": shown.metavar or "TEXT"}
     return _Option(
         *names,
         heading=shown.heading,
@@ -108,16 +106,8 @@ def _option(declared: Declared) -> _Option:
     )
 
 
-def _read_config(context: click.Context, option: click.Parameter, value: str | None) -> None:
-    """Take defaults from a file; options on the command line come first."""
-    if value is not None:
-        from captum_mfv.runs.settings import read_toml
-
-        context.default_map = read_toml(value)
-
-
-class RunCommand(click.Command):
-    """A command with the options of a run, under headings in its help.
+class DeclaredCommand(click.Command):
+    """A command with declared options, under headings in its help.
 
     The options are generated when they are first used, so that ``captum-mfv --help`` doesn't import pydantic.
     """
@@ -126,12 +116,18 @@ class RunCommand(click.Command):
         super().__init__(*arguments, **settings)
         del self.__dict__["params"]
 
+    @property
+    def table(self) -> OptionTable:
+        """The command's options."""
+        from captum_mfv.runs import settings
+
+        table: OptionTable = getattr(settings, (self.name or "").upper())
+        return table
+
     @cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override]
         """The options in the order of their declaration."""
-        from captum_mfv.runs.settings import declared_options
-
-        options = [_option(declared) for declared in declared_options().values()]
+        options = [_option(self.table, declared) for declared in self.table.declared.values()]
         config = _Option(
             "--config",
             heading="The run",
@@ -139,11 +135,16 @@ class RunCommand(click.Command):
             metavar="FILE",
             is_eager=True,
             expose_value=False,
-            callback=_read_config,
+            callback=self._read_config,
             help="TOML file of these options, such as a run's own run.toml; options on the command line come first. "
             "A file.py that the file names is run.",
         )
         return [*options, config]
+
+    def _read_config(self, context: click.Context, option: click.Parameter, value: str | None) -> None:
+        """Take defaults from a file; options on the command line come first."""
+        if value is not None:
+            context.default_map = self.table.read_toml(value)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, one section per heading."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.storage.schema import check_integer
@@ -56,8 +58,16 @@ def _stack(items: list[Tensor]) -> Tensor:
     return torch.stack(items)
 
 
-def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tuple[list[int], Tensor]]:
-    """Iterate over a dataset, from ``start`` on, in batches of (indices, images), decoding one batch in advance.
+def batches(
+    images: Images, batch_size: int = 32, start: int = 0, stop: int | None = None, workers: int = 0
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Iterate over a dataset, from ``start`` to ``stop``, in batches of (indices, images), decoding in advance.
+
+    Args:
+        images: the dataset.
+        batch_size: images per batch.
+        start, stop: the range of indices; by default all.
+        workers: processes that decode images, as of `torch.utils.data.DataLoader`; 0: one thread of this process.
 
     Raises:
         ImageError: if no image of the dataset can be read, with the last one's error.
@@ -66,23 +76,50 @@ def batches(images: Images, batch_size: int = 32, start: int = 0) -> Iterator[tu
         MFVWarning: for each image that can't be read, with its name; batches leave it out.
     """
     batch_size = check_integer(batch_size, "batch_size", 1)
-    parts = (range(first, min(first + batch_size, len(images))) for first in range(start, len(images), batch_size))
+    stop = len(images) if stop is None else stop
+    parts = [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+    n_read, errors = start, list[ImageError]()
+    for batch, errors in _decoded(_Parts(images, parts), workers):
+        for error in errors:
+            warnings.warn(f"left out {error}", MFVWarning, stacklevel=2)
+        if batch:
+            n_read += len(batch)
+            yield list(batch), _stack(list(batch.values()))
+    if errors and not n_read and stop == len(images):
+        raise ImageError(f"no image can be read; the last: {errors[-1]}")
+
+
+_Part = tuple[dict[int, Tensor], list[ImageError]]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Dataset of batches: images by index, and the errors of those that can't be read."""
+
+    images: Images
+    parts: Sequence[range]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> _Part:
+        return _readable(self.images, self.parts[number])
+
+
+def _decoded(parts: _Parts, workers: int) -> Iterator[_Part]:
+    """Yield batches in their order; one batch is decoded in advance, or two by each worker."""
+    if workers:
+        yield from DataLoader(parts, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+        return
     with ThreadPoolExecutor(1) as pool:
-        futures = (pool.submit(_readable, images, part) for part in parts)
-        ahead, n_read = next(futures, None), start
+        futures = (pool.submit(parts.__getitem__, number) for number in range(len(parts)))
+        ahead = next(futures, None)
         while ahead is not None:
             now, ahead = ahead, next(futures, None)
-            batch, errors = now.result()
-            for error in errors:
-                warnings.warn(f"left out {error}", MFVWarning, stacklevel=2)
-            if batch:
-                n_read += len(batch)
-                yield list(batch), _stack(list(batch.values()))
-            elif ahead is None and not n_read:
-                raise ImageError(f"no image can be read; the last: {errors[-1]}")
+            yield now.result()
 
 
-def _readable(images: Images, indices: range) -> tuple[dict[int, Tensor], list[ImageError]]:
+def _readable(images: Images, indices: range) -> _Part:
     batch, errors = {}, []
     for index in indices:
         try:

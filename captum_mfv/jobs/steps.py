@@ -36,7 +36,7 @@ from captum_mfv.optvis.recipes import Recipe
 from captum_mfv.optvis.render import Rendering, render_facets
 from captum_mfv.runs.folder import BASELINE, NEAREST, overlay_path
 from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
-from captum_mfv.runs.settings import to_toml
+from captum_mfv.runs.settings import RUN
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.identity import canonical
 
@@ -275,6 +275,6 @@ def build_report(work: Work) -> None:
             folder.write("recipe.json", work.inputs.recipe.to_json().encode())
             given["recipe"] = os.path.relpath(folder.path / "recipe.json")
         head = f"# captum-mfv {__version__}, repeated by: captum-mfv run --config run.toml --out FOLDER\n"
-        text = head + to_toml(given, folder.path)
+        text = head + RUN.to_toml(given, folder.path)
         folder.write("run.toml", text.encode("utf-8", "surrogateescape"))
         report.build(folder)
