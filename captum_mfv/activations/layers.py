@@ -19,7 +19,17 @@ from captum_mfv.errors import UnitError
 from captum_mfv.images import InputSpec
 from captum_mfv.units import Code, Unit, is_channels_last
 
-__all__ = ["LayerCall", "PatchGrid", "code_layer", "patch_grid", "resolve", "resolve_units", "spatial_layers", "trace"]
+__all__ = [
+    "LayerCall",
+    "PatchGrid",
+    "code_layer",
+    "count_units",
+    "patch_grid",
+    "resolve",
+    "resolve_units",
+    "spatial_layers",
+    "trace",
+]
 
 T = TypeVar("T", Unit, Code)
 
@@ -226,6 +236,12 @@ def resolve(
 def resolve_units(model: nn.Module, units: Sequence[Unit | str], spec: InputSpec) -> list[Unit]:
     """Check units as `resolve` does, in one forward pass; return them complete."""
     return _checked(model, units, [], spec)[0]
+
+
+def count_units(model: nn.Module, unit: Unit, spec: InputSpec) -> int:
+    """Return the number of units of a unit's layer: channels, neurons, or an encoder's latents."""
+    (found,), calls = _checked(model, [unit], [], spec)
+    return found.read_channels(_output(calls, found.layer_name)).shape[1]
 
 
 def _checked(

@@ -22,9 +22,14 @@ __all__ = ["collect_tops", "collect_units"]
 
 def collect_units(
     model: nn.Module, units: Sequence[Unit], code: Code, images: Images, spec: InputSpec, batch_size: int = 32
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the activations of units, (N, n_units), and the codes of images, (N, D); NaN for unreadable images."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the activations of units and the codes of images, in one pass.
+
+    Returns:
+        (n,) indices of the images that could be read; (N, n_units) activations and (N, D) codes, NaN for others.
+    """
     activations, codes = np.full((len(images), len(units)), np.nan, np.float32), np.zeros((0, 0), np.float32)
+    readable: list[int] = []
 
     def read(outputs: Outputs, batch: Tensor) -> Outputs:
         return {"activations": read_units(units, outputs, {})["activations"], "codes": code.read(outputs[code.layer])}
@@ -34,12 +39,13 @@ def collect_units(
         found = rows["codes"].float().cpu().numpy()
         if not codes.size:
             codes = np.full((len(images), found.shape[1]), np.nan, np.float32)
+        readable.extend(indices)
         codes[indices] = found
         activations[indices] = rows["activations"].float().cpu().numpy()
 
     layers = list(dict.fromkeys([*(unit.layer_name for unit in units), code.layer]))
     Scan(model, images, spec, layers, read, batch_size, None, progress=False).run(take)
-    return activations, codes
+    return np.array(readable, np.int64), activations, codes
 
 
 def collect_tops(model: nn.Module, tops: Sequence[TopImages], code: Code, batch_size: int = 32) -> list[Collection]:
@@ -54,12 +60,13 @@ def collect_tops(model: nn.Module, tops: Sequence[TopImages], code: Code, batch_
     places = np.concatenate([np.column_stack([top.indices, top.corners]) for top in tops])
     distinct, rows = np.unique(places, axis=0, return_inverse=True)  # in the order of the images
     images = _Crops(tops[0], distinct)
-    activations, codes = collect_units(model, [top.unit for top in tops], code, images, tops[0].input_spec, batch_size)
+    units, spec = [top.unit for top in tops], tops[0].input_spec
+    read, activations, codes = collect_units(model, units, code, images, spec, batch_size)
     found, first = [], 0
     for column, top in enumerate(tops):
         own = rows.ravel()[first : first + len(top)]
         first += len(top)
-        readable = np.flatnonzero(np.isfinite(codes[own]).all(1))
+        readable = np.flatnonzero(np.isin(own, read))
         found.append(Collection(top.unit, code, readable, activations[own, column], codes[own], None))
     return found
 

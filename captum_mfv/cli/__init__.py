@@ -8,6 +8,7 @@ import sys
 import click
 
 from captum_mfv._version import __version__
+from captum_mfv.cli.atlas import atlas, status
 from captum_mfv.cli.commands import compare, demo, evaluate, report, run
 from captum_mfv.cli.console import plain_warnings
 from captum_mfv.cli.lists import list_
@@ -20,6 +21,7 @@ _EPILOG = """\b
 Exit status:
   0    done; results are on standard output, all else on standard error
   2    the input can't be used; one line says why, and nothing that was there is lost
+  3    an atlas is done, but units failed; units.json says why
   130  interrupted; the same command goes on from there
   1    anything else, with a traceback: a bug, please report it
 
@@ -46,7 +48,7 @@ def app() -> None:
     """
 
 
-for _command in (run, demo, list_, report, compare, evaluate):
+for _command in (run, atlas, status, demo, list_, report, compare, evaluate):
     app.add_command(_command)
 
 

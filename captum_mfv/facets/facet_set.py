@@ -69,6 +69,10 @@ class Facet:
     def __len__(self) -> int:
         return len(self.members)
 
+    def shifted(self, offset: int) -> Facet:
+        """Return the facet with ``offset`` added to dataset indices, for a dataset that begins with other images."""
+        return replace(self, members=self.members + offset, groups=tuple(group + offset for group in self.groups))
+
     @property
     def fingerprint(self) -> str:
         """Fingerprint of everything that the facet's images depend on, the same on every machine."""

@@ -21,7 +21,7 @@ from captum_mfv.activations.codes import CodeFn, Collection, collect
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, MFVWarning
 from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet, nearest
-from captum_mfv.facets.separation import separate
+from captum_mfv.facets.separation import merge_clusters, separate
 from captum_mfv.images import Images, InputSpec
 from captum_mfv.storage.schema import check_integer, check_seed
 from captum_mfv.units import Code, Unit
@@ -55,6 +55,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         clusterer: any scikit-learn clusterer, which labels noise -1; None: k-means with ten starts. Its parameter
             ``n_clusters`` or ``n_components`` is set to the number of facets, unless ``distance_threshold`` is set.
         n_bootstraps: number of bootstrap samples for ``stability_``.
+        max_facets: largest number of facets by ``"auto"``: the nearest clusters are merged.
         random_state: seed or `numpy.random.RandomState`.
 
     Attributes:
@@ -82,6 +83,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         perplexity: float = 30.0,
         clusterer: Any = None,
         n_bootstraps: int = 20,
+        max_facets: int | None = None,
         random_state: Any = None,
     ) -> None:
         self.n_facets = n_facets
@@ -90,6 +92,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.perplexity = perplexity
         self.clusterer = clusterer
         self.n_bootstraps = n_bootstraps
+        self.max_facets = max_facets
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> FacetFinder:
@@ -120,6 +123,8 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check(self, codes: NDArray[Any]) -> None:
         if self.n_facets == "auto":
+            if self.max_facets is not None:
+                check_integer(self.max_facets, "max_facets", 1, FacetError)
             return
         k = check_integer(self.n_facets, "n_facets, unless 'auto',", 1, FacetError)
         if len(codes) < k:
@@ -152,6 +157,8 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         k = self.n_facets
         if k == "auto":
             labels, self.p_value_ = separate(reduced.astype(np.float64), seed)
+            if self.max_facets is not None:
+                labels = merge_clusters(reduced.astype(np.float64), labels, self.max_facets)
             if self.clusterer is None:
                 return labels
             k = int(labels.max()) + 1

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, norm
 from sklearn.cluster import KMeans
 
-__all__ = ["excess", "separate"]
+__all__ = ["excess", "merge_clusters", "separate"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -61,6 +61,15 @@ def separate(codes: Array, seed: int) -> tuple[NDArray[np.int64], float]:
         centers = np.stack([codes[leaf].mean(0) for leaf in leaves])
         labels[:] = KMeans(len(leaves), init=centers, n_init=1).fit(codes).labels_
     return labels, p_value
+
+
+def merge_clusters(codes: Array, labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return (n,) labels of at most so many clusters, after merging the nearest by Ward's criterion; -1 stays."""
+    groups = _joined(codes, [np.flatnonzero(labels == k) for k in range(labels.max() + 1)], most)
+    merged = np.full_like(labels, -1)
+    for k, group in enumerate(groups):
+        merged[np.concatenate(group)] = k
+    return merged
 
 
 def _cells(codes: Array, rng: np.random.Generator) -> list[Indices]:
@@ -100,7 +109,7 @@ def _confirmed(codes: Array, cells: list[Indices], rng: np.random.Generator) -> 
         p = _whole_p_value(codes[whole], len(group), rng) if len(group) > 1 else 1.0
         p_value = p if group is cells else p_value
         if p < _WHOLE_LEVEL:
-            todo += _halves(codes, group)
+            todo += _joined(codes, group, 2)
         else:
             leaves.append(whole)
     return leaves, p_value
@@ -116,10 +125,10 @@ def _ward(codes: Array, cells: list[Indices]) -> Array:
     return cost
 
 
-def _halves(codes: Array, cells: list[Indices]) -> list[list[Indices]]:
-    """Return the two groups of cells that Ward's tree joins last."""
+def _joined(codes: Array, cells: list[Indices], n_groups: int) -> list[list[Indices]]:
+    """Return the groups of cells that Ward's tree joins last."""
     groups = [[cell] for cell in cells]
-    while len(groups) > 2:
+    while len(groups) > n_groups:
         cost = _ward(codes, [np.concatenate(group) for group in groups])
         i, j = np.unravel_index(cost.argmin(), cost.shape)
         rest = [group for g, group in enumerate(groups) if g not in (i, j)]

@@ -19,12 +19,12 @@ from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, ModelError
 from captum_mfv.images import ImageFolder, InputSpec
 from captum_mfv.optvis.recipes import Recipe, get_recipe
-from captum_mfv.runs.settings import RunSettings
+from captum_mfv.runs.settings import AtlasSettings, RunSettings
 from captum_mfv.storage.identity import fingerprint, weights_fingerprint
 from captum_mfv.storage.untrusted import read_json
 from captum_mfv.units import Code, Unit
 
-__all__ = ["Inputs", "find_device", "load_inputs"]
+__all__ = ["Inputs", "Network", "find_device", "load_inputs", "load_network", "parse_code"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,23 +61,26 @@ class Inputs:
         }
 
 
-def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
-    """Load the input that a run's settings name; check everything else before loading the model.
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The model that settings name, in evaluation mode on its device, and what else the work on any unit needs."""
+
+    model: nn.Module
+    spec: InputSpec
+    recipe: Recipe
+    encoder: nn.Module | None  # of latents
+    dtype: torch.dtype | None  # under autocast; None: the model's own
+
+
+def load_network(job: RunSettings | AtlasSettings, progress: bool = False) -> Network:
+    """Load the model, the recipe and the encoder that settings name; check everything else before loading the model.
 
     Raises:
         MFVError: if something can't be used, naming what and why.
     """
-    check_method(job.attribution)
     recipe = get_recipe(job.recipe)
     recipe = recipe if job.steps is None else recipe.with_steps(job.steps)
-    reduce = job.reduce or ("mean" if job.top_k is None else "max")
-    unit = replace(Unit.parse(job.unit), reduce=reduce, channels=job.channels, n_prefix=job.n_prefix)
-    code = (parsed := Code.parse(job.code)) and replace(parsed, n_prefix=job.n_prefix)
     dtype, device = models.autocast_dtype(job.dtype), find_device(job.device)
-    images = ImageFolder(job.images)
-    if job.facets != "auto" and job.facets > len(images):
-        raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
-    groups = None if job.labels is None else _read_groups(job.labels, images)
     encoder = None if job.sae is None else models.load_sae(job.sae).to(device)
     _log.info("loading %s", job.model)
     with waiting(f"loading {job.model}", progress):
@@ -85,11 +88,34 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
     n_params = sum(param.numel() for param in model.parameters())
     _log.debug("%s: %s, %d parameters, on %s", job.model, spec, n_params, device)
     spec = replace(spec, size=job.input_size or spec.size, crop_fraction=job.crop_fraction or spec.crop_fraction)
-    model = model.to(device)
+    return Network(model.to(device), spec, recipe, encoder, dtype)
+
+
+def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
+    """Load the input that a run's settings name; check everything else before loading the model.
+
+    Raises:
+        MFVError: if something can't be used, naming what and why.
+    """
+    check_method(job.attribution)
+    reduce = job.reduce or ("mean" if job.top_k is None else "max")
+    unit = replace(Unit.parse(job.unit), reduce=reduce, channels=job.channels, n_prefix=job.n_prefix)
+    code = parse_code(job)
+    images = ImageFolder(job.images)
+    if job.facets != "auto" and job.facets > len(images):
+        raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
+    groups = None if job.labels is None else _read_groups(job.labels, images)
+    network = load_network(job, progress)
+    model, spec, encoder = network.model, network.spec, network.encoder
     unit, code = resolve(model, replace(unit, encoder=encoder), code, spec)
     _log.debug("unit %s, read by %s; code: %s of %s", unit, unit.reduce, code.reduce, code.layer)
     images.input_spec = spec  # the folder was listed before the model was known
-    return Inputs(job, model, spec, unit, code, images, recipe, encoder, dtype, groups)
+    return Inputs(job, model, spec, unit, code, images, network.recipe, encoder, network.dtype, groups)
+
+
+def parse_code(job: RunSettings | AtlasSettings) -> Code | None:
+    """Return the code that settings name; None: the default."""
+    return (parsed := Code.parse(job.code)) and replace(parsed, n_prefix=job.n_prefix)
 
 
 def find_device(name: str | None) -> torch.device:

@@ -1,4 +1,4 @@
-"""Models that a user's function returns: ``file.py:function`` or ``package.module:function``."""
+"""What a user's function returns, a model or a dataset: ``file.py:function`` or ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -16,20 +17,25 @@ from captum_mfv.images import InputSpec
 from captum_mfv.storage.identity import fingerprint
 from captum_mfv.storage.untrusted import is_file
 
-__all__ = ["from_function"]
+__all__ = ["call_function", "from_function"]
 
 
 def from_function(name: str) -> tuple[nn.Module, InputSpec]:
     """Return the model and the preprocessing that a function returns; ModelError if it returns none."""
-    source, _, function = name.rpartition(":")
-    module = _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    if not callable(getattr(module, function, None)):
-        raise ModelError(f"{source} has no function {function!r}")
-    made = getattr(module, function)()
+    made = call_function(name)
     model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, InputSpec())
     if not isinstance(model, nn.Module) or not isinstance(spec, InputSpec):
         raise ModelError(f"{name} must return a torch.nn.Module, or one and an InputSpec, not {type(made).__name__}")
     return model, spec
+
+
+def call_function(name: str) -> Any:
+    """Return what the function of a name returns, called without arguments; ModelError if there is no such function."""
+    source, _, function = name.rpartition(":")
+    module = _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    if not callable(getattr(module, function, None)):
+        raise ModelError(f"{source} has no function {function!r}")
+    return getattr(module, function)()
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -19,19 +19,27 @@ from captum_mfv.storage.schema import Integer, Number, Record, Seed, Side, valid
 from captum_mfv.storage.untrusted import inside, read_json
 
 __all__ = [
+    "ATLAS_FORMAT",
     "FORMAT",
+    "AtlasFacetRow",
+    "AtlasUnitRow",
     "FacetRow",
     "FinishedSettings",
     "Manifest",
     "Metrics",
     "Peaks",
     "check_place",
+    "installed_versions",
     "new_manifest",
+    "read_atlas_manifest",
     "read_manifest",
 ]
 
 FORMAT = 1
 """Version of the folder's layout, in its manifest."""
+
+ATLAS_FORMAT = 1
+"""Version of an atlas's layout, in its manifest."""
 
 _PACKAGES = ("torch", "torchvision", "captum", "torch-lucent", "scikit-learn", "numpy", "pillow")
 
@@ -117,6 +125,54 @@ class Metrics(Record):
     judge: _NamedEvaluation | None = None
 
 
+class AtlasUnitRow(Record):
+    """A unit in ``units.json``; one without facets is dead, or failed with an error."""
+
+    unit: str
+    layer: str
+    index: str
+    status: Literal["done", "dead", "failed"]
+    error: str = _absent()
+    n_images: Integer = _absent()
+    peak: Number = _absent()
+    multifacetedness: Number = _absent()
+    p_value: Number = _absent()
+    p_adjusted: Number = _absent()
+    n_facets: Integer = _absent()
+    coverage: Number | None = None
+    retention: Number = _absent()
+    label: str | None = None
+
+
+class AtlasFacetRow(Record):
+    """A facet in ``facets.json`` of an atlas."""
+
+    unit: str
+    index: Integer
+    size: Integer
+    activation: Number
+    stability: Number | None
+    stability_interval: tuple[Number, Number] | None = None
+    image_activation: Number
+    activation_percentile: Number
+    retention: bool
+    label: str | None = None
+    image: str
+    members: list[_Member]
+
+
+class AtlasManifest(Record):
+    """``manifest.json`` of an atlas."""
+
+    format: Integer
+    kind: Literal["atlas"]
+    status: str
+    n_units: Integer
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    timings: dict[str, Number]
+
+
 Peaks = dict[str, tuple[Number, Number, Number, Number]]
 """``attributions/peaks.json``: left, top, right and bottom of a patch, by the path of the overlay that outlines it."""
 
@@ -127,43 +183,61 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         RunError: if the folder holds no run, or one of another format.
     """
+    return _read_manifest(path, Manifest, FORMAT, "run")
+
+
+def read_atlas_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of an atlas's folder.
+
+    Raises:
+        RunError: if the folder holds no atlas, or one of another format.
+    """
+    return _read_manifest(path, AtlasManifest, ATLAS_FORMAT, "atlas")
+
+
+def _read_manifest(path: Path, kind: type[Record], version: int, noun: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(inside(path, "manifest.json"))
         found = manifest["format"]
-        if found == FORMAT:
-            validate(Manifest, manifest, "the manifest")
+        if found == version:
+            validate(kind, manifest, "the manifest")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} holds no run that can be read: {error}") from error
-    if found != FORMAT:
-        raise RunError(f"{path} has format {str(found)[:40]}, and this version reads format {FORMAT}")
+        raise RunError(f"{path} holds no {noun} that can be read: {error}") from error
+    if found != version:
+        raise RunError(f"{path} has format {str(found)[:40]}, and this version reads format {version}")
     return manifest
 
 
 def new_manifest(settings: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """Return the manifest of a run that has done no stage yet."""
-    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "format": FORMAT,
         "status": "running",
         "settings": settings,
         "keys": keys,
-        "versions": {"captum-mfv": __version__, "python": platform.python_version(), **installed},
+        "versions": installed_versions(),
         "stages": [],
         "timings": {},
     }
 
 
-def check_place(path: Path) -> bool:
-    """Return whether a folder holds a run already.
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python, of this package, and of the packages on which results depend."""
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"captum-mfv": __version__, "python": platform.python_version(), **installed}
+
+
+def check_place(path: Path, noun: str = "run") -> bool:
+    """Return whether a folder holds a run, or an atlas, already.
 
     Raises:
-        RunError: if the path is a file, or the folder holds anything but a run that can be read and hidden files.
+        RunError: if the path is a file, or the folder holds anything else than hidden files and what can be read.
     """
     if (path / "manifest.json").exists():
-        read_manifest(path)
+        (read_manifest if noun == "run" else read_atlas_manifest)(path)
         return True
     if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file; choose another folder for the run")
+        raise RunError(f"{path} is a file; choose another folder for the {noun}")
     if path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir()):
-        raise RunError(f"{path} isn't empty and holds no run; choose another folder for the run")
+        raise RunError(f"{path} isn't empty and holds no {noun}; choose another folder for the {noun}")
     return False

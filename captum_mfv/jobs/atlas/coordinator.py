@@ -1,0 +1,222 @@
+"""The coordinator of an atlas: it hands out parts of the scan and groups of units, and alone stores what comes back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+
+from captum_mfv.display.progress import Progress
+from captum_mfv.errors import RunError
+from captum_mfv.jobs.atlas.engines import Run, WorkerDied, connect, device_of, threads_of
+from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
+from captum_mfv.jobs.atlas.scan import ScanState, scan_part
+from captum_mfv.jobs.atlas.unit import UnitResult, process
+from captum_mfv.runs.atlas import AtlasFolder
+from captum_mfv.runs.atlas_writer import AtlasWriter
+from captum_mfv.runs.records import check_place
+from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
+from captum_mfv.storage.files import hold
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_SCAN = ".scan.safetensors"
+_DEATHS = 3  # deaths of workers in a row, without a result between them
+
+
+def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = False, **options: Any) -> AtlasFolder:
+    """Make or resume the atlas with these settings, and write it to a folder.
+
+    All input is checked before anything is written. Units that the folder already has are skipped; an interruption
+    loses the work since the last stored group of units. A unit that fails is recorded with its error.
+
+    Args:
+        job: the settings.
+        out: the atlas's folder; one process at a time coordinates the work.
+        progress: show progress bars.
+        options: fields of `AtlasOptions`: ``jobs``, ``engine``, ``address``, ``shard``, ``merge``, ``workers``,
+            ``retry_failed`` and ``update``.
+
+    Raises:
+        MFVError: if the input can't be used, naming what and why.
+    """
+    chosen = AtlasOptions(out=os.fspath(out), **options)
+    shard = _shard(chosen.shard)
+    if shard is not None and chosen.merge:
+        raise RunError("--shard and --merge are mutually exclusive: first all shards, then one --merge")
+    check_place(Path(out), "atlas")
+    plan = load_plan(job, progress)
+    with hold(_lock(Path(out), shard)):
+        settings = {**plan.settings, "units": job.units, "batch": plan.batch}
+        folder = AtlasWriter.open(Path(out), settings, len(plan.units), update=chosen.update)
+        work = Work(plan, folder, chosen, shard, progress)
+        work.run()
+    return folder
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """Return the number of a shard and of all shards."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise RunError(f"--shard must be I/N, from 0/N to N-1/N, such as 3/16, not {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _lock(out: Path, shard: tuple[int, int] | None) -> Path:
+    """Return the folder that a coordinator locks: the atlas's, or its own of a shard."""
+    return out if shard is None else out / ".shards" / f"{shard[0]}-of-{shard[1]}"
+
+
+@dataclass(eq=False)
+class Work:
+    """An atlas in progress."""
+
+    plan: Plan
+    folder: AtlasWriter
+    options: AtlasOptions
+    shard: tuple[int, int] | None
+    progress: bool
+    timings: dict[str, float] = field(default_factory=dict)
+    records: dict[int, dict[str, Any]] = field(default_factory=dict)  # of stored units, by position
+
+    def run(self) -> None:
+        """Do what is left, and write the tables."""
+        if self.shard is None:
+            self.folder.sweep()
+        groups = self.plan.groups(range(len(self.plan.units)))
+        mine = groups if self.shard is None else groups[self.shard[0] :: self.shard[1]]
+        for group in mine:
+            for position in group:
+                self._look_up(position)
+        left = [group for group in mine if any(position not in self.records for position in group)]
+        if left and not self.options.merge:
+            with connect(self.options) as engine:
+                state = None if self.plan.images is None else self._scan(engine)
+                self._process(engine, left, state)
+        if self.shard is None:
+            self._finish()
+
+    def _look_up(self, position: int) -> None:
+        """Find a unit's stored rows."""
+        unit = self.plan.units[position]
+        record = self.folder.record(unit, self.plan.keys[position])
+        if record is not None and not (self.options.retry_failed and record["row"]["status"] == "failed"):
+            self.records[position] = record
+
+    def _scan(self, engine: Run[Any]) -> ScanState:
+        """Return the strongest images of all units; scan the parts that no process has scanned."""
+        state = ScanState.open(self.plan, _lock(self.folder.path, self.shard) / _SCAN)
+        parts = state.left()
+        if self.shard is not None:
+            number, n_shards = self.shard
+            parts = [part for part in parts if part % n_shards == number]
+        self._scan_parts(engine, state, parts)
+        state.save()
+        if self.shard is not None:  # other shards' parts, or where these aren't done, their work
+            for number in range(self.shard[1]):
+                path = _lock(self.folder.path, (number, self.shard[1])) / _SCAN
+                if number != self.shard[0] and path.exists():
+                    state.join(ScanState.open(self.plan, path))
+            self._scan_parts(engine, replace(state, checkpoint=None), state.left())
+        state.check()
+        return state
+
+    def _scan_parts(self, engine: Run[Any], state: ScanState, numbers: Sequence[int]) -> None:
+        tasks = {number: (self.plan.parts[number], self.options.workers) for number in numbers}
+        n_images = sum(len(self.plan.parts[number]) for number in numbers)
+        with (
+            self._timed("scan"),
+            Progress(total=n_images, desc="scan", unit="image", disable=not self.progress or not numbers) as bar,
+        ):
+            for number, found in self._results(engine, scan_part, tasks):
+                state.add(number, found)
+                bar.update(len(self.plan.parts[number]))
+
+    def _process(self, engine: Run[Any], groups: Sequence[Sequence[int]], state: ScanState | None) -> None:
+        """Process groups of units, and store what isn't stored yet."""
+        tasks = {group[0]: (group, None if state is None else state.rows(group)) for group in groups}
+        left = {position for group in groups for position in group if position not in self.records}
+        with Progress(total=len(left), desc="units", unit="unit", disable=not self.progress) as bar:
+            for _, results in self._results(engine, process, tasks):
+                for result in results:
+                    if result.position in left:
+                        self._store(result)
+                        bar.update()
+                    for part, seconds in result.timings.items():
+                        self.timings[part] = self.timings.get(part, 0.0) + seconds
+                failed = sum(record["row"]["status"] == "failed" for record in self.records.values())
+                bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+
+    def _store(self, result: UnitResult) -> None:
+        for message in result.warnings:
+            _log.debug("%s: %s", result.row["unit"], message)
+        if result.row["status"] == "failed":
+            _log.warning("%s failed: %s", result.row["unit"], result.row["error"])
+        self.folder.store(self.plan.keys[result.position], result.row, result.facets, result.files)
+        self.records[result.position] = {"row": result.row, "facets": result.facets}
+
+    def _results(
+        self, engine: Run[Any], function: Callable[..., T], tasks: Mapping[int, tuple[Any, ...]]
+    ) -> Iterator[tuple[int, T]]:
+        """Yield the number and the result of each task, in any order; repeat tasks whose worker was killed."""
+        job, left, deaths, threads = self.plan.job, dict(tasks), 0, threads_of(self.options)
+        plan = self.plan if threads is None else job  # None: in this process
+        while left:
+            calls = [
+                (plan, device_of(job.device, nth), threads, function, number, task)
+                for nth, (number, task) in enumerate(left.items())
+            ]
+            try:
+                for number, result in engine(_work, calls):
+                    del left[number]
+                    deaths = 0
+                    yield number, result
+            except WorkerDied as error:
+                deaths += 1
+                if deaths >= _DEATHS:
+                    raise RunError(f"workers died {deaths} times in a row; is memory full? use fewer --jobs") from error
+                _log.warning("a worker was killed; its work is repeated")
+
+    def _finish(self) -> None:
+        """Write the tables of all stored units."""
+        lacking = len(self.plan.units) - len(self.records)
+        if lacking:
+            raise RunError(f"{lacking} of {len(self.plan.units)} units aren't done; run the shards that are left")
+        records = [self.records[position] for position in range(len(self.plan.units))]
+        with self._timed("tables"):
+            self.folder.finish(records, self.plan.job.seed)
+        self.folder.add_timings(self.timings)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = perf_counter()
+        yield
+        self.timings[part] = self.timings.get(part, 0.0) + perf_counter() - began
+
+
+def _work(
+    plan: Plan | AtlasSettings,
+    device: str | None,
+    threads: int | None,
+    function: Callable[..., T],
+    number: int,
+    task: tuple[Any, ...],
+) -> tuple[int, T]:
+    """Return the number and the result of a task; in a worker process, load the plan that the settings name first."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return number, function(plan if isinstance(plan, Plan) else load_plan_once(plan, device), *task)

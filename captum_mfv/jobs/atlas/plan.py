@@ -1,0 +1,217 @@
+"""The plan of an atlas: its units, their images, and the parts into which the work is cut."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_mfv.activations.layers import count_units, resolve, resolve_units
+from captum_mfv.errors import FacetError, ImageError, UnitError
+from captum_mfv.images import ImageFolder, Images, InputSpec
+from captum_mfv.jobs.inputs import Network, load_network, parse_code
+from captum_mfv.models.functions import call_function
+from captum_mfv.optvis.recipes import get_recipe
+from captum_mfv.runs.settings import AtlasSettings
+from captum_mfv.storage.identity import dataset_fingerprint, fingerprint, weights_fingerprint
+from captum_mfv.storage.untrusted import is_file, read_json, read_text
+from captum_mfv.units import Code, Unit
+
+__all__ = ["BATCH", "Plan", "load_plan", "load_plan_once", "parse_units"]
+
+BATCH = 32  # images of a forward pass
+_PART = 1024  # images of a part of a small dataset
+_PARTS = 256  # parts of a large dataset, at most
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+_MOST = 10**6  # units
+_FREE = ("units", "batch", "device")  # settings that change a unit's result by rounding only
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that the settings of an atlas name, loaded and checked.
+
+    ``codes`` has the code of each layer by its name. ``images`` is the dataset that is scanned, or None: then
+    ``folders`` has the images of each unit, in the order of ``units``.
+    """
+
+    job: AtlasSettings
+    network: Network
+    units: tuple[Unit, ...]
+    codes: Mapping[str, Code]
+    images: Images | None
+    folders: tuple[ImageFolder, ...]
+    key: str | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.network.model
+
+    @property
+    def spec(self) -> InputSpec:
+        """Preprocessing of the model's input."""
+        return self.network.spec
+
+    @property
+    def batch(self) -> int:
+        """Number of units whose images are synthesized together."""
+        on_cpu = next(self.model.parameters(), torch.empty(0)).device.type == "cpu"
+        return self.job.batch or (8 if on_cpu else 64)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings and fingerprints that every unit's result depends on, and nothing else."""
+        return {
+            **{name: value for name, value in asdict(self.job).items() if name not in _FREE},
+            "recipe_data": asdict(self.network.recipe),
+            "input_spec": asdict(self.spec),
+            "images_hash": None if self.images is None else dataset_fingerprint(self.images),
+            "weights_hash": weights_fingerprint(self.model),
+            "sae_hash": None if self.network.encoder is None else weights_fingerprint(self.network.encoder),
+        }
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The fingerprint of everything that each unit's result depends on."""
+        shared = fingerprint(**self.settings)
+        folders = [folder.fingerprint for folder in self.folders] or [""] * len(self.units)
+        return [
+            fingerprint(settings=shared, unit=replace(unit, encoder=None), images=images)
+            for unit, images in zip(self.units, folders, strict=True)
+        ]
+
+    @cached_property
+    def parts(self) -> list[range]:
+        """The parts of the dataset that are scanned one by one, whole batches each; they depend on its size alone."""
+        n = 0 if self.images is None else len(self.images)
+        size = max(_PART, -(-n // (_PARTS * BATCH)) * BATCH)
+        return [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+    def groups(self, units: Sequence[int]) -> list[list[int]]:
+        """Return units, by their positions, in groups of at most ``batch`` that read the same layer."""
+        found: list[list[int]] = []
+        for position in units:
+            layer = self.units[position].layer_name
+            if found and len(found[-1]) < self.batch and self.units[found[-1][0]].layer_name == layer:
+                found[-1].append(position)
+            else:
+                found.append([position])
+        return found
+
+    def image_name(self, position: int, index: int) -> str:
+        """Return the path of an image in the folder of images, or its index in another dataset."""
+        images = self.folders[position] if self.images is None else self.images
+        if isinstance(images, ImageFolder):
+            return images.name(index) if self.images is not None else f"{images.root.name}/{images.name(index)}"
+        return str(index)
+
+
+@lru_cache(maxsize=1)
+def load_plan_once(job: AtlasSettings, device: str | None) -> Plan:
+    """Return what `load_plan` returns, which a worker process loads once."""
+    return load_plan(replace(job, device=device))
+
+
+def load_plan(job: AtlasSettings, progress: bool = False) -> Plan:
+    """Load what the settings of an atlas name; check everything else before loading the model.
+
+    Raises:
+        MFVError: if something can't be used, naming what and why.
+    """
+    texts, code = list(parse_units(job.units)), parse_code(job)
+    get_recipe(job.recipe)
+    images, folders = None, dict[int, Path]()
+    if job.images is not None:
+        images = _dataset(job.images)
+        if job.facets != "auto" and job.facets > len(images):
+            raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for at most as many")
+    else:
+        folders = _class_folders(str(job.class_folders), str(job.classes))
+    network = load_network(job, progress)
+    reduce = job.reduce or ("mean" if images is None else "max")
+    options: dict[str, Any] = {"reduce": reduce, "channels": job.channels, "n_prefix": job.n_prefix}
+    named = [replace(unit, **options, encoder=network.encoder) for unit in _expanded(texts, network, options)]
+    units = tuple(dict.fromkeys(resolve_units(network.model, named, network.spec)))
+    codes = {unit.layer_name: unit for unit in reversed(units)}
+    found = {name: resolve(network.model, unit, code, network.spec)[1] for name, unit in codes.items()}
+    if isinstance(images, ImageFolder):
+        images.input_spec = network.spec
+    return Plan(job, network, units, found, images, _of_units(units, folders, network.spec))
+
+
+def parse_units(text: str) -> Iterator[Unit | str]:
+    """Yield the units that a text names, such as ``features.12:0-3,7,features.9:2``; ``LAYER:*`` as it is.
+
+    Args:
+        text: units and ranges, separated by commas; or a file of such lines, where ``#`` begins a comment.
+
+    Raises:
+        UnitError: if a part isn't a unit, naming it.
+    """
+    lines = read_text(Path(text)).splitlines() if is_file(text) else [text]
+    for line in lines:
+        layer = ""
+        for part in filter(None, (part.strip() for part in line.partition("#")[0].split(","))):
+            before, colon, index = part.rpartition(":")
+            layer = before if colon else layer
+            if index == "*" and layer:
+                yield f"{layer}:*"
+            elif layer and (found := _RANGE.fullmatch(index)):
+                first, last = int(found[1]), int(found[2] or found[1])
+                if not first <= last < first + _MOST:
+                    raise UnitError(f"units {part!r}: a range goes from a lower to a higher index, by at most {_MOST}")
+                yield from (Unit(layer, number) for number in range(first, last + 1))
+            else:
+                yield Unit.parse(part)
+
+
+def _expanded(texts: Sequence[Unit | str], network: Network, options: Mapping[str, Any]) -> Iterator[Unit]:
+    """Yield units, and all of a layer for ``LAYER:*``."""
+    for text in texts:
+        if isinstance(text, Unit):
+            yield text
+            continue
+        layer = text.removesuffix(":*")
+        first = Unit(layer, 0, encoder=network.encoder, **options)
+        yield from (Unit(layer, index) for index in range(count_units(network.model, first, network.spec)))
+    if not texts:
+        raise UnitError("units must name at least one unit, such as features.12:0-127")
+
+
+def _dataset(name: str) -> Images:
+    """Return the images of a folder, or the dataset that ``file.py:function`` returns."""
+    source, colon, _ = name.rpartition(":")
+    if not colon or not (source.endswith(".py") or "." in source) or Path(name).exists():
+        return ImageFolder(name)
+    images = call_function(name)
+    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise ImageError(f"{name} must return a map-style dataset, not {type(images).__name__}")
+    dataset_fingerprint(images)
+    return images  # type: ignore[no-any-return]
+
+
+def _class_folders(root: str, path: str) -> dict[int, Path]:
+    """Return the folder of each class unit's images, by its index."""
+    try:
+        table = {str(name): int(index) for name, index in read_json(Path(path)).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ImageError(f"{path} isn't a JSON table of folder and class index: {error}") from error
+    return {index: Path(root, name) for name, index in table.items()}
+
+
+def _of_units(units: Sequence[Unit], folders: Mapping[int, Path], spec: InputSpec) -> tuple[ImageFolder, ...]:
+    """Return the images of each class unit."""
+    if not folders:
+        return ()
+    lacking = [str(unit) for unit in units if not isinstance(unit.index, int) or unit.index not in folders]
+    if lacking:
+        raise ImageError(f"classes has no folder for {', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}")
+    return tuple(ImageFolder(os.fspath(folders[int(unit.index)]), spec) for unit in units)  # type: ignore[arg-type]

@@ -1,0 +1,151 @@
+"""The folder of an atlas, as the coordinator sees it: one process that stores the results of units."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import false_discovery_control
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from typing_extensions import Self
+
+from captum_mfv.errors import RunError
+from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.runs.atlas import AtlasFolder, record_file, tensors_file, unit_name
+from captum_mfv.runs.records import ATLAS_FORMAT, AtlasFacetRow, AtlasUnitRow, check_place, installed_versions
+from captum_mfv.storage.files import sweep, tensor_file, write_whole
+from captum_mfv.storage.identity import canonical, check_same
+from captum_mfv.storage.schema import validate
+from captum_mfv.storage.untrusted import inside, read_json
+from captum_mfv.units import Unit
+
+__all__ = ["AtlasWriter"]
+
+_COMPONENTS = 50
+
+
+class AtlasWriter(AtlasFolder):
+    """An `AtlasFolder` that is written to."""
+
+    @classmethod
+    def open(cls, path: Path, settings: Mapping[str, Any], n_units: int, *, update: bool = False) -> Self:
+        """Start an atlas, or resume the one that has the same settings; with ``update``, also with others.
+
+        Raises:
+            RunError: if the folder holds anything else, or an atlas with other settings.
+        """
+        wanted = canonical(settings)
+        if not check_place(path, "atlas"):
+            folder = cls(path, _new_manifest(wanted, n_units))
+            folder.write_manifest()
+            return folder
+        folder = cls(path, AtlasFolder.read(path).manifest)
+        if not update:
+            remedy = "choose another folder, or --update to redo the units that depend on what changed"
+            check_same(folder.manifest["settings"], wanted, f"{path} holds another atlas", remedy)
+        elif folder.manifest["settings"] != wanted:
+            folder.manifest = _new_manifest(wanted, n_units)
+            folder.write_manifest()
+        return folder
+
+    def sweep(self) -> None:
+        """Remove temporary files of killed writes; no other process may be writing."""
+        for folder in (self.path, *(self.path / "images").glob("*/"), *(self.path / "units").glob("*/")):
+            sweep(folder)
+
+    def record(self, unit: Unit, key: str) -> dict[str, Any] | None:
+        """Return the stored rows of a unit, or None if there are none for the same settings and images."""
+        name = record_file(unit_name(unit))
+        if not (self.path / name).exists():
+            return None
+        try:
+            record: dict[str, Any] = dict(read_json(inside(self.path, name)))
+            validate(AtlasUnitRow, record["row"])
+            validate(list[AtlasFacetRow], record["facets"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.path / name} can't be read: {error}; remove it to redo the unit") from error
+        return record if record.get("key") == key else None
+
+    def store(
+        self, key: str, row: Mapping[str, Any], facets: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]
+    ) -> None:
+        """Write a unit's files, and its rows last."""
+        for name, content in files.items():
+            write_whole(self._inside(name), content)
+        record = json.dumps({"key": key, "row": row, "facets": facets}, indent=1)
+        write_whole(self._inside(record_file(row["unit"])), record.encode())
+
+    def finish(self, records: Sequence[Mapping[str, Any]], seed: int) -> None:
+        """Write the tables and the map of all units, and mark the atlas as finished."""
+        rows = [dict(record["row"]) for record in records]
+        _adjust(rows)
+        facets = [row for record in records for row in record["facets"]]
+        self._write_json("units.json", rows)
+        self._write_json("facets.json", facets)
+        arrays = dict[str, NDArray[Any]]()
+        for layer in dict.fromkeys(row["layer"] for row in rows):
+            names = [row["unit"] for row in rows if row["layer"] == layer and row["status"] == "done"]
+            sets = [FacetSet.load(self._inside(tensors_file(name))) for name in names]
+            centers = np.concatenate([one.centers for one in sets]) if sets else np.zeros((0, 1), np.float32)
+            arrays |= {f"{layer}/centers": centers, f"{layer}/map": _map(centers, seed)}
+        write_whole(self._inside("codes.safetensors"), tensor_file(arrays, {"format": str(ATLAS_FORMAT)}))
+        self.manifest["status"] = "finished"
+        self.write_manifest()
+
+    def add_timings(self, seconds: Mapping[str, float]) -> None:
+        """Add the seconds of each part of the work to the manifest's."""
+        known = self.manifest["timings"]
+        self.manifest["timings"] = {**known, **{part: known.get(part, 0.0) + value for part, value in seconds.items()}}
+        self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Write ``manifest.json``."""
+        self._write_json("manifest.json", self.manifest)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        write_whole(self._inside(name), json.dumps(value, indent=1).encode())
+
+    def _inside(self, name: str) -> Path:
+        try:
+            return inside(self.path, name)
+        except ValueError as error:
+            raise RunError(f"{os.fspath(self.path)}: {error}") from error
+
+
+def _new_manifest(settings: Mapping[str, Any], n_units: int) -> dict[str, Any]:
+    return {
+        "format": ATLAS_FORMAT,
+        "kind": "atlas",
+        "status": "running",
+        "n_units": n_units,
+        "settings": settings,
+        "versions": installed_versions(),
+        "timings": {},
+    }
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Add the p-values, corrected over the units of each layer (Benjamini and Hochberg 1995)."""
+    for layer in {row["layer"] for row in rows}:
+        done = [row for row in rows if row["layer"] == layer and row["status"] == "done"]
+        adjusted = false_discovery_control([row["p_value"] for row in done]) if done else []
+        for row, p_value in zip(done, adjusted, strict=True):
+            row["p_adjusted"] = float(p_value)
+
+
+def _map(centers: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """Return coordinates of centers in the plane, (n, 2), by t-SNE of their principal components."""
+    n = len(centers)
+    if n < 5:
+        return np.column_stack([np.arange(n), np.zeros(n)]).astype(np.float32)
+    lengths = np.linalg.norm(centers - centers.mean(0), axis=1, keepdims=True)
+    directions = (centers - centers.mean(0)) / np.maximum(lengths, 1e-30)
+    reduced = PCA(min(_COMPONENTS, *directions.shape), random_state=seed).fit_transform(directions)
+    embedding = TSNE(2, perplexity=min(30.0, (n - 1) / 3), init="random", random_state=seed)
+    return np.asarray(embedding.fit_transform(reduced), np.float32)
