@@ -26,7 +26,7 @@ from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 from captum_mfv.storage.files import hold
 
-__all__ = ["run"]
+__all__ = ["run", "work"]
 
 T = TypeVar("T")
 
@@ -181,7 +181,7 @@ class Work:
                 for nth, (number, task) in enumerate(left.items())
             ]
             try:
-                for number, result in engine(_work, calls):
+                for number, result in engine(work, calls):
                     del left[number]
                     deaths = 0
                     yield number, result
@@ -208,7 +208,7 @@ class Work:
         self.timings[part] = self.timings.get(part, 0.0) + perf_counter() - began
 
 
-def _work(
+def work(
     plan: Plan | AtlasSettings,
     device: str | None,
     threads: int | None,

@@ -1,0 +1,168 @@
+"""What an atlas will take: a few batches are measured, by as many processes as the atlas will have."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from captum_mfv.jobs.atlas.coordinator import work
+from captum_mfv.jobs.atlas.engines import connect, device_of, threads_of
+from captum_mfv.jobs.atlas.plan import BATCH, Plan, load_plan
+from captum_mfv.jobs.atlas.scan import scan_part
+from captum_mfv.jobs.atlas.unit import process
+from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
+
+__all__ = ["Estimate", "estimate"]
+
+_STEPS = (2, 8)  # the difference is the time of a step
+_UNITS_ON_CPU = 4  # units that are measured; on a GPU, a full group
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an atlas will take.
+
+    Args:
+        n_images, n_units: images that are scanned, and units.
+        n_facets: expected number of facets, from the units that were measured.
+        seconds: time of each part with the atlas's number of processes.
+        disk, memory: bytes of the folder, and of all processes together.
+        jobs: number of processes.
+    """
+
+    n_images: int
+    n_units: int
+    n_facets: int
+    seconds: Mapping[str, float]
+    disk: int
+    memory: int
+    jobs: int
+
+    @property
+    def total(self) -> float:
+        """Seconds in all."""
+        return sum(self.seconds.values())
+
+    def text(self) -> str:
+        """Return the estimate as lines."""
+        parts = [f"  {name:8}{_duration(seconds)}" for name, seconds in self.seconds.items()]
+        head = f"{self.n_images} images, {self.n_units} units, about {self.n_facets} facets, --jobs {self.jobs}"
+        sizes = f"disk {self.disk / 1e6:.0f} MB, memory {self.memory / 1e9:.1f} GB"
+        return "\n".join([head, f"about {_duration(self.total)}", *parts, sizes])
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Seconds of one process."""
+
+    image: float  # of the scan
+    crop: float  # of the codes
+    facets: float  # of a unit
+    step: float  # of a facet
+    start: float  # of a facet, before the first step
+    scores: float  # of a unit
+    n_facets: float  # of a unit
+    disk: float  # bytes of a unit
+    memory: int
+
+
+def estimate(job: AtlasSettings, out: str, *, progress: bool = False, **options: Any) -> Estimate:
+    """Measure a few batches of an atlas, and return what the whole will take; nothing is written.
+
+    Arguments are those of `run`. The expected number of facets is that of the first units on the first images; units of
+    later layers, or of more images, may have more.
+    """
+    chosen, plan = AtlasOptions(out=out, **options), load_plan(job, progress)
+    threads = threads_of(chosen)
+    given = plan if threads is None else job
+    calls = [
+        (given, device_of(job.device, nth), threads, measure, nth, (chosen.workers,)) for nth in range(chosen.jobs)
+    ]
+    with connect(chosen) as engine:
+        rates = [found for _, found in engine(work, calls)]
+    return _total(plan, chosen.jobs, rates)
+
+
+def measure(plan: Plan, workers: int = 0) -> _Rates:
+    """Measure the work on a few images and units in this process."""
+    units = list(plan.groups(range(len(plan.units)))[0])
+    if plan.batch <= 8:
+        units = units[:_UNITS_ON_CPU]
+    image, rows = 0.0, None
+    if plan.images is not None:
+        n_images = len(plan.images)
+        scan_part(plan, range(min(BATCH, n_images)))  # the first batch is slower
+        part = range(min(-(-max(plan.job.top_k, 3 * BATCH) // BATCH) * BATCH, n_images))
+        began = perf_counter()
+        state = scan_part(plan, part, workers)
+        image = (perf_counter() - began) / len(part)
+        rows = {name: values[units] if values.ndim else values for name, values in state.items()}
+    timings, results = {}, []
+    for steps in _STEPS:
+        shorter = replace(plan, network=replace(plan.network, recipe=plan.network.recipe.with_steps(steps)))
+        results = process(shorter, units, rows)
+        timings[steps] = {part: sum(one.timings.get(part, 0.0) for one in results) for part in _PARTS}
+    few, more = (timings[steps] for steps in _STEPS)
+    n_facets = max(1, sum(len(one.facets) for one in results))
+    step = max(0.0, more["images"] - few["images"]) / (_STEPS[1] - _STEPS[0]) / n_facets
+    crops = sum(one.row.get("n_images", 0) for one in results)
+    return _Rates(
+        image=image,
+        crop=more["codes"] / max(1, crops),
+        facets=more["facets"] / len(units),
+        step=step,
+        start=max(0.0, few["images"] / n_facets - _STEPS[0] * step),
+        scores=more["scores"] / len(units),
+        n_facets=n_facets / len(units),
+        disk=sum(len(content) for one in results for content in one.files.values()) / len(units),
+        memory=_peak_memory(),
+    )
+
+
+_PARTS = ("codes", "facets", "images", "scores")
+
+
+def _total(plan: Plan, jobs: int, rates: Sequence[_Rates]) -> Estimate:
+    """Return the estimate for all units, from the rates of processes that ran at the same time."""
+    mean = {name: fmean(getattr(one, name) for one in rates) for name in _Rates.__annotations__}
+    n_images = 0 if plan.images is None else len(plan.images)
+    n_units, n_steps = len(plan.units), plan.network.recipe.n_steps
+    n_facets = n_units * mean["n_facets"]
+    n_crops = n_units * plan.job.top_k if plan.folders == () else sum(map(len, plan.folders))
+    seconds = {
+        "scan": n_images * mean["image"],
+        "codes": n_crops * mean["crop"],
+        "facets": n_units * mean["facets"],
+        "images": n_facets * (mean["start"] + n_steps * mean["step"]),
+        "scores": n_units * mean["scores"],
+    }
+    return Estimate(
+        n_images,
+        n_units,
+        round(n_facets),
+        {name: value / jobs for name, value in seconds.items()},
+        round(n_units * mean["disk"]),
+        sum(one.memory for one in rates),
+        jobs,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def _peak_memory() -> int:
+    """Return the largest memory of this process so far in bytes; 0 where the system doesn't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
