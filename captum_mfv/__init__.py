@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from captum_mfv.facets.facet_set import Facet, FacetSet
     from captum_mfv.facets.finder import FacetFinder, find_facets
     from captum_mfv.images import ImageFolder, InputSpec
+    from captum_mfv.runs.atlas import AtlasFolder
     from captum_mfv.runs.folder import RunFolder
     from captum_mfv.units import Code, Unit
 
 __all__ = [
+    "AtlasFolder",
     "Code",
     "Facet",
     "FacetFinder",
@@ -49,6 +51,7 @@ _MEMBERS = {
     "errors": ("MFVError",),
     "facets": ("Facet", "FacetFinder", "FacetSet", "find_facets"),
     "images": ("ImageFolder", "InputSpec"),
+    "runs.atlas": ("AtlasFolder",),
     "runs.folder": ("RunFolder",),
     "units": ("Code", "Unit"),
 }

@@ -65,7 +65,7 @@ def _names() -> set[str]:
 
     from captum_mfv.runs.settings import AtlasSettings
 
-    return {field.name for field in fields(AtlasSettings)}  # type: ignore[arg-type]
+    return {field.name for field in fields(AtlasSettings)}
 
 
 def _print_summary(folder: Any) -> None:

@@ -19,6 +19,7 @@ from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 __all__ = ["Estimate", "estimate"]
 
 _STEPS = (2, 8)  # the difference is the time of a step
+_PARTS = ("codes", "facets", "images", "scores")
 _UNITS_ON_CPU = 4  # units that are measured; on a GPU, a full group
 
 
@@ -78,10 +79,8 @@ def estimate(job: AtlasSettings, out: str, *, progress: bool = False, **options:
     """
     chosen, plan = AtlasOptions(out=out, **options), load_plan(job, progress)
     threads = threads_of(chosen)
-    given = plan if threads is None else job
-    calls = [
-        (given, device_of(job.device, nth), threads, measure, nth, (chosen.workers,)) for nth in range(chosen.jobs)
-    ]
+    given, task = plan if threads is None else job, (chosen.workers,)
+    calls = [(given, device_of(job.device, nth), threads, measure, nth, task) for nth in range(chosen.jobs)]
     with connect(chosen) as engine:
         rates = [found for _, found in engine(work, calls)]
     return _total(plan, chosen.jobs, rates)
@@ -123,16 +122,13 @@ def measure(plan: Plan, workers: int = 0) -> _Rates:
     )
 
 
-_PARTS = ("codes", "facets", "images", "scores")
-
-
 def _total(plan: Plan, jobs: int, rates: Sequence[_Rates]) -> Estimate:
     """Return the estimate for all units, from the rates of processes that ran at the same time."""
     mean = {name: fmean(getattr(one, name) for one in rates) for name in _Rates.__annotations__}
     n_images = 0 if plan.images is None else len(plan.images)
     n_units, n_steps = len(plan.units), plan.network.recipe.n_steps
     n_facets = n_units * mean["n_facets"]
-    n_crops = n_units * plan.job.top_k if plan.folders == () else sum(map(len, plan.folders))
+    n_crops = sum(map(len, plan.folders)) or n_units * plan.job.top_k
     seconds = {
         "scan": n_images * mean["image"],
         "codes": n_crops * mean["crop"],
