@@ -65,10 +65,11 @@ class OptionTable:
 
     command: str
     classes: tuple[type, ...]
+    headings: tuple[str, ...]
 
     @cached_property
     def declared(self) -> Mapping[str, Declared]:
-        """The options by their names in Python: required ones, then the others in the order of their declaration."""
+        """The options by their names in Python, by heading; required ones first."""
         found = []
         for cls in self.classes:
             described = {name: info for base in cls.__mro__ for name, info in _fields(base).items() if info.description}
@@ -77,7 +78,10 @@ class OptionTable:
                     info, required = _fields(cls)[name], _fields(cls)[name].is_required()
                     default = None if required else info.default
                     found.append(Declared(name, hint, described[name].description or "", default, required, option))
-        return {one.name: one for one in sorted(found, key=lambda one: not one.required)}
+        return {one.name: one for one in sorted(found, key=self._place)}
+
+    def _place(self, declared: Declared) -> tuple[int, bool]:
+        return self.headings.index(declared.option.heading), not declared.required
 
     @cached_property
     def model(self) -> type[pydantic.BaseModel]:

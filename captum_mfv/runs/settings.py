@@ -17,6 +17,7 @@ __all__ = ["ATLAS", "RUN", "AtlasOptions", "AtlasSettings", "RunSettings"]
 
 _INPUT, _FACETS, _IMAGES, _RUN, _OTHER = "Model, unit and images", "Facets", "Synthesized images", "The run", "Other"
 _WORK = "Work"
+_HEADINGS = (_INPUT, _FACETS, _IMAGES, _WORK, _RUN, _OTHER)
 
 
 def _to_text(value: Any) -> Any:
@@ -231,5 +232,5 @@ class AtlasOptions:
     """Print also the duration of each part, and all warnings."""
 
 
-RUN = OptionTable("run", (RunSettings, CommandOptions))
-ATLAS = OptionTable("atlas", (AtlasSettings, AtlasOptions))
+RUN = OptionTable("run", (RunSettings, CommandOptions), _HEADINGS)
+ATLAS = OptionTable("atlas", (AtlasSettings, AtlasOptions), _HEADINGS)
