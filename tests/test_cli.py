@@ -544,7 +544,7 @@ def test_help_has_groups_examples_and_the_meaning_of_exit_codes(capsys):
     assert headings == ["Model, unit and images", "Facets", "Synthesized images", "The run", "Other"]
     assert "[default: 10]" in printed
     _, printed, _ = call(["--help"], capsys)
-    assert re.findall(r"^ +(\d+) ", printed, re.MULTILINE) == ["0", "2", "130", "1"]
+    assert re.findall(r"^ +(\d+) ", printed, re.MULTILINE) == ["0", "2", "3", "130", "1"]
     assert call(["--version"], capsys)[1].startswith("captum-mfv, version ")
 
 
