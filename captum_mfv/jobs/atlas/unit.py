@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.decomposition import PCA
 from torch.utils.data import ConcatDataset
 
 from captum_mfv.activations.codes import Collection
@@ -149,7 +150,9 @@ def _find(plan: Plan, positions: Sequence[int], tops: Sequence[TopImages] | None
     found = []
     for place, images, spec, collection in zip(positions, datasets, specs, collections, strict=True):
         n_facets = job.facets if job.facets == "auto" else min(job.facets, len(np.unique(collection.codes, axis=0)))
-        finder = FacetFinder(n_facets, max_facets=job.max_facets, random_state=job.seed)
+        # With "auto", clusters are those of the codes: an embedding by t-SNE would only cost time
+        embedding = PCA(min(2, *collection.codes.shape)) if n_facets == "auto" else "tsne"
+        finder = FacetFinder(n_facets, embedding=embedding, max_facets=job.max_facets, random_state=job.seed)
         found.append(_Found(place, images, spec, cluster(collection, finder)))
     clock("facets")
     return found
