@@ -1,5 +1,6 @@
 import io
 import struct
+import tarfile
 import warnings
 import zlib
 
@@ -10,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from captum_mfv.errors import ImageError, MFVWarning
-from captum_mfv.images import ImageFolder, InputSpec, batches, image_at, stack, to_pil
+from captum_mfv.images import ImageArchives, ImageFolder, InputSpec, batches, image_at, open_images, stack, to_pil
+from captum_mfv.images.listing import Listing
 
 SPEC = InputSpec(16)
 RED, HALF = (220, 40, 30), 0.5
@@ -188,3 +190,79 @@ def test_a_saved_image_is_read_within_one_level(tmp_path):
     image = torch.rand(3, 16, 16)
     to_pil(image).save(tmp_path / "a.png")
     assert (ImageFolder(tmp_path, SPEC)[0] - image).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def photos(folder, n=5):
+    """Write small images into two subfolders; return the folder."""
+    for k in range(n):
+        path = folder / ("a" if k % 2 else "b") / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 16), (40 * k, 100, 50)).save(path)
+    return folder
+
+
+def archives(folder, images, n=2):
+    """Write images into tar archives with a label beside each, as WebDataset does; return the folder."""
+    folder.mkdir()
+    for k in range(n):
+        with tarfile.open(folder / f"{k:03}.tar", "w") as archive:
+            for index in range(k, len(images), n):
+                archive.add(images.paths[index], images.name(index))
+                label = tarfile.TarInfo(f"{index}.cls")
+                label.size = 1
+                archive.addfile(label, io.BytesIO(b"7"))
+    return folder
+
+
+def test_images_in_archives_are_those_of_the_files(tmp_path):
+    images = ImageFolder(photos(tmp_path / "photos"), SPEC)
+    packed = open_images(archives(tmp_path / "shards", images))
+    assert isinstance(packed, ImageArchives)
+    packed.input_spec = SPEC
+    order = [0, 2, 4, 1, 3]
+    assert [packed.name(i).split(".tar/")[1] for i in range(len(packed))] == [images.name(i) for i in order]
+    assert torch.equal(stack(packed, range(5)), stack(images, order))
+    assert torch.equal(ImageArchives(tmp_path / "shards/001.tar", SPEC)[0], images[1])
+    assert packed.fingerprint != images.fingerprint
+    with pytest.raises(ImageError, match="no tar archive"):
+        ImageArchives(tmp_path / "photos")
+    (tmp_path / "shards/002.tar").write_bytes(b"no archive" * 100)
+    with pytest.raises(ImageError, match=r"002\.tar can't be read as a tar archive"):
+        ImageArchives(tmp_path / "shards")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_listing_is_reused_until_files_come_or_go(tmp_path, packed, monkeypatch):
+    root = photos(tmp_path / "photos")
+    if packed:
+        root = archives(tmp_path / "shards", ImageFolder(root))
+    images, path = open_images(root), tmp_path / "listing.json"
+    assert Listing.read(path, root) is None
+    images.listing.write(path)
+    again = open_images(root, path)
+    assert (len(again), again.fingerprint) == (len(images), images.fingerprint)
+    with monkeypatch.context() as patch:
+        patch.setattr(Listing, "of_folder" if packed else "of_archives", None)
+        patch.setattr(Listing, "of_archives" if packed else "of_folder", None)
+        assert torch.equal(open_images(root, path)[1], images[1])
+    if packed:
+        (root / "000.tar").unlink()
+    else:
+        Image.new("RGB", (16, 16)).save(root / "a" / "new.png")
+    assert Listing.read(path, root) is None
+    assert len(open_images(root, path)) == (2 if packed else 6)
+    for text in ("[]", '{"names": ["a"], "sizes": [], "offsets": [], "times": {}}', "{"):
+        path.write_text(text)
+        assert Listing.read(path, root) is None
+
+
+def test_workers_decode_the_same_batches(tmp_path):
+    images = ImageFolder(photos(tmp_path), SPEC)
+    (tmp_path / "a" / "x.png").write_bytes(b"broken")
+    images = ImageFolder(tmp_path, SPEC)
+    with pytest.warns(MFVWarning, match="left out .*x.png"):
+        here = list(batches(images, 2, 1, 5))
+    with pytest.warns(MFVWarning, match="left out .*x.png"):
+        there = list(batches(images, 2, 1, 5, workers=1))
+    assert [indices for indices, _ in here] == [indices for indices, _ in there] == [[1], [3, 4]]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(here, there, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ _DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # more than 8 bits of gray
 _MAX_PIXELS = 89_478_485  # where Pillow starts to suspect a decompression bomb
 
 
-def read_image(path: Path, spec: InputSpec) -> Tensor:
-    """Read a file as (C, size, size) in [0, 1], as `ImageFolder` does.
+def read_image(path: Path, spec: InputSpec, content: bytes | None = None) -> Tensor:
+    """Read a file, or its content, as (C, size, size) in [0, 1], as `ImageFolder` does.
 
     Raises:
         ImageError: if the file can't be read, or doesn't have the channels; the message names the file and the reason.
         MFVError: if the file can only be read with an optional library that is not installed.
     """
-    planes, size = _planes(path, spec), spec.size
+    planes, size = _planes(path, spec, content), spec.size
     shape = planes[0].size
     width, height = (spec.short_side if spec.stretch else int(spec.short_side * side / min(shape)) for side in shape)
     _check_pixels(width, height, f"{path}: ")  # of a very narrow image, the other side becomes huge
@@ -44,15 +45,15 @@ def read_image(path: Path, spec: InputSpec) -> Tensor:
     return image.clamp(0, 1).expand(spec.channels, -1, -1).contiguous()
 
 
-def _planes(path: Path, spec: InputSpec) -> list[Image.Image]:
+def _planes(path: Path, spec: InputSpec, content: bytes | None) -> list[Image.Image]:
     """Return a file as one 8-bit image, or as an image of mode F for each channel, in [0, 1]."""
     try:
-        if path.suffix.lower() == ".npy":
+        if content is None and path.suffix.lower() == ".npy":
             values = read_array(path, 3 * _MAX_PIXELS)
-        elif path.suffix.lower() in (".tif", ".tiff") and (spec.channels not in (1, 3) or spec.value_range is not None):
+        elif content is None and _has_many_values(path, spec):
             values = _read_tiff(path, spec.channels)
         else:
-            image = open_image(path, keep=_DEEP if spec.channels in (1, 3) else ())
+            image = open_image(path, keep=_DEEP if spec.channels in (1, 3) else (), content=content)
             if image.mode not in _DEEP:
                 return [_with_channels(image, spec.channels)]
             values = np.asarray(image)
@@ -64,6 +65,11 @@ def _planes(path: Path, spec: InputSpec) -> list[Image.Image]:
     except ValueError as error:
         raise ImageError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return [Image.fromarray(channel) for channel in scaled]
+
+
+def _has_many_values(path: Path, spec: InputSpec) -> bool:
+    """Return whether a TIFF file is wanted with channels or values that Pillow doesn't read."""
+    return path.suffix.lower() in (".tif", ".tiff") and (spec.channels not in (1, 3) or spec.value_range is not None)
 
 
 def _with_channels(image: Image.Image, n: int) -> Image.Image:
@@ -125,16 +131,18 @@ def _read_tiff(path: Path, n: int) -> NDArray[Any]:
     return values[0] if len(pages) == 1 else values
 
 
-def open_image(path: Path, formats: tuple[str, ...] = _FORMATS, *, keep: Sequence[str] = ()) -> Image.Image:
-    """Open a file as an upright image, in mode RGB or in one of Pillow's modes that is to be kept.
+def open_image(
+    path: Path, formats: tuple[str, ...] = _FORMATS, *, keep: Sequence[str] = (), content: bytes | None = None
+) -> Image.Image:
+    """Open a file, or its content, as an upright image, in mode RGB or in one of Pillow's modes that is to be kept.
 
     Raises:
         ImageError: if the file can't be read; the message names the file and the reason.
     """
     try:
-        if not path.is_file():  # a pipe or a device would block
+        if content is None and not path.is_file():  # a pipe or a device would block
             raise ImageError("not a regular file")
-        with Image.open(path, formats=formats) as image:
+        with Image.open(path if content is None else BytesIO(content), formats=formats) as image:
             _check_pixels(*image.size)
             _check_pages(image)
             upright = ImageOps.exif_transpose(image)

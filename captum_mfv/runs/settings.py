@@ -143,7 +143,8 @@ class AtlasSettings(_Shared):
     with such a line for each layer."""
 
     images: Annotated[Text | None, Option(_INPUT, "FOLDER", names="folder")] = None
-    """Folder of any images, which are scanned for those that activate each unit most."""
+    """Folder of any images, which are scanned for those that activate each unit most; a tar archive or a folder of
+    them, such as shards of WebDataset; or file.py:function, which returns a map-style dataset."""
 
     class_folders: Annotated[Text | None, Option(_INPUT, "FOLDER", names="folder")] = None
     """Instead of --images, for class units: a folder with a folder of images for each class."""

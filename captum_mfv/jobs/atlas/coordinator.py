@@ -26,11 +26,14 @@ from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 from captum_mfv.storage.files import hold
 
-__all__ = ["run", "work"]
+__all__ = ["LISTING", "run", "work"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+
+LISTING = ".images.json"
+"""File of the dataset's list of files."""
 
 _SCAN = ".scan.safetensors"
 _DEATHS = 3  # deaths of workers in a row, without a result between them
@@ -57,10 +60,11 @@ def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = Fal
     if shard is not None and chosen.merge:
         raise RunError("--shard and --merge are mutually exclusive: first all shards, then one --merge")
     check_place(Path(out), "atlas")
-    plan = load_plan(job, progress)
+    plan = load_plan(job, Path(out, LISTING), progress)
     with hold(_lock(Path(out), shard)):
         settings = {**plan.settings, "units": job.units, "batch": plan.batch}
         folder = AtlasWriter.open(Path(out), settings, len(plan.units), update=chosen.update)
+        plan.save_listing(folder.path / LISTING)
         work = Work(plan, folder, chosen, shard, progress)
         work.run()
     return folder
@@ -174,10 +178,10 @@ class Work:
     ) -> Iterator[tuple[int, T]]:
         """Yield the number and the result of each task, in any order; repeat tasks whose worker was killed."""
         job, left, deaths, threads = self.plan.job, dict(tasks), 0, threads_of(self.options)
-        plan = self.plan if threads is None else job  # None: in this process
+        source = self.plan if threads is None else (job, self.folder.path.resolve() / LISTING)
         while left:
             calls = [
-                (plan, device_of(job.device, nth), threads, function, number, task)
+                (source, device_of(job.device, nth), threads, function, number, task)
                 for nth, (number, task) in enumerate(left.items())
             ]
             try:
@@ -209,14 +213,17 @@ class Work:
 
 
 def work(
-    plan: Plan | AtlasSettings,
+    source: Plan | tuple[AtlasSettings, Path],
     device: str | None,
     threads: int | None,
     function: Callable[..., T],
     number: int,
     task: tuple[Any, ...],
 ) -> tuple[int, T]:
-    """Return the number and the result of a task; in a worker process, load the plan that the settings name first."""
+    """Return the number and the result of a task; in a worker process, load what the settings name first."""
     if threads is not None:
         torch.set_num_threads(threads)
-    return number, function(plan if isinstance(plan, Plan) else load_plan_once(plan, device), *task)
+    if isinstance(source, Plan):
+        return number, function(source, *task)
+    job, listing = source
+    return number, function(load_plan_once(job, device, listing), *task)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from time import perf_counter
 from typing import Any
 
-from captum_mfv.jobs.atlas.coordinator import work
+from captum_mfv.jobs.atlas.coordinator import LISTING, work
 from captum_mfv.jobs.atlas.engines import connect, device_of, threads_of
 from captum_mfv.jobs.atlas.plan import BATCH, Plan, load_plan
 from captum_mfv.jobs.atlas.scan import scan_part
@@ -77,9 +78,9 @@ def estimate(job: AtlasSettings, out: str, *, progress: bool = False, **options:
     Arguments are those of `run`. The expected number of facets is that of the first units on the first images; units of
     later layers, or of more images, may have more.
     """
-    chosen, plan = AtlasOptions(out=out, **options), load_plan(job, progress)
+    chosen, plan = AtlasOptions(out=out, **options), load_plan(job, Path(out, LISTING), progress)
     threads = threads_of(chosen)
-    given, task = plan if threads is None else job, (chosen.workers,)
+    given, task = plan if threads is None else (job, Path(out, LISTING).resolve()), (chosen.workers,)
     calls = [(given, device_of(job.device, nth), threads, measure, nth, task) for nth in range(chosen.jobs)]
     with connect(chosen) as engine:
         rates = [found for _, found in engine(work, calls)]

@@ -15,7 +15,7 @@ from torch import nn
 
 from captum_mfv.activations.layers import count_units, resolve, resolve_units
 from captum_mfv.errors import FacetError, ImageError, UnitError
-from captum_mfv.images import ImageFolder, Images, InputSpec
+from captum_mfv.images import ImageArchives, ImageFolder, Images, InputSpec, open_images
 from captum_mfv.jobs.inputs import Network, load_network, parse_code
 from captum_mfv.models.functions import call_function
 from captum_mfv.optvis.recipes import get_recipe
@@ -108,20 +108,30 @@ class Plan:
 
     def image_name(self, position: int, index: int) -> str:
         """Return the path of an image in the folder of images, or its index in another dataset."""
-        images = self.folders[position] if self.images is None else self.images
-        if isinstance(images, ImageFolder):
-            return images.name(index) if self.images is not None else f"{images.root.name}/{images.name(index)}"
-        return str(index)
+        if self.images is None:
+            folder = self.folders[position]
+            return f"{folder.root.name}/{folder.name(index)}"
+        return self.images.name(index) if isinstance(self.images, (ImageFolder, ImageArchives)) else str(index)
+
+    def save_listing(self, path: Path) -> None:
+        """Write the list of the images' files, so that other processes need not list them."""
+        if isinstance(self.images, (ImageFolder, ImageArchives)):
+            self.images.listing.write(path)
 
 
 @lru_cache(maxsize=1)
-def load_plan_once(job: AtlasSettings, device: str | None) -> Plan:
+def load_plan_once(job: AtlasSettings, device: str | None, listing: Path) -> Plan:
     """Return what `load_plan` returns, which a worker process loads once."""
-    return load_plan(replace(job, device=device))
+    return load_plan(replace(job, device=device), listing)
 
 
-def load_plan(job: AtlasSettings, progress: bool = False) -> Plan:
+def load_plan(job: AtlasSettings, listing: Path, progress: bool = False) -> Plan:
     """Load what the settings of an atlas name; check everything else before loading the model.
+
+    Args:
+        job: the settings.
+        listing: a file with the list of the images' files, used if it exists and is current.
+        progress: show progress.
 
     Raises:
         MFVError: if something can't be used, naming what and why.
@@ -130,7 +140,7 @@ def load_plan(job: AtlasSettings, progress: bool = False) -> Plan:
     get_recipe(job.recipe)
     images, folders = None, dict[int, Path]()
     if job.images is not None:
-        images = _dataset(job.images)
+        images = _dataset(job.images, listing)
         if job.facets != "auto" and job.facets > len(images):
             raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for at most as many")
     else:
@@ -142,7 +152,7 @@ def load_plan(job: AtlasSettings, progress: bool = False) -> Plan:
     units = tuple(dict.fromkeys(resolve_units(network.model, named, network.spec)))
     codes = {unit.layer_name: unit for unit in reversed(units)}
     found = {name: resolve(network.model, unit, code, network.spec)[1] for name, unit in codes.items()}
-    if isinstance(images, ImageFolder):
+    if isinstance(images, (ImageFolder, ImageArchives)):
         images.input_spec = network.spec
     return Plan(job, network, units, found, images, _of_units(units, folders, network.spec))
 
@@ -186,11 +196,11 @@ def _expanded(texts: Sequence[Unit | str], network: Network, options: Mapping[st
         raise UnitError("units must name at least one unit, such as features.12:0-127")
 
 
-def _dataset(name: str) -> Images:
-    """Return the images of a folder, or the dataset that ``file.py:function`` returns."""
+def _dataset(name: str, listing: Path) -> Images:
+    """Return the images of a folder or of tar archives, or the dataset that ``file.py:function`` returns."""
     source, colon, _ = name.rpartition(":")
     if not colon or not (source.endswith(".py") or "." in source) or Path(name).exists():
-        return ImageFolder(name)
+        return open_images(name, listing)
     images = call_function(name)
     if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
         raise ImageError(f"{name} must return a map-style dataset, not {type(images).__name__}")
