@@ -34,7 +34,9 @@ class AtlasWriter(AtlasFolder):
     """An `AtlasFolder` that is written to."""
 
     @classmethod
-    def open(cls, path: Path, settings: Mapping[str, Any], n_units: int, *, update: bool = False) -> Self:
+    def open(
+        cls, path: Path, settings: Mapping[str, Any], sizes: Mapping[str, int | None], *, update: bool = False
+    ) -> Self:
         """Start an atlas, or resume the one that has the same settings; with ``update``, also with others.
 
         Raises:
@@ -42,7 +44,7 @@ class AtlasWriter(AtlasFolder):
         """
         wanted = canonical(settings)
         if not check_place(path, "atlas"):
-            folder = cls(path, _new_manifest(wanted, n_units))
+            folder = cls(path, _new_manifest(wanted, sizes))
             folder.write_manifest()
             return folder
         folder = cls(path, AtlasFolder.read(path).manifest)
@@ -50,7 +52,7 @@ class AtlasWriter(AtlasFolder):
             remedy = "choose another folder, or --update to redo the units that depend on what changed"
             check_same(folder.manifest["settings"], wanted, f"{path} holds another atlas", remedy)
         elif folder.manifest["settings"] != wanted:
-            folder.manifest = _new_manifest(wanted, n_units)
+            folder.manifest = _new_manifest(wanted, sizes)
             folder.write_manifest()
         return folder
 
@@ -118,12 +120,12 @@ class AtlasWriter(AtlasFolder):
             raise RunError(f"{os.fspath(self.path)}: {error}") from error
 
 
-def _new_manifest(settings: Mapping[str, Any], n_units: int) -> dict[str, Any]:
+def _new_manifest(settings: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, Any]:
     return {
         "format": ATLAS_FORMAT,
         "kind": "atlas",
         "status": "running",
-        "n_units": n_units,
+        **sizes,
         "settings": settings,
         "versions": installed_versions(),
         "timings": {},

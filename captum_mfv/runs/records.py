@@ -168,6 +168,7 @@ class AtlasManifest(Record):
     kind: Literal["atlas"]
     status: str
     n_units: Integer
+    n_images: Integer | None
     settings: dict[str, Any]
     versions: dict[str, str]
     timings: dict[str, Number]

@@ -63,7 +63,7 @@ def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = Fal
     plan = load_plan(job, Path(out, LISTING), progress)
     with hold(_lock(Path(out), shard)):
         settings = {**plan.settings, "units": job.units, "batch": plan.batch}
-        folder = AtlasWriter.open(Path(out), settings, len(plan.units), update=chosen.update)
+        folder = AtlasWriter.open(Path(out), settings, plan.sizes, update=chosen.update)
         plan.save_listing(folder.path / LISTING)
         work = Work(plan, folder, chosen, shard, progress)
         work.run()

@@ -61,6 +61,11 @@ class Plan:
         return self.network.spec
 
     @property
+    def sizes(self) -> dict[str, int | None]:
+        """Number of units, and of images that are scanned."""
+        return {"n_units": len(self.units), "n_images": None if self.images is None else len(self.images)}
+
+    @property
     def batch(self) -> int:
         """Number of units whose images are synthesized together."""
         on_cpu = next(self.model.parameters(), torch.empty(0)).device.type == "cpu"
