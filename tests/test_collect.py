@@ -1,6 +1,7 @@
 """Passes over a dataset: top images of many units with their crops, rows in files, resumed passes."""
 
 import json
+from collections import OrderedDict
 from functools import partial
 
 import numpy as np
@@ -95,10 +96,21 @@ def test_top_images_hold_units_x_k_numbers_however_many_images(images):
     batches[3, 2, 1], batches[7, :, 2] = float("nan"), 0
     for n, batch in enumerate(batches):
         top.add(range(10 * n, 10 * n + 10), batch, torch.zeros(10, 6, 2, dtype=torch.int64))
-    assert sum(value.numel() for value in top.state().values()) == 6 * 4 * 4 + 6 + 2
+    assert sum(value.numel() for value in top.state().values()) == 6 * 4 * 5 + 6 + 2
     everything = batches.flatten(0, 1).T.nan_to_num(-1)
     assert torch.equal(top.indices, everything.sort(dim=1, descending=True).indices[:, :4])
     assert top.n_not_finite.tolist() == [0, 1, 0, 0, 0, 0]
+
+
+def test_of_maxima_at_which_a_unit_saturates_the_larger_mean_comes_first():
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 1, 1), relu6=nn.ReLU6())).requires_grad_(False)
+    model.conv.load_state_dict({"weight": torch.full((1, 1, 1, 1), 20.0), "bias": torch.zeros(1)})
+    images = torch.zeros(6, 1, 8, 8)
+    for k, side in enumerate([2, 5, 0, 3, 5, 1]):
+        images[k, :, :side, :side] = 0.9
+    top = top_images(model, Unit("relu6", 0, "max"), images, 4, input_spec=InputSpec(8, (0,), (1,), crop_fraction=1))
+    assert top.activations.tolist() == [6.0] * 4
+    assert top.indices.tolist() == [1, 4, 3, 0]
 
 
 @pytest.mark.parametrize("n", [70, 25])
