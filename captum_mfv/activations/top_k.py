@@ -27,7 +27,7 @@ from captum_mfv.storage.identity import content_fingerprint, dataset_fingerprint
 from captum_mfv.storage.schema import check_integer
 from captum_mfv.units import Unit
 
-__all__ = ["TopImages", "crop_top_images", "patch_grids", "top_images"]
+__all__ = ["TopImages", "check_finite", "crop_top_images", "patch_grids", "top_images"]
 
 _SECONDS = 5.0  # between two saves, the most that an interruption loses
 
@@ -161,7 +161,7 @@ def top_images(
     top = TopValues(len(units), min(k, len(images)))
     parts = {} if store is None else scan.identity(units=units, k=k, patches=bool(grids))
     _fill(top, scan, None if store is None else _checkpoint(store, parts))
-    _check_finite(units, top)
+    check_finite(units, top)
     found = crop_top_images(model, units, images, top, spec, grids, margin)
     return found if isinstance(unit, (list, tuple)) else found[0]
 
@@ -221,7 +221,7 @@ def _fill(top: TopValues, scan: Scan, checkpoint: Checkpoint | None) -> None:
         checkpoint.save(top.state())
 
 
-def _check_finite(units: Sequence[Unit], top: TopValues) -> None:
+def check_finite(units: Sequence[Unit], top: TopValues) -> None:
     """Raise UnitError for a unit that is finite on no image; warn of one that isn't finite on some."""
     n_images = int(top.n_read)
     for unit, n_wrong in zip(units, top.n_not_finite.tolist(), strict=True):

@@ -73,8 +73,10 @@ def _start_processes(options: AtlasOptions) -> Iterator[None]:
     with parallel_config("loky", n_jobs=options.jobs, inner_max_num_threads=threads_of(options)):
         try:
             yield
-        finally:
-            get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        except BaseException:  # do not wait for running tasks
+            get_reusable_executor(reuse=True, kill_workers=True).shutdown(wait=True, kill_workers=True)
+            raise
+        get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def _start_dask(options: AtlasOptions) -> Iterator[None]:
     with ExitStack() as stack:
         address: Any = options.address
         if address is None:
-            local = {"n_workers": options.jobs, "threads_per_worker": 1, "dashboard_address": None}
+            local = {"n_workers": options.jobs, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
             address = stack.enter_context(distributed.LocalCluster(processes=True, **local))
         try:
             stack.enter_context(distributed.Client(address, timeout=30))

@@ -69,7 +69,7 @@ class ScanState:
 
     def add(self, number: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Merge a part; save if it is time."""
-        self._merge([number], {name: torch.from_numpy(np.asarray(value)) for name, value in state.items()})
+        self._merge([number], {name: torch.tensor(value) for name, value in state.items()})  # Ray's can't be written to
         if self.checkpoint is not None and self.checkpoint.due:
             self.save()
 

@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset
 
 from captum_mfv.activations.codes import Collection
 from captum_mfv.activations.shared import collect_tops, collect_units
-from captum_mfv.activations.top_k import TopImages, crop_top_images
+from captum_mfv.activations.top_k import TopImages, check_finite, crop_top_images
 from captum_mfv.activations.top_values import TopValues
 from captum_mfv.errors import MFVError, MFVWarning
 from captum_mfv.facets.facet_set import Facet, FacetSet, nearest
@@ -88,7 +88,7 @@ def process(plan: Plan, positions: Sequence[int], top: Mapping[str, NDArray[Any]
     """
     try:
         return _process(plan, positions, top)
-    except MFVError as error:
+    except Exception as error:  # of the user's model or dataset too; the other units go on
         if len(positions) == 1:
             return [_failed(plan, positions[0], error)]
     alone = [None if top is None else _rows(top, [place]) for place in range(len(positions))]
@@ -111,7 +111,8 @@ def _process(plan: Plan, positions: Sequence[int], top: Mapping[str, NDArray[Any
 
 
 def _failed(plan: Plan, position: int, error: Exception) -> UnitResult:
-    return UnitResult(position, {**_head(plan, position), "status": "failed", "error": str(error)})
+    reason = str(error) if isinstance(error, MFVError) else f"{type(error).__name__}: {error}"
+    return UnitResult(position, {**_head(plan, position), "status": "failed", "error": reason})
 
 
 def _head(plan: Plan, position: int) -> dict[str, Any]:
@@ -128,8 +129,9 @@ def _tops(plan: Plan, positions: Sequence[int], top: Mapping[str, NDArray[Any]])
     """Return the top images of some units."""
     assert plan.images is not None
     values = TopValues(len(positions), top["values"].shape[1])
-    values.load({name: torch.from_numpy(np.asarray(array)) for name, array in top.items()})
+    values.load({name: torch.tensor(array) for name, array in top.items()})  # a copy: Ray's can't be written to
     units = [plan.units[place] for place in positions]
+    check_finite(units, values)
     return crop_top_images(plan.model, units, plan.images, values, plan.spec)
 
 
