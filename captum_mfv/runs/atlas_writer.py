@@ -19,13 +19,16 @@ from captum_mfv.errors import RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.runs.atlas import AtlasFolder, record_file, tensors_file, unit_name
 from captum_mfv.runs.records import ATLAS_FORMAT, AtlasFacetRow, AtlasUnitRow, check_place, installed_versions
-from captum_mfv.storage.files import sweep, tensor_file, write_whole
+from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
 from captum_mfv.storage.identity import canonical, check_same
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, read_json
 from captum_mfv.units import Unit
 
-__all__ = ["AtlasWriter"]
+__all__ = ["SCAN", "AtlasWriter"]
+
+SCAN = ".scan.safetensors"
+"""State of a scan, in the atlas's folder or in that of a shard."""
 
 _COMPONENTS = 50
 
@@ -52,6 +55,8 @@ class AtlasWriter(AtlasFolder):
             remedy = "choose another folder, or --update to redo the units that depend on what changed"
             check_same(folder.manifest["settings"], wanted, f"{path} holds another atlas", remedy)
         elif folder.manifest["settings"] != wanted:
+            for scan in (path / SCAN, *path.glob(f".shards/*/{SCAN}")):
+                remove(scan)
             folder.manifest = _new_manifest(wanted, sizes)
             folder.write_manifest()
         return folder

@@ -21,7 +21,7 @@ from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
 from captum_mfv.jobs.atlas.scan import ScanState, scan_part
 from captum_mfv.jobs.atlas.unit import UnitResult, process
 from captum_mfv.runs.atlas import AtlasFolder
-from captum_mfv.runs.atlas_writer import AtlasWriter
+from captum_mfv.runs.atlas_writer import SCAN, AtlasWriter
 from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 from captum_mfv.storage.files import hold
@@ -35,7 +35,6 @@ _log = logging.getLogger(__name__)
 LISTING = ".images.json"
 """File of the dataset's list of files."""
 
-_SCAN = ".scan.safetensors"
 _DEATHS = 3  # deaths of workers in a row, without a result between them
 
 
@@ -123,7 +122,7 @@ class Work:
 
     def _scan(self, engine: Run[Any]) -> ScanState:
         """Return the strongest images of all units; scan the parts that no process has scanned."""
-        state = ScanState.open(self.plan, _lock(self.folder.path, self.shard) / _SCAN)
+        state = ScanState.open(self.plan, _lock(self.folder.path, self.shard) / SCAN)
         parts = state.left()
         if self.shard is not None:
             number, n_shards = self.shard
@@ -132,7 +131,7 @@ class Work:
         state.save()
         if self.shard is not None:  # other shards' parts, or where these aren't done, their work
             for number in range(self.shard[1]):
-                path = _lock(self.folder.path, (number, self.shard[1])) / _SCAN
+                path = _lock(self.folder.path, (number, self.shard[1])) / SCAN
                 if number != self.shard[0] and path.exists():
                     state.join(ScanState.open(self.plan, path))
             self._scan_parts(engine, replace(state, checkpoint=None), state.left())
