@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from captum_mfv.cli import app
 from captum_mfv.errors import RunError
 from captum_mfv.optvis.recipes import RECIPES
-from captum_mfv.runs.settings import RUN, RunSettings
+from captum_mfv.runs.settings import ATLAS, RUN, RunSettings
 
 VALUES = {
     "numbers and names": {"top_k": 200, "facets": "auto", "unit": "fc:3", "model": "resnet50", "recipe": "facet"},
@@ -51,6 +51,14 @@ def test_a_folder_of_a_model_is_relative_to_the_file(tmp_path, monkeypatch):
     assert text == 'model = "hf:../../net"\n'
     (tmp_path / "run.toml").write_text(text.replace("../../", "./"))
     assert RUN.read_toml(tmp_path / "run.toml") == {"model": f"hf:{tmp_path / 'net'}"}
+
+
+def test_units_are_text_unless_they_name_a_file(tmp_path):
+    (tmp_path / "atlas.toml").write_text('units = "layer4.2:*"\n')
+    assert ATLAS.read_toml(tmp_path / "atlas.toml") == {"units": "layer4.2:*"}
+    (tmp_path / "units.txt").write_text("layer4.2:0-3")
+    (tmp_path / "atlas.toml").write_text('units = "units.txt"\n')
+    assert ATLAS.read_toml(tmp_path / "atlas.toml") == {"units": str(tmp_path / "units.txt")}
 
 
 def test_a_directions_file_is_relative_to_the_file(tmp_path):

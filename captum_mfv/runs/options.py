@@ -32,13 +32,14 @@ class Option:
     """How the command shows a setting: heading, placeholder, description of a default, one-letter name.
 
     ``names`` is the kind of thing that a value names: a ``recipe`` is a name, or the path of a ``.json`` file; a
-    ``model`` is a name, ``hf:`` and the path of a folder, or ``file.py:function``; a ``unit`` may end in ``:FILE.npy``.
+    ``model`` is a name, ``hf:`` and the path of a folder, or ``file.py:function``; a ``unit`` may end in ``:FILE.npy``;
+    ``units`` are text, or the path of an existing file.
     """
 
     heading: str
     metavar: str | None = None
     default: str | None = None
-    names: Literal["file", "folder", "recipe", "model", "unit"] | None = None
+    names: Literal["file", "folder", "recipe", "model", "unit", "units"] | None = None
     letter: str | None = None
 
 
@@ -142,6 +143,9 @@ class OptionTable:
             path, moved = value[3:], move(value[3:])
             is_folder = os.path.isdir(path) or os.path.isdir(moved)  # noqa: PTH112
             return f"hf:{os.path.normpath(moved)}" if is_folder and not os.path.isabs(path) else value  # noqa: PTH117
+        if kind == "units":
+            moved = os.path.normpath(move(value))
+            return moved if os.path.isfile(value) or os.path.isfile(moved) else value  # noqa: PTH113
         if kind == "model":
             path, colon, function = value.rpartition(":")
             rest = colon + function

@@ -138,7 +138,7 @@ class AtlasSettings(_Shared):
     """A name of torchvision, timm:NAME, hf:NAME (transformers), open_clip:ARCHITECTURE/WEIGHTS (image tower); or
     file.py:function (which is run)."""
 
-    units: Annotated[Text, Option(_INPUT, "UNITS|FILE", names="file")]
+    units: Annotated[Text, Option(_INPUT, "UNITS|FILE", names="units")]
     """Units, separated by commas: features.12:0-511, features.9:3,7,20-29, or layer4.2:* for all of a layer; or a file
     with such a line for each layer."""
 
