@@ -12,13 +12,14 @@ VALUES = st.sampled_from([0.0, -1.0, 0.5, 0.5, 1.0, 2.0, np.nan, np.inf, -np.inf
 SCANS = st.tuples(st.integers(1, 3), st.integers(1, 6), st.lists(st.integers(0, 7), min_size=1, max_size=5))
 
 
-def scanned(values: np.ndarray, first: int, k: int, batch: int) -> TopValues:
-    """Return the top values of (N, n_units) activations of the images from ``first`` on."""
+def scanned(values: np.ndarray, means: np.ndarray, first: int, k: int, batch: int) -> TopValues:
+    """Return the top values of (N, n_units) activations, and means, of the images from ``first`` on."""
     top = TopValues(values.shape[1], k)
     for start in range(0, len(values), batch):
         rows = np.arange(first + start, first + min(start + batch, len(values)))
         peaks = torch.tensor(rows)[:, None, None].expand(-1, values.shape[1], 2)
-        top.add(rows.tolist(), torch.tensor(values[start : start + batch], dtype=torch.float32), peaks)
+        here = slice(start, start + batch)
+        top.add(rows.tolist(), torch.tensor(values[here]).float(), peaks, torch.tensor(means[here]).float())
     top.n_done = torch.tensor(len(values))
     return top
 
@@ -28,19 +29,23 @@ def scanned(values: np.ndarray, first: int, k: int, batch: int) -> TopValues:
 def test_parts_in_any_order_merge_to_the_k_largest_of_all(scan, data):
     n_units, k, sizes = scan
     n_images = sum(sizes)
-    flat = data.draw(st.lists(VALUES, min_size=n_images * n_units, max_size=n_images * n_units))
-    values = np.array(flat).reshape(n_images, n_units)
+    values, means = (
+        np.array(data.draw(st.lists(numbers, min_size=n_images * n_units, max_size=n_images * n_units)))
+        for numbers in (VALUES, st.sampled_from([-0.5, 0.0, 0.25, np.nan, np.inf]))
+    )
+    values, means = values.reshape(n_images, n_units), means.reshape(n_images, n_units)
+    means = np.where(np.isfinite(values), np.nan_to_num(means, posinf=1), means)
     firsts = np.cumsum([0, *sizes]).tolist()
     parts = [
-        scanned(values[first : first + size], first, k, data.draw(st.integers(1, 4)))
+        scanned(values[first : first + size], means[first : first + size], first, k, data.draw(st.integers(1, 4)))
         for first, size in zip(firsts, sizes, strict=False)
     ]
     merged = TopValues(n_units, k)
     for number in data.draw(st.permutations(range(len(parts)))):
         merged.merge(parts[number])
-    for unit, column in enumerate(values.T):
+    for unit, (column, mean) in enumerate(zip(values.T, means.T, strict=True)):
         usable = np.where(np.isfinite(column) & (column > 0), column, -np.inf)
-        order = np.argsort(-usable, kind="stable")[:k]
+        order = np.lexsort((np.arange(n_images), -mean, -usable))[:k]
         order = order[usable[order] > -np.inf]
         n = len(order)
         assert merged.values[unit].tolist() == [*usable[order], *[-np.inf] * (k - n)]

@@ -36,7 +36,7 @@ class TopValues:
         """Add images: activations and means over positions, (N, n_units), and peaks, (N, n_units, 2)."""
         finite = activations.isfinite()
         values = activations.where(finite & (activations > 0), -torch.inf).T
-        means = torch.zeros_like(values) if means is None else means.T
+        means = torch.zeros_like(values) if means is None else means.T.where(values > 0, 0)  # without NaN
         rows = torch.tensor(list(indices), device=activations.device).expand(activations.shape[1], -1)
         self._keep(values, means, rows, peaks.transpose(0, 1))
         self.n_not_finite = self.n_not_finite.to(activations.device) + (~finite).sum(0)

@@ -232,6 +232,12 @@ class AtlasOptions:
     verbose: Annotated[Flag, Option(_OTHER, letter="-v")] = False
     """Print also the duration of each part, and all warnings."""
 
+    @model_validator(mode="after")
+    def _check(self) -> AtlasOptions:
+        if self.address is not None and self.engine == "processes":
+            raise ValueError("address needs engine dask or ray")
+        return self
+
 
 RUN = OptionTable("run", (RunSettings, CommandOptions), _HEADINGS)
 ATLAS = OptionTable("atlas", (AtlasSettings, AtlasOptions), _HEADINGS)

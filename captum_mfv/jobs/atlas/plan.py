@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from captum_mfv.activations.layers import count_units, resolve, resolve_units
-from captum_mfv.errors import FacetError, ImageError, UnitError
+from captum_mfv.errors import FacetError, ImageError, RunError, UnitError
 from captum_mfv.images import ImageArchives, ImageFolder, Images, InputSpec, open_images
 from captum_mfv.jobs.inputs import Network, load_network, parse_code
 from captum_mfv.models.functions import call_function
+from captum_mfv.models.sources import as_model_error
 from captum_mfv.optvis.recipes import get_recipe
 from captum_mfv.runs.settings import AtlasSettings
 from captum_mfv.storage.identity import dataset_fingerprint, fingerprint, weights_fingerprint
@@ -206,10 +207,20 @@ def _dataset(name: str, listing: Path) -> Images:
     source, colon, _ = name.rpartition(":")
     if not colon or not (source.endswith(".py") or "." in source) or Path(name).exists():
         return open_images(name, listing)
-    images = call_function(name)
+    with as_model_error(name, False):
+        images = call_function(name)
     if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
         raise ImageError(f"{name} must return a map-style dataset, not {type(images).__name__}")
-    dataset_fingerprint(images)
+    if not len(images):
+        raise ImageError(f"the dataset that {name} returns holds no images")
+    try:
+        dataset_fingerprint(images)
+    except RunError as error:
+        kind = type(images).__name__
+        raise ImageError(
+            f"{name} returns a dataset of type {kind} without a fingerprint; give {kind} an attribute fingerprint, a "
+            f"string to be changed whenever the images change"
+        ) from error
     return images  # type: ignore[no-any-return]
 
 
@@ -219,7 +230,11 @@ def _class_folders(root: str, path: str) -> dict[int, Path]:
         table = {str(name): int(index) for name, index in read_json(Path(path)).items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ImageError(f"{path} isn't a JSON table of folder and class index: {error}") from error
-    return {index: Path(root, name) for name, index in table.items()}
+    found = {index: Path(root, name) for name, index in table.items()}
+    if len(found) < len(table):
+        twice = next(index for index in found if list(table.values()).count(index) > 1)
+        raise ImageError(f"{path} has two folders for class {twice}; put their images into one")
+    return found
 
 
 def _of_units(units: Sequence[Unit], folders: Mapping[int, Path], spec: InputSpec) -> tuple[ImageFolder, ...]:
