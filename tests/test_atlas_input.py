@@ -16,7 +16,6 @@ from captum_mfv import AtlasFolder, cli
 from captum_mfv.errors import RunError
 from captum_mfv.jobs import atlas
 from captum_mfv.jobs.atlas.plan import load_plan, parse_units
-from captum_mfv.optvis.recipes import RECIPES
 from captum_mfv.runs.settings import ATLAS
 
 estimates = importlib.import_module("captum_mfv.jobs.atlas.estimate")
@@ -82,8 +81,8 @@ def call(words, capsys):
     return ended.value.code, captured.out, captured.err
 
 
-def words(root, out, **changes):
-    given = {**settings(root).given(), "out": out, **changes}
+def words(folder, output, **changes):
+    given = {**settings(folder).given(), "out": output, **changes}
     flat = [[f"--{name.replace('_', '-')}", value] for name, value in given.items() if value is not None]
     return ["atlas", *(part for pair in flat for part in (pair[:1] if pair[1] is True else pair))]
 
@@ -176,7 +175,7 @@ def test_what_an_atlas_cannot_use_is_one_line_exit_2_and_no_traceback(case, root
     if case == "classes without a unit's folder":
         changes = {**changes, "images": None, "class_folders": "{root}/photos", "classes": "{root}/classes.json"}
     changes = {name: value.format(root=root) if isinstance(value, str) else value for name, value in changes.items()}
-    status, printed, error = call([*words(root, **{"out": tmp_path / "out", **changes}), "--quiet"], capsys)
+    status, printed, error = call([*words(root, tmp_path / "out", **changes), "--quiet"], capsys)
     lines = [line for line in error.splitlines() if "left out" not in line]
     assert (status, printed, len(lines)) == (2, "", 1), error
     assert re.search(message, lines[0]), lines[0]
@@ -298,8 +297,8 @@ def test_relative_paths_of_a_config_are_relative_to_the_file(root, tmp_path, mon
 
 
 def test_other_settings_need_update_which_redoes_the_units_that_depend_on_them(root, tmp_path, capsys):
-    def run(out, **changes):
-        return call([*words(root, out, units="unit:0-1", **changes), "--quiet"], capsys)
+    def run(folder, **changes):
+        return call([*words(root, folder, **{"units": "unit:0-1", **changes}), "--quiet"], capsys)
 
     out = tmp_path / "out"
     assert run(out)[0] == 0
@@ -361,12 +360,12 @@ def test_status_counts_the_units_that_are_done(root, tmp_path, capsys):
         assert (status, printed, error.count("\n"), "holds no atlas" in error) == (2, "", 1, True)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["facet", "paper-mean", "paper-center-biased"])  # of one phase, and of several
 def test_an_estimate_adds_the_measured_rates(recipe, root, tmp_path, monkeypatch):
     ticks = iter(range(10**6))
     monkeypatch.setattr(estimates, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr("captum_mfv.jobs.atlas.unit.perf_counter", lambda: float(next(ticks)))
-    job = settings(root, units="unit:0-1,3-4", batch=4, recipe=recipe, steps=len(RECIPES[recipe].phases) + 90)
+    job = settings(root, units="unit:0-1,3-4", batch=4, recipe=recipe, steps=90)
     found = atlas.estimate(job, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert (found.n_images, found.n_units, found.n_facets, found.jobs) == (18, 4, 8, 1)

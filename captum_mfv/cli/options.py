@@ -67,8 +67,8 @@ class _Value(click.ParamType):  # type: ignore[type-arg]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         names = self.declared.option.names
-        if names in ("file", "units", "folder"):
-            return [CompletionItem(incomplete, type="dir" if names == "folder" else "file")]
+        if names in ("file", "folder", "units", "dataset"):
+            return [CompletionItem(incomplete, type="dir" if names in ("folder", "dataset") else "file")]
         if names == "model":
             return complete_model(ctx, param, incomplete)
         find = recipe_names if names == "recipe" else lambda: _literals(self.declared.hint)

@@ -158,7 +158,7 @@ class AtlasFolder:
     def progress(self) -> str:
         """Return how many units are done, and how long the others will take at the rate so far."""
         n_units = self.manifest["n_units"]
-        times = sorted(path.stat().st_mtime for path in (self.path / "units").glob("*/*.json"))
+        times = sorted(path.lstat().st_mtime for path in (self.path / "units").glob("*/*.json") if path.is_file())
         text = f"{self.manifest['status']}: {len(times)} of {n_units} units"
         left = n_units - len(times)
         if left > 0 and len(times) > 1 and times[-1] > times[0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing_extensions import Self
 
 from captum_mfv.errors import RunError
 from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.runs.atlas import AtlasFolder, record_file, tensors_file, unit_name
+from captum_mfv.runs.atlas import AtlasFolder, image_file, record_file, tensors_file, unit_name
 from captum_mfv.runs.records import ATLAS_FORMAT, AtlasFacetRow, AtlasUnitRow, check_place, installed_versions
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
 from captum_mfv.storage.identity import canonical, check_same
@@ -31,6 +32,7 @@ SCAN = ".scan.safetensors"
 """State of a scan, in the atlas's folder or in that of a shard."""
 
 _COMPONENTS = 50
+_OF_UNIT = re.compile(r"(\d+|direction-[0-9a-f]{8})(?:_\d+(?:_members)?)?\.(?:json|safetensors|webp|npy)")
 
 
 class AtlasWriter(AtlasFolder):
@@ -61,10 +63,17 @@ class AtlasWriter(AtlasFolder):
             folder.write_manifest()
         return folder
 
-    def sweep(self) -> None:
-        """Remove temporary files of killed writes; no other process may be writing."""
-        for folder in (self.path, *(self.path / "images").glob("*/"), *(self.path / "units").glob("*/")):
+    def sweep(self, units: Sequence[Unit]) -> None:
+        """Remove temporary files of killed writes, and files of units other than these; no process may be writing."""
+        wanted = {Path(record_file(unit_name(unit))).with_suffix("").parts[1:] for unit in units}
+        for folder in (self.path, *self.path.glob("images/*/"), *self.path.glob("units/*/")):
+            if not folder.resolve().is_relative_to(self.path.resolve()):
+                continue
             sweep(folder)
+            for path in folder.iterdir() if folder != self.path else ():
+                own = _OF_UNIT.fullmatch(path.name)
+                if own and (folder.name, own[1]) not in wanted:
+                    remove(path)
 
     def record(self, unit: Unit, key: str) -> dict[str, Any] | None:
         """Return the stored rows of a unit, or None if there are none for the same settings and images."""
@@ -82,7 +91,12 @@ class AtlasWriter(AtlasFolder):
     def store(
         self, key: str, row: Mapping[str, Any], facets: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]
     ) -> None:
-        """Write a unit's files, and its rows last."""
+        """Replace a unit's files; its rows are removed first and written last."""
+        remove(self._inside(record_file(row["unit"])))
+        stem = Path(image_file(row["unit"], 0))
+        for path in (self.path / stem.parent).glob(f"{stem.name.partition('_')[0]}_*"):
+            if path.relative_to(self.path).as_posix() not in files:
+                remove(self._inside(os.fspath(path.relative_to(self.path))))
         for name, content in files.items():
             write_whole(self._inside(name), content)
         record = json.dumps({"key": key, "row": row, "facets": facets}, indent=1)

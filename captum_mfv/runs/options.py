@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,6 +27,8 @@ else:
 
 __all__ = ["Declared", "Option", "OptionTable"]
 
+_FUNCTION = re.compile(r".*\.py:\w+|\w+(\.\w+)+:\w+")  # of a file, or of a module
+
 
 @dataclass(frozen=True)
 class Option:
@@ -33,13 +36,13 @@ class Option:
 
     ``names`` is the kind of thing that a value names: a ``recipe`` is a name, or the path of a ``.json`` file; a
     ``model`` is a name, ``hf:`` and the path of a folder, or ``file.py:function``; a ``unit`` may end in ``:FILE.npy``;
-    ``units`` are text, or the path of an existing file.
+    ``units`` are text, or the path of an existing file; a ``dataset`` is a folder, or a function as of a model.
     """
 
     heading: str
     metavar: str | None = None
     default: str | None = None
-    names: Literal["file", "folder", "recipe", "model", "unit", "units"] | None = None
+    names: Literal["file", "folder", "recipe", "model", "unit", "units", "dataset"] | None = None
     letter: str | None = None
 
 
@@ -146,7 +149,8 @@ class OptionTable:
         if kind == "units":
             moved = os.path.normpath(move(value))
             return moved if os.path.isfile(value) or os.path.isfile(moved) else value  # noqa: PTH113
-        if kind == "model":
+        if kind == "model" or (kind == "dataset" and _FUNCTION.fullmatch(value)):
+            kind = "model"
             path, colon, function = value.rpartition(":")
             rest = colon + function
         if kind == "unit":

@@ -142,7 +142,7 @@ class AtlasSettings(_Shared):
     """Units, separated by commas: features.12:0-511, features.9:3,7,20-29, or layer4.2:* for all of a layer; or a file
     with such a line for each layer."""
 
-    images: Annotated[Text | None, Option(_INPUT, "FOLDER", names="folder")] = None
+    images: Annotated[Text | None, Option(_INPUT, "FOLDER", names="dataset")] = None
     """Folder of any images, which are scanned for those that activate each unit most; a tar archive or a folder of
     them, such as shards of WebDataset; or file.py:function, which returns a map-style dataset."""
 

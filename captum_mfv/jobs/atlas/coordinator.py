@@ -61,8 +61,7 @@ def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = Fal
     check_place(Path(out), "atlas")
     plan = load_plan(job, Path(out, LISTING), progress)
     with hold(_lock(Path(out), shard)):
-        settings = {**plan.settings, "units": job.units, "batch": plan.batch}
-        folder = AtlasWriter.open(Path(out), settings, plan.sizes, update=chosen.update)
+        folder = AtlasWriter.open(Path(out), plan.identity, plan.sizes, update=chosen.update)
         plan.save_listing(folder.path / LISTING)
         work = Work(plan, folder, chosen, shard, progress)
         work.run()
@@ -99,7 +98,7 @@ class Work:
     def run(self) -> None:
         """Do what is left, and write the tables."""
         if self.shard is None:
-            self.folder.sweep()
+            self.folder.sweep(self.plan.units)
         groups = self.plan.groups(range(len(self.plan.units)))
         mine = groups if self.shard is None else groups[self.shard[0] :: self.shard[1]]
         for group in mine:

@@ -14,12 +14,12 @@ from captum_mfv.jobs.atlas.coordinator import LISTING, work
 from captum_mfv.jobs.atlas.engines import connect, device_of, threads_of
 from captum_mfv.jobs.atlas.plan import BATCH, Plan, load_plan
 from captum_mfv.jobs.atlas.scan import scan_part
-from captum_mfv.jobs.atlas.unit import process
+from captum_mfv.jobs.atlas.unit import UnitResult, process
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 
 __all__ = ["Estimate", "estimate"]
 
-_STEPS = (2, 8)  # the difference is the time of a step
+_FEW, _MORE = 2, 6  # steps at least, and how many more for the time of a step
 _PARTS = ("codes", "facets", "images", "scores")
 _UNITS_ON_CPU = 4  # units that are measured; on a GPU, a full group
 
@@ -101,21 +101,22 @@ def measure(plan: Plan, workers: int = 0) -> _Rates:
         state = scan_part(plan, part, workers)
         image = (perf_counter() - began) / len(part)
         rows = {name: values[units] if values.ndim else values for name, values in state.items()}
-    timings, results = {}, []
-    for steps in _STEPS:
-        shorter = replace(plan, network=replace(plan.network, recipe=plan.network.recipe.with_steps(steps)))
+    recipe, timings, results = plan.network.recipe, [], list[UnitResult]()
+    n_few = max(_FEW, len(recipe.phases))
+    for steps in (n_few, n_few + _MORE):
+        shorter = replace(plan, network=replace(plan.network, recipe=recipe.with_steps(steps)))
         results = process(shorter, units, rows)
-        timings[steps] = {part: sum(one.timings.get(part, 0.0) for one in results) for part in _PARTS}
-    few, more = (timings[steps] for steps in _STEPS)
+        timings.append({part: sum(one.timings.get(part, 0.0) for one in results) for part in _PARTS})
+    few, more = timings
     n_facets = max(1, sum(len(one.facets) for one in results))
-    step = max(0.0, more["images"] - few["images"]) / (_STEPS[1] - _STEPS[0]) / n_facets
+    step = max(0.0, more["images"] - few["images"]) / _MORE / n_facets
     crops = sum(one.row.get("n_images", 0) for one in results)
     return _Rates(
         image=image,
         crop=more["codes"] / max(1, crops),
         facets=more["facets"] / len(units),
         step=step,
-        start=max(0.0, few["images"] / n_facets - _STEPS[0] * step),
+        start=max(0.0, few["images"] / n_facets - n_few * step),
         scores=more["scores"] / len(units),
         n_facets=n_facets / len(units),
         disk=sum(len(content) for one in results for content in one.files.values()) / len(units),

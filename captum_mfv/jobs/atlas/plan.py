@@ -20,6 +20,7 @@ from captum_mfv.jobs.inputs import Network, load_network, parse_code
 from captum_mfv.models.functions import call_function
 from captum_mfv.models.sources import as_model_error
 from captum_mfv.optvis.recipes import get_recipe
+from captum_mfv.runs.atlas import unit_name
 from captum_mfv.runs.settings import AtlasSettings
 from captum_mfv.storage.identity import dataset_fingerprint, fingerprint, weights_fingerprint
 from captum_mfv.storage.untrusted import is_file, read_json, read_text
@@ -83,6 +84,15 @@ class Plan:
             "weights_hash": weights_fingerprint(self.model),
             "sae_hash": None if self.network.encoder is None else weights_fingerprint(self.network.encoder),
         }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings and fingerprints, and those of the units and of the images of each class."""
+        units = fingerprint(units=[unit_name(unit) for unit in self.units])
+        found = {**self.settings, "units": self.job.units, "units_hash": units, "batch": self.batch}
+        if self.images is None:
+            found["images_hash"] = fingerprint(folders=[folder.fingerprint for folder in self.folders])
+        return found
 
     @cached_property
     def keys(self) -> list[str]:
