@@ -130,7 +130,7 @@ class AtlasUnitRow(Record):
 
     unit: str
     layer: str
-    index: str
+    index: Integer | str
     status: Literal["done", "dead", "failed"]
     error: str = _absent()
     n_images: Integer = _absent()

@@ -118,7 +118,8 @@ def _failed(plan: Plan, position: int, error: Exception) -> UnitResult:
 def _head(plan: Plan, position: int) -> dict[str, Any]:
     """Return the first entries of a unit's row."""
     unit = plan.units[position]
-    return {"unit": unit_name(unit), "layer": unit.layer_name, "index": unit_name(unit).rpartition(":")[2]}
+    index = unit.index if isinstance(unit.index, int) else unit_name(unit).rpartition(":")[2]
+    return {"unit": unit_name(unit), "layer": unit.layer_name, "index": index}
 
 
 def _rows(top: Mapping[str, NDArray[Any]], places: Sequence[int]) -> dict[str, NDArray[Any]]:
