@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Interrupt a run at every point and resume it: python benchmarks/faults.py [--points N] [--json FILE]
+"""Interrupt a run at every point and resume it: python benchmarks/faults.py [--points N] [--atlas] [--json FILE]
 
-A small run is completed once. Then the run is interrupted at N evenly spaced points: before and after each fsync and
-rename, and at the start and end of each stage; by kill -9, by a full disk, and by Ctrl-C. After each interruption,
-every file in the folder must be complete; then the same command resumes the run, and the folder must be byte-identical
-to that of the completed run, except for the manifest's timings. Prints a table. Needs a system with fork.
+A small run, or an atlas, is completed once. Then it is interrupted at N evenly spaced points: before and after each
+fsync and rename, and at the start and end of each stage; by kill -9, by a full disk, and by Ctrl-C. After each
+interruption, every file in the folder must be complete; then the same command resumes the work, and the folder must be
+byte-identical to that of the completed run, except for the manifest's timings. Prints a table. Needs a system with
+fork.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from safetensors import safe_open
 
 from captum_mfv import jobs
 from captum_mfv.datasets import digits
+from captum_mfv.jobs import atlas
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage import files
 
@@ -47,14 +49,19 @@ def make():
 """
 
 
-def prepare(folder: Path, crops: bool = True) -> jobs.RunSettings:
-    """Write a model file and images, and return the settings: on crops of a hidden unit's peaks, or on images."""
+def prepare(folder: Path, kind: str = "crops") -> jobs.RunSettings | atlas.AtlasSettings:
+    """Write a model file and images; return the settings of a run on crops of a hidden unit's peaks, on whole images,
+    or of an atlas.
+    """
     (folder / "images").mkdir()
     for i, image in enumerate(digits()[0][:48]):
         Image.fromarray((image[0] * 255).byte().numpy()).save(folder / "images" / f"{i:02}.png")
     (folder / "net.py").write_text(_MODEL)
+    if kind == "atlas":
+        job = {"units": "2:0-3,0:1", "images": "images", "top_k": 12, "facets": 2, "steps": 2, "batch": 2}
+        return atlas.AtlasSettings("net.py:make", **job)
     # enough images for two batches of the collection
-    return jobs.RunSettings("net.py:make", "2:3", "images", top_k=36 if crops else None, facets=3, steps=8)
+    return jobs.RunSettings("net.py:make", "2:3", "images", top_k=36 if kind == "crops" else None, facets=3, steps=8)
 
 
 def kill() -> None:
@@ -113,7 +120,7 @@ class Points:
         return wrapped
 
 
-def attempt(job: jobs.RunSettings, points: Points, report: Path) -> None:
+def attempt(job: jobs.RunSettings | atlas.AtlasSettings, points: Points, report: Path) -> None:
     """Run the job in a separate process with patched functions; the process writes its number of points to a file."""
     if (child := os.fork()) == 0:
         code = 1
@@ -125,7 +132,7 @@ def attempt(job: jobs.RunSettings, points: Points, report: Path) -> None:
             torch.set_num_threads(1)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                jobs.run(job, "run")
+                jobs.run(job, "run") if isinstance(job, jobs.RunSettings) else atlas.run(job, "run")
             code = 0
         except (OSError, KeyboardInterrupt):
             code = 2
@@ -166,34 +173,37 @@ def _picture(path: Path) -> None:
 _READ: dict[str, Callable[[Path], object]] = {
     ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     ".png": _picture,
+    ".webp": _picture,
     ".safetensors": _tensors,
 }
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Return each file's bytes by path, temporary files included; the manifest's timings without their seconds."""
+    """Return each file's bytes by path, temporary files included; of a run's timings the names, of an atlas's none."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock"
     }
     manifest = json.loads(found["manifest.json"])
-    manifest["timings"] = sorted(manifest["timings"])
+    manifest["timings"] = sorted(manifest["timings"]) if "stages" in manifest else []
     return {**found, "manifest.json": manifest}
 
 
-def stop_everywhere(n_points: int | None, faults: list[str], crops: bool) -> dict[str, Any]:
+def stop_everywhere(n_points: int | None, faults: list[str], kind: str) -> dict[str, Any]:
     """Return the counts of each fault, from runs in a temporary folder."""
     with tempfile.TemporaryDirectory() as place:
         before = Path.cwd()
         os.chdir(place)
         try:
-            return _stop_everywhere(prepare(Path(), crops), n_points, faults)
+            return _stop_everywhere(prepare(Path(), kind), n_points, faults)
         finally:
             os.chdir(before)
 
 
-def _stop_everywhere(job: jobs.RunSettings, n_points: int | None, faults: list[str]) -> dict[str, Any]:
+def _stop_everywhere(
+    job: jobs.RunSettings | atlas.AtlasSettings, n_points: int | None, faults: list[str]
+) -> dict[str, Any]:
     run, report = Path("run"), Path("report.json")
     attempt(job, Points(), report)
     first, wanted = json.loads(report.read_text()), content(run)
@@ -226,12 +236,14 @@ def main() -> None:
     """Interrupt, resume and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, help="number of points; by default all points")
-    parser.add_argument("--whole", action="store_true", help="run on whole images instead of crops")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--whole", action="store_const", const="whole", dest="kind", help="a run on whole images")
+    kind.add_argument("--atlas", action="store_const", const="atlas", dest="kind", help="an atlas instead of a run")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--json", type=Path, help="also write the counts to this file")
     args = parser.parse_args()
     began = time.perf_counter()
-    found = stop_everywhere(args.points, args.faults, not args.whole)
+    found = stop_everywhere(args.points, args.faults, args.kind or "crops")
     print(f"{found['points in the run']} points in the run; {time.perf_counter() - began:.0f} s\n")
     print("| fault | interrupted | runs with incomplete files | resumed runs that differ |\n|---|---|---|---|")
     for fault in args.faults:

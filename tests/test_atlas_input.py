@@ -272,7 +272,7 @@ def test_latents_of_an_autoencoder_are_units(root, tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     weights = {"W_enc": torch.rand(5, 7, generator=generator) - 0.3, "W_dec": torch.rand(7, 5, generator=generator)}
     weights |= {"b_enc": torch.zeros(7), "b_dec": torch.zeros(5)}
-    save_file(weights, tmp_path / "sae.safetensors")
+    save_file(weights, tmp_path / "sae.safetensors", metadata={"activation": "relu"})
     given = words(root, tmp_path / "out", units="relu:*", sae=tmp_path / "sae.safetensors")
     assert call(given, capsys)[0] == 0
     folder = AtlasFolder.read(tmp_path / "out")

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +25,7 @@ from captum_mfv.runs.atlas_writer import SCAN, AtlasWriter
 from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 from captum_mfv.storage.files import hold
+from captum_mfv.storage.untrusted import within
 
 __all__ = ["LISTING", "run", "work"]
 
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 LISTING = ".images.json"
 """File of the dataset's list of files."""
 
+_SHARD = re.compile(r"(\d{1,6})-of-(\d{1,6})")
 _DEATHS = 3  # deaths of workers in a row, without a result between them
 
 
@@ -60,7 +62,9 @@ def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = Fal
         raise RunError("--shard and --merge are mutually exclusive: first all shards, then one --merge")
     check_place(Path(out), "atlas")
     plan = load_plan(job, Path(out, LISTING), progress)
-    with hold(_lock(Path(out), shard)):
+    with ExitStack() as locks:
+        for place in _places(Path(out), shard):
+            locks.enter_context(hold(place))
         folder = AtlasWriter.open(Path(out), plan.identity, plan.sizes, update=chosen.update)
         plan.save_listing(folder.path / LISTING)
         work = Work(plan, folder, chosen, shard, progress)
@@ -80,7 +84,17 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 def _lock(out: Path, shard: tuple[int, int] | None) -> Path:
     """Return the folder that a coordinator locks: the atlas's, or its own of a shard."""
-    return out if shard is None else out / ".shards" / f"{shard[0]}-of-{shard[1]}"
+    try:
+        return out if shard is None else within(out, f".shards/{shard[0]}-of-{shard[1]}")
+    except ValueError as error:
+        raise RunError(f"{out}: {error}") from error
+
+
+def _places(out: Path, shard: tuple[int, int] | None) -> list[Path]:
+    """Return the folders that a coordinator locks; that of the whole atlas also locks those of shards."""
+    found = [_SHARD.fullmatch(path.name) for path in out.glob(".shards/*")] if shard is None else []
+    shards = sorted((int(own[1]), int(own[2])) for own in found if own)
+    return [_lock(out, shard), *(_lock(out, one) for one in shards)]
 
 
 @dataclass(eq=False)
