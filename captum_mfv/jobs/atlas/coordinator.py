@@ -16,7 +16,7 @@ import torch
 
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import RunError
-from captum_mfv.jobs.atlas.engines import Run, WorkerDied, connect, device_of, threads_of
+from captum_mfv.jobs.atlas.engines import Run, WorkerDied, connect, threads_of, worker_device
 from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
 from captum_mfv.jobs.atlas.scan import ScanState, scan_part
 from captum_mfv.jobs.atlas.unit import UnitResult, process
@@ -192,10 +192,7 @@ class Work:
         job, left, deaths, threads = self.plan.job, dict(tasks), 0, threads_of(self.options)
         source = self.plan if threads is None else (job, self.folder.path.resolve() / LISTING)
         while left:
-            calls = [
-                (source, device_of(job.device, nth), threads, function, number, task)
-                for nth, (number, task) in enumerate(left.items())
-            ]
+            calls = [(source, threads, function, number, task) for number, task in left.items()]
             try:
                 for number, result in engine(work, calls):
                     del left[number]
@@ -226,7 +223,6 @@ class Work:
 
 def work(
     source: Plan | tuple[AtlasSettings, Path],
-    device: str | None,
     threads: int | None,
     function: Callable[..., T],
     number: int,
@@ -238,4 +234,4 @@ def work(
     if isinstance(source, Plan):
         return number, function(source, *task)
     job, listing = source
-    return number, function(load_plan_once(job, device, listing), *task)
+    return number, function(load_plan_once(job, worker_device(job.device), listing), *task)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias, TypeVar
@@ -16,7 +19,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from captum_mfv.errors import RunError
 from captum_mfv.runs.settings import AtlasOptions
 
-__all__ = ["Run", "WorkerDied", "connect", "device_of", "threads_of"]
+__all__ = ["Run", "WorkerDied", "connect", "threads_of", "worker_device"]
 
 T = TypeVar("T")
 Run: TypeAlias = Callable[[Callable[..., T], Sequence[tuple[Any, ...]]], Iterator[T]]
@@ -31,10 +34,20 @@ def threads_of(options: AtlasOptions) -> int | None:
     return None if options.jobs == 1 and options.engine == "processes" else max(1, _n_cores() // options.jobs)
 
 
-def device_of(device: str | None, number: int) -> str | None:
-    """Return the GPU for a task of a number where several GPUs are visible and none is named, else the device."""
+def worker_device(device: str | None) -> str | None:
+    """Return this worker process's own GPU where it sees several and none is named, else the device.
+
+    joblib and local Dask clusters number their workers; a worker without a number uses the first GPU. Where a cluster
+    shows each worker one GPU, as Slurm, Kubernetes and dask-cuda do, that is the one.
+    """
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return f"cuda:{number % n_gpus}" if device in (None, "cuda") and n_gpus > 1 else device
+    if device not in (None, "cuda") or n_gpus < 2:
+        return device
+    name = multiprocessing.current_process().name  # LokyProcess-1, …
+    if (distributed := sys.modules.get("distributed")) is not None and name.startswith("Dask"):
+        name = str(distributed.get_worker().name)  # 0, …
+    number = re.search(r"\d+$", name)
+    return f"cuda:{int(number[0]) % n_gpus if number else 0}"
 
 
 @contextmanager
