@@ -42,7 +42,7 @@ nitpick_ignore_regex = [  # other packages' names, whose inventories would have 
     ("py:.*", rf"({packages})(\..*)?")
     for packages in (
         "collections|os|pathlib|typing|Path",
-        "torch|Tensor|nn|numpy|np|NDArray|ArrayLike|scipy|sklearn|matplotlib|Axes|skimage|click|PIL",
+        "torch|Tensor|nn|numpy|np|NDArray|ArrayLike|scipy|sklearn|matplotlib|Axes|skimage|click|PIL|pydantic",
         "captum|lucent|Attribution|LayerAttribution|TCAV|visualize_image_attr",
     )
 ] + [("py:class", "Method|ParamF")]  # aliases of types: what stands in a docstring says what they are

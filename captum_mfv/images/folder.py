@@ -133,7 +133,7 @@ def open_images(
 
     Args:
         root: the folder or the archive.
-        listing: a file of `Listing.write`, used unless files under ``root`` have changed since.
+        listing: a file of ``Listing.write``, used unless files under ``root`` have changed since.
 
     Raises:
         ImageError: if there are no images.
