@@ -34,10 +34,11 @@ import captum_mfv as mfv
 from captum_mfv import models, report
 from captum_mfv.activations.codes import Store
 from captum_mfv.images import read_image, to_pil
-from captum_mfv.jobs import RunSettings, run
+from captum_mfv.jobs import RunSettings, atlas, run
 from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
+from captum_mfv.runs.atlas_writer import AtlasWriter
 from captum_mfv.runs.settings import RUN
 from captum_mfv.storage.files import Checkpoint
 
@@ -109,6 +110,7 @@ def targets(folder: Path) -> list[Target]:
         *_files(folder / "here", made, values),
         *_runs(folder, made, secret, values),
         _resumed(folder, secret, values),
+        *_atlases(folder, secret, values),
     ]
 
 
@@ -330,6 +332,52 @@ def _resumed(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> Targ
             os.chdir(before)
 
     return Target("run folders: resume", inputs, use, (copies, folder / "images", *stopped))
+
+
+def _atlases(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> list[Target]:
+    """Return the targets that read an atlas, or resume an interrupted one, with one file replaced."""
+    job = atlas.AtlasSettings(
+        "fuzz_targets:network", units="0:0-1", images=str(folder / "images"), top_k=4, facets=2, steps=2, batch=1
+    )
+    made, stopped = atlas.run(job, folder / "atlas").path, folder / "stopped atlas"
+    with (
+        patch.object(AtlasWriter, "finish", side_effect=KeyboardInterrupt),
+        suppress(KeyboardInterrupt),
+    ):
+        atlas.run(job, stopped)
+    (stopped / "units" / "0" / "1.json").unlink()
+    copies, numbers = folder / "atlases", count()
+
+    def replaced(source: Path, name: str, kind: Any) -> Path:
+        one = copies / str(next(numbers))
+        shutil.copytree(source, one)
+        _put(one / name, kind)
+        return one
+
+    def read(pair: tuple[str, Any]) -> None:
+        one = mfv.AtlasFolder.read(replaced(made, *pair))
+        assert one.progress()
+        assert len(one.to_pandas("units")) == len(one.units)
+        for row in one.ranked():
+            unit = one.unit(row["unit"])
+            assert unit.images[0].shape[0] == 3
+            assert len(unit.facets) == len(unit.rows) == len(unit.images)
+            one.nearest(row["unit"], 0)
+            one.map(row["layer"])
+
+    def resumed(pair: tuple[str, Any]) -> None:
+        one, before = replaced(stopped, *pair), Path.cwd()
+        os.chdir(one)  # a relative path, as folders are removed relative to an open folder
+        try:
+            assert atlas.run(job, one).finished
+        finally:
+            os.chdir(before)
+
+    folders = copies, folder / "images", made, stopped
+    return [
+        Target("atlas folders", _changes(made, secret, values), read, folders),
+        Target("atlas folders: resume", _changes(stopped, secret, values), resumed, folders),
+    ]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -272,9 +272,10 @@ def test_latents_of_an_autoencoder_are_units(root, tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     weights = {"W_enc": torch.rand(5, 7, generator=generator) - 0.3, "W_dec": torch.rand(7, 5, generator=generator)}
     weights |= {"b_enc": torch.zeros(7), "b_dec": torch.zeros(5)}
-    save_file(weights, tmp_path / "sae.safetensors", metadata={"activation": "relu"})
+    save_file(weights, tmp_path / "sae.safetensors", metadata={"activation": "relu", "subtract_b_dec": "false"})
     given = words(root, tmp_path / "out", units="relu:*", sae=tmp_path / "sae.safetensors")
-    assert call(given, capsys)[0] == 0
+    status, _, error = call(given, capsys)
+    assert status == 0, error
     folder = AtlasFolder.read(tmp_path / "out")
     assert len(folder.units) == 7
     name = next(row["unit"] for row in folder.units if row["status"] == "done")

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from captum_mfv.errors import MFVWarning
 
 EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: resume": 25, "images": 150}
+EXAMPLES |= {"atlas folders": 60, "atlas folders: resume": 15}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def found(tmp_path_factory):
         "run folders",
         "run folders: evaluate",
         "run folders: resume",
+        "atlas folders",
+        "atlas folders: resume",
     ],
 )
 def test_any_input_is_accepted_or_raises_an_mfv_error_and_no_other_file_is_opened(found, name):

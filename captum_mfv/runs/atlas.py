@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from captum_mfv.errors import FacetError, RunError, UnitError
-from captum_mfv.facets.facet_set import FacetSet
+from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet
 from captum_mfv.images import InputSpec
 from captum_mfv.images.files import from_pil, open_image
-from captum_mfv.runs.records import AtlasFacetRow, AtlasUnitRow, read_atlas_manifest
+from captum_mfv.runs.records import AtlasFacetRow, AtlasUnitRow, Spec, read_atlas_manifest
 from captum_mfv.storage.identity import fingerprint
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, read_array, read_json
@@ -141,14 +141,19 @@ class AtlasFolder:
     def input_spec(self) -> InputSpec:
         """Preprocessing of the model's input; RunError if the manifest lacks it."""
         try:
-            return validate(InputSpec, self.manifest["settings"]["input_spec"], "input_spec")
+            found: InputSpec = validate(Spec, self.manifest["settings"]["input_spec"], "input_spec")
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{self.path}: the manifest can't be used: {error}") from error
 
     @cached_property
     def units(self) -> list[dict[str, Any]]:
         """The rows of ``units.json``; RunError if it can't be read."""
-        return self._read("units.json", AtlasUnitRow)
+        rows = self._read("units.json", AtlasUnitRow)
+        lacking = [row["unit"] for row in rows if row["status"] == "done" and "p_adjusted" not in row]
+        if lacking:
+            raise RunError(f"{self.path}: units.json can't be read: {lacking[0]} lacks p_adjusted")
+        return rows
 
     @cached_property
     def facets(self) -> list[dict[str, Any]]:
@@ -197,6 +202,8 @@ class AtlasFolder:
         rows = [one for one in self.facets if one["unit"] == wanted]
         try:
             facets = FacetSet.load(inside(self.path, tensors_file(wanted)), encoder)
+            if [one["index"] for one in rows] != list(range(len(facets))):
+                raise ValueError(f"facets.json has {len(rows)} of its facets, not {len(facets)} in order")
             return AtlasUnit(row, rows, facets, tuple(self._image(wanted, k) for k in range(len(facets))))
         except (ValueError, OSError) as error:
             raise RunError(f"{self.path}: {wanted} can't be read: {error}") from error
@@ -214,7 +221,10 @@ class AtlasFolder:
         own = next((i for i, row in enumerate(rows) if row["unit"] == unit and row["index"] == facet), None)
         if own is None:
             raise FacetError(f"the atlas has no facet {facet} of {unit}")
-        centers = self.centers(layer) - self.centers(layer).mean(0)
+        centers = self.centers(layer).astype(np.float64)
+        if len(centers) != len(rows):
+            raise RunError(f"{self.path}: codes.safetensors has {len(centers)} centers of {layer}, not {len(rows)}")
+        centers -= centers.mean(0)
         unit_length = centers / np.maximum(np.linalg.norm(centers, axis=1, keepdims=True), 1e-30)
         cosines = unit_length @ unit_length[own]
         order = [int(i) for i in np.argsort(-cosines, kind="stable") if i != own]
@@ -232,13 +242,18 @@ class AtlasFolder:
         try:
             with safe_open(inside(self.path, "codes.safetensors"), framework="numpy") as file:
                 found: NDArray[np.float32] = file.get_tensor(name)
-                return found
-        except (SafetensorError, OSError, ValueError) as error:
+            if found.ndim != 2 or found.dtype != np.float32 or not (abs(found) <= LARGEST_CODE).all():
+                raise ValueError(f"{name} must be finite float32 numbers in rows")
+            return found
+        except (SafetensorError, TypeError, AttributeError, OSError, ValueError) as error:
             raise RunError(f"{self.path}: codes.safetensors can't be read: {error}") from error
 
     def _image(self, unit: str, facet: int) -> Tensor:
-        if self.input_spec.channels not in (1, 3):
-            return torch.from_numpy(read_array(inside(self.path, array_file(unit, facet)), _MOST).astype(np.float32))
+        if (n := self.input_spec.channels) not in (1, 3):
+            values = read_array(inside(self.path, array_file(unit, facet)), _MOST).astype(np.float32)
+            if values.ndim != 3 or len(values) != n or not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"{array_file(unit, facet)} must hold an image of {n} channels in [0, 1]")
+            return torch.from_numpy(values)
         image = from_pil(open_image(inside(self.path, image_file(unit, facet)), ("WEBP",)))
         return image[: self.input_spec.channels]
 

@@ -113,6 +113,8 @@ class AtlasWriter(AtlasFolder):
         for layer in dict.fromkeys(row["layer"] for row in rows):
             names = [row["unit"] for row in rows if row["layer"] == layer and row["status"] == "done"]
             sets = [FacetSet.load(self._inside(tensors_file(name))) for name in names]
+            if len({one.codes.shape[1] for one in sets}) > 1:
+                raise RunError(f"codes of {layer} differ in length; remove {self.path / 'units'} to redo all")
             centers = np.concatenate([one.centers for one in sets]) if sets else np.zeros((0, 1), np.float32)
             arrays |= {f"{layer}/centers": centers, f"{layer}/map": _map(centers, seed)}
         write_whole(self._inside("codes.safetensors"), tensor_file(arrays, {"format": str(ATLAS_FORMAT)}))

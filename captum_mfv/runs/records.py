@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from captum_mfv._version import __version__
 from captum_mfv.errors import RunError
@@ -28,6 +28,7 @@ __all__ = [
     "Manifest",
     "Metrics",
     "Peaks",
+    "Spec",
     "check_place",
     "installed_versions",
     "new_manifest",
@@ -54,6 +55,12 @@ def _known(values: Any) -> Any:
     return {k: v for k, v in values.items() if k in InputSpec.__annotations__} if isinstance(values, dict) else values
 
 
+Spec = Annotated[InputSpec, BeforeValidator(_known)]
+"""Preprocessing in a manifest; keys of newer versions are left out."""
+
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
 class FinishedSettings(Record):
     """The settings of a finished run that the package reads again."""
 
@@ -63,7 +70,7 @@ class FinishedSettings(Record):
     recipe: str
     command: str
     seed: Seed
-    input_spec: Annotated[InputSpec, BeforeValidator(_known)]
+    input_spec: Spec
     images_hash: str | None = None
     size: Side | None = None
     dtype: str | None = None
@@ -136,12 +143,19 @@ class AtlasUnitRow(Record):
     n_images: Integer = _absent()
     peak: Number = _absent()
     multifacetedness: Number = _absent()
-    p_value: Number = _absent()
-    p_adjusted: Number = _absent()
+    p_value: Share = _absent()
+    p_adjusted: Share = _absent()
     n_facets: Integer = _absent()
     coverage: Number | None = None
     retention: Number = _absent()
     label: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AtlasUnitRow:
+        needed = {"n_images", "peak", "multifacetedness", "p_value", "n_facets", "retention"}
+        if self.status == "done" and (lacking := sorted(needed - self.model_fields_set)):
+            raise ValueError(f"a unit that is done lacks {lacking[0]}")
+        return self
 
 
 class AtlasFacetRow(Record):
