@@ -18,8 +18,9 @@ from captum_mfv.display.progress import Progress
 from captum_mfv.errors import RunError
 from captum_mfv.jobs.atlas.engines import Run, WorkerDied, connect, threads_of, worker_device
 from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
+from captum_mfv.jobs.atlas.results import UnitResult
 from captum_mfv.jobs.atlas.scan import ScanState, scan_part
-from captum_mfv.jobs.atlas.unit import UnitResult, process
+from captum_mfv.jobs.atlas.unit import process
 from captum_mfv.runs.atlas import AtlasFolder
 from captum_mfv.runs.atlas_writer import SCAN, AtlasWriter
 from captum_mfv.runs.records import check_place

@@ -13,8 +13,9 @@ from typing import Any
 from captum_mfv.jobs.atlas.coordinator import LISTING, work
 from captum_mfv.jobs.atlas.engines import connect, threads_of
 from captum_mfv.jobs.atlas.plan import BATCH, Plan, load_plan
+from captum_mfv.jobs.atlas.results import UnitResult
 from captum_mfv.jobs.atlas.scan import scan_part
-from captum_mfv.jobs.atlas.unit import UnitResult, process
+from captum_mfv.jobs.atlas.unit import process
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 
 __all__ = ["Estimate", "estimate"]
