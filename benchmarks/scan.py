@@ -15,6 +15,7 @@ import argparse
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,12 @@ def plan_of(images: str, units: str, **options: Any) -> Plan:
 
 def scan(plan: Plan) -> float:
     """Return the seconds of a whole scan, merged part by part."""
-    began = time.perf_counter()
-    state = ScanState.open(plan, Path("none"))
-    state.checkpoint = None
-    for number in state.left():
-        state.add(number, scan_part(plan, plan.parts[number]))
-    return time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        state = ScanState.open(plan, Path(folder, "scan.safetensors"))
+        for number in state.left():
+            state.add(number, scan_part(plan, plan.parts[number]))
+        return time.perf_counter() - began
 
 
 def throughput(images: str, model: str, weights: str | None, layer: str) -> None:

@@ -251,7 +251,8 @@ def test_a_listing_is_reused_until_files_come_or_go(tmp_path, packed, monkeypatc
         Image.new("RGB", (16, 16)).save(root / "a" / "new.png")
     assert Listing.read(path, root) is None
     assert len(open_images(root, path)) == (2 if packed else 6)
-    for text in ("[]", '{"names": ["a"], "sizes": [], "offsets": [], "times": {}}', "{"):
+    outside = '{"names": ["../a"], "sizes": [1], "offsets": [], "times": {".": 1}}'
+    for text in ("[]", '{"names": ["a"], "sizes": [], "offsets": [], "times": {}}', "{", outside):
         path.write_text(text)
         assert Listing.read(path, root) is None
 

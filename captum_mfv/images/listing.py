@@ -74,6 +74,8 @@ class Listing:
             return None
         if len(found.sizes) != len(found.names) or len(found.offsets) not in (0, len(found.names)):
             return None
+        if any(name.startswith("/") or ".." in name.split("/") for name in found.names):
+            return None
         folder = root.parent if root.is_file() else root
         try:
             unchanged = all(_time(folder / name) == time for name, time in found.times.items())

@@ -208,6 +208,9 @@ class AtlasOptions:
     address: Annotated[Text | None, Option(_WORK, "ADDRESS", "a cluster on this machine")] = None
     """Address of a Dask scheduler or a Ray cluster to connect to."""
 
+    threads: Annotated[Positive | None, Option(_WORK, "N", "this machine's cores, shared by --jobs")] = None
+    """Number of threads of each process; give it where the workers' machines have other cores."""
+
     shard: Annotated[Text | None, Option(_WORK, "I/N")] = None
     """Do only the I-th of N parts, 0 to N-1, as the jobs of an array do; --merge joins them."""
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import torch
 
 from captum_mfv.display.progress import Progress
 from captum_mfv.errors import RunError
-from captum_mfv.jobs.atlas.engines import Run, WorkerDied, connect, threads_of, worker_device
+from captum_mfv.jobs.atlas.engines import Run, WorkerDied, connect, in_process, threads_of, worker_device
 from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
 from captum_mfv.jobs.atlas.results import UnitResult
 from captum_mfv.jobs.atlas.scan import ScanState, scan_part
@@ -51,8 +51,8 @@ def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = Fal
         job: the settings.
         out: the atlas's folder; one process at a time coordinates the work.
         progress: show progress bars.
-        options: fields of `AtlasOptions`: ``jobs``, ``engine``, ``address``, ``shard``, ``merge``, ``workers``,
-            ``retry_failed`` and ``update``.
+        options: fields of `AtlasOptions`: ``jobs``, ``engine``, ``address``, ``threads``, ``workers``, ``shard``,
+            ``merge``, ``retry_failed`` and ``update``.
 
     Raises:
         MFVError: if the input can't be used, naming what and why.
@@ -135,22 +135,27 @@ class Work:
             self.records[position] = record
 
     def _scan(self, engine: Run[Any]) -> ScanState:
-        """Return the strongest images of all units; scan the parts that no process has scanned."""
-        state = ScanState.open(self.plan, _lock(self.folder.path, self.shard) / SCAN)
-        parts = state.left()
-        if self.shard is not None:
-            number, n_shards = self.shard
-            parts = [part for part in parts if part % n_shards == number]
-        self._scan_parts(engine, state, parts)
-        state.save()
-        if self.shard is not None:  # other shards' parts, or where these aren't done, their work
-            for number in range(self.shard[1]):
-                path = _lock(self.folder.path, (number, self.shard[1])) / SCAN
-                if number != self.shard[0] and path.exists():
-                    state.join(ScanState.open(self.plan, path))
-            self._scan_parts(engine, replace(state, checkpoint=None), state.left())
+        """Return the strongest images of all units; scan what no process has scanned, also of other shards' parts."""
+        states = []
+        for shard in self._shards():
+            state = ScanState.open(self.plan, _lock(self.folder.path, shard) / SCAN)
+            parts = [part for part in state.left() if shard is None or part % shard[1] == shard[0]]
+            if parts:
+                self._scan_parts(engine, state, parts)
+                state.save()
+            states.append(state)
+        state = states[0]
+        for other in states[1:]:
+            state.join(other)
         state.check()
         return state
+
+    def _shards(self) -> list[tuple[int, int] | None]:
+        """Return all shards, the own one first; a single None without shards."""
+        if self.shard is None:
+            return [None]
+        number, n_shards = self.shard
+        return [((number + nth) % n_shards, n_shards) for nth in range(n_shards)]
 
     def _scan_parts(self, engine: Run[Any], state: ScanState, numbers: Sequence[int]) -> None:
         tasks = {number: (self.plan.parts[number], self.options.workers) for number in numbers}
@@ -190,8 +195,9 @@ class Work:
         self, engine: Run[Any], function: Callable[..., T], tasks: Mapping[int, tuple[Any, ...]]
     ) -> Iterator[tuple[int, T]]:
         """Yield the number and the result of each task, in any order; repeat tasks whose worker was killed."""
-        job, left, deaths, threads = self.plan.job, dict(tasks), 0, threads_of(self.options)
-        source = self.plan if threads is None else (job, self.folder.path.resolve() / LISTING)
+        left, deaths, threads = dict(tasks), 0, threads_of(self.options)
+        here = in_process(self.options)
+        source = self.plan if here else (self.plan.job, self.folder.path.resolve() / LISTING)
         while left:
             calls = [(source, threads, function, number, task) for number, task in left.items()]
             try:
@@ -230,9 +236,12 @@ def work(
     task: tuple[Any, ...],
 ) -> tuple[int, T]:
     """Return the number and the result of a task; in a worker process, load what the settings name first."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if isinstance(source, Plan):
-        return number, function(source, *task)
-    job, listing = source
-    return number, function(load_plan_once(job, worker_device(job.device), listing), *task)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        if isinstance(source, Plan):
+            return number, function(source, *task)
+        job, listing = source
+        return number, function(load_plan_once(job, worker_device(job.device), listing), *task)
+    finally:
+        torch.set_num_threads(before)

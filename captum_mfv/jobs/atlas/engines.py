@@ -19,9 +19,11 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from captum_mfv.errors import RunError
 from captum_mfv.runs.settings import AtlasOptions
 
-__all__ = ["Run", "WorkerDied", "connect", "threads_of", "worker_device"]
+__all__ = ["Run", "WorkerDied", "connect", "in_process", "threads_of", "worker_device"]
 
 T = TypeVar("T")
+
+_PATIENCE = 60  # seconds in which a Dask scheduler and a first worker must answer
 Run: TypeAlias = Callable[[Callable[..., T], Sequence[tuple[Any, ...]]], Iterator[T]]
 """Runs a function on tuples of arguments; yields results in any order."""
 
@@ -30,8 +32,15 @@ WorkerDied = TerminatedWorkerError
 
 
 def threads_of(options: AtlasOptions) -> int | None:
-    """Return how many threads a worker process uses, so that all together use the cores; None: PyTorch's default."""
-    return None if options.jobs == 1 and options.engine == "processes" else max(1, _n_cores() // options.jobs)
+    """Return how many threads a process uses, so that all together use the cores; None: PyTorch's default."""
+    if options.threads is not None or in_process(options):
+        return options.threads
+    return max(1, _n_cores() // options.jobs)
+
+
+def in_process(options: AtlasOptions) -> bool:
+    """Return whether the work is done in this process."""
+    return options.jobs == 1 and options.engine == "processes"
 
 
 def worker_device(device: str | None) -> str | None:
@@ -57,7 +66,7 @@ def connect(options: AtlasOptions) -> Iterator[Run[Any]]:
     Raises:
         RunError: if its library is not installed or the address doesn't answer.
     """
-    if options.engine == "processes" and options.jobs == 1:
+    if in_process(options):
         yield lambda function, tasks: (function(*task) for task in tasks)
         return
     with ExitStack() as stack:
@@ -101,9 +110,10 @@ def _start_dask(options: AtlasOptions) -> Iterator[None]:
             local = {"n_workers": options.jobs, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
             address = stack.enter_context(distributed.LocalCluster(processes=True, **local))
         try:
-            stack.enter_context(distributed.Client(address, timeout=30))
+            client = stack.enter_context(distributed.Client(address, timeout=_PATIENCE))
+            client.wait_for_workers(1, timeout=_PATIENCE)
         except (OSError, TimeoutError, ValueError) as error:
-            raise RunError(f"--address {options.address}: no Dask scheduler answers: {error}") from error
+            raise RunError(f"--address {options.address}: no Dask scheduler with workers answers: {error}") from error
         stack.enter_context(parallel_config("dask"))
         yield
 

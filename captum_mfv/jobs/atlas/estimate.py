@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from captum_mfv.jobs.atlas.coordinator import LISTING, work
-from captum_mfv.jobs.atlas.engines import connect, threads_of
+from captum_mfv.jobs.atlas.engines import connect, in_process, threads_of
 from captum_mfv.jobs.atlas.plan import BATCH, Plan, load_plan
 from captum_mfv.jobs.atlas.results import UnitResult
 from captum_mfv.jobs.atlas.scan import scan_part
@@ -81,7 +81,8 @@ def estimate(job: AtlasSettings, out: str, *, progress: bool = False, **options:
     """
     chosen, plan = AtlasOptions(out=out, **options), load_plan(job, Path(out, LISTING), progress)
     threads = threads_of(chosen)
-    given, task = plan if threads is None else (job, Path(out, LISTING).resolve()), (chosen.workers,)
+    given = plan if in_process(chosen) else (job, Path(out, LISTING).resolve())
+    task = (chosen.workers,)
     calls = [(given, threads, measure, nth, task) for nth in range(chosen.jobs)]
     with connect(chosen) as engine:
         rates = [found for _, found in engine(work, calls)]

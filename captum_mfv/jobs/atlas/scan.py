@@ -47,7 +47,7 @@ class ScanState:
     plan: Plan
     top: TopValues
     done: NDArray[np.bool_]  # which parts are merged
-    checkpoint: Checkpoint | None  # None: not saved
+    checkpoint: Checkpoint
 
     @classmethod
     def open(cls, plan: Plan, path: Path) -> ScanState:
@@ -70,7 +70,7 @@ class ScanState:
     def add(self, number: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Merge a part; save if it is time."""
         self._merge([number], {name: torch.tensor(value) for name, value in state.items()})  # Ray's can't be written to
-        if self.checkpoint is not None and self.checkpoint.due:
+        if self.checkpoint.due:
             self.save()
 
     def join(self, other: ScanState) -> None:
@@ -79,8 +79,7 @@ class ScanState:
 
     def save(self) -> None:
         """Save all merged parts."""
-        if self.checkpoint is not None:
-            self.checkpoint.save({**self.top.state(), "parts": torch.from_numpy(self.done)})
+        self.checkpoint.save({**self.top.state(), "parts": torch.from_numpy(self.done)})
 
     def check(self) -> None:
         """Raise ImageError if no image could be read."""
