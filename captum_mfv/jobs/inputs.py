@@ -30,18 +30,24 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class Network:
+    """The model that settings name, in evaluation mode on its device, and what else the work on any unit needs."""
+
+    model: nn.Module
+    spec: InputSpec
+    recipe: Recipe
+    encoder: nn.Module | None  # of latents
+    dtype: torch.dtype | None  # under autocast; None: the model's own
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs(Network):
     """Everything that a run's settings name, loaded and checked; the model is in evaluation mode on its device."""
 
     job: RunSettings
-    model: nn.Module
-    spec: InputSpec
     unit: Unit
     code: Code
     images: ImageFolder
-    recipe: Recipe
-    encoder: nn.Module | None  # of a latent
-    dtype: torch.dtype | None  # under autocast; None: the model's own
     groups: Mapping[str, int] | None  # known group of each image by its path in the folder
 
     def settings(self, out: str) -> dict[str, Any]:
@@ -59,17 +65,6 @@ class Inputs:
             "labels_hash": None if self.groups is None else fingerprint(labels=self.groups),
             "command": self.job.command(out),
         }
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """The model that settings name, in evaluation mode on its device, and what else the work on any unit needs."""
-
-    model: nn.Module
-    spec: InputSpec
-    recipe: Recipe
-    encoder: nn.Module | None  # of latents
-    dtype: torch.dtype | None  # under autocast; None: the model's own
 
 
 def load_network(job: RunSettings | AtlasSettings, progress: bool = False) -> Network:
@@ -106,11 +101,10 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
         raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for 1 to {len(images)}")
     groups = None if job.labels is None else _read_groups(job.labels, images)
     network = load_network(job, progress)
-    model, spec, encoder = network.model, network.spec, network.encoder
-    unit, code = resolve(model, replace(unit, encoder=encoder), code, spec)
+    unit, code = resolve(network.model, replace(unit, encoder=network.encoder), code, network.spec)
     _log.debug("unit %s, read by %s; code: %s of %s", unit, unit.reduce, code.reduce, code.layer)
-    images.input_spec = spec  # the folder was listed before the model was known
-    return Inputs(job, model, spec, unit, code, images, network.recipe, encoder, network.dtype, groups)
+    images.input_spec = network.spec  # the folder was listed before the model was known
+    return Inputs(**vars(network), job=job, unit=unit, code=code, images=images, groups=groups)
 
 
 def parse_code(job: RunSettings | AtlasSettings) -> Code | None:

@@ -103,10 +103,10 @@ def measure(plan: Plan, workers: int = 0) -> _Rates:
         state = scan_part(plan, part, workers)
         image = (perf_counter() - began) / len(part)
         rows = {name: values[units] if values.ndim else values for name, values in state.items()}
-    recipe, timings, results = plan.network.recipe, [], list[UnitResult]()
+    recipe, timings, results = plan.recipe, [], list[UnitResult]()
     n_few = max(_FEW, len(recipe.phases))
     for steps in (n_few, n_few + _MORE):
-        shorter = replace(plan, network=replace(plan.network, recipe=recipe.with_steps(steps)))
+        shorter = replace(plan, recipe=recipe.with_steps(steps))
         results = process(shorter, units, rows)
         timings.append({part: sum(one.timings.get(part, 0.0) for one in results) for part in _PARTS})
     few, more = timings
@@ -130,7 +130,7 @@ def _total(plan: Plan, jobs: int, rates: Sequence[_Rates]) -> Estimate:
     """Return the estimate for all units, from the rates of processes that ran at the same time."""
     mean = {name: fmean(getattr(one, name) for one in rates) for name in _Rates.__annotations__}
     n_images = 0 if plan.images is None else len(plan.images)
-    n_units, n_steps = len(plan.units), plan.network.recipe.n_steps
+    n_units, n_steps = len(plan.units), plan.recipe.n_steps
     n_facets = n_units * mean["n_facets"]
     n_crops = sum(map(len, plan.folders)) or n_units * plan.job.top_k
     seconds = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from captum_mfv.activations.layers import count_units, resolve, resolve_units
 from captum_mfv.errors import FacetError, ImageError, RunError, UnitError
@@ -37,7 +36,7 @@ _FREE = ("units", "batch", "device")  # settings that change a unit's result by 
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Network):
     """Everything that the settings of an atlas name, loaded and checked.
 
     ``codes`` has the code of each layer by its name. ``images`` is the dataset that is scanned, or None: then
@@ -45,22 +44,10 @@ class Plan:
     """
 
     job: AtlasSettings
-    network: Network
     units: tuple[Unit, ...]
     codes: Mapping[str, Code]
     images: Images | None
     folders: tuple[ImageFolder, ...]
-    key: str | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        """The model."""
-        return self.network.model
-
-    @property
-    def spec(self) -> InputSpec:
-        """Preprocessing of the model's input."""
-        return self.network.spec
 
     @property
     def sizes(self) -> dict[str, int | None]:
@@ -78,11 +65,11 @@ class Plan:
         """All settings and fingerprints that every unit's result depends on, and nothing else."""
         return {
             **{name: value for name, value in asdict(self.job).items() if name not in _FREE},
-            "recipe_data": asdict(self.network.recipe),
+            "recipe_data": asdict(self.recipe),
             "input_spec": asdict(self.spec),
             "images_hash": None if self.images is None else dataset_fingerprint(self.images),
             "weights_hash": weights_fingerprint(self.model),
-            "sae_hash": None if self.network.encoder is None else weights_fingerprint(self.network.encoder),
+            "sae_hash": None if self.encoder is None else weights_fingerprint(self.encoder),
         }
 
     @property
@@ -170,7 +157,8 @@ def load_plan(job: AtlasSettings, listing: Path, progress: bool = False) -> Plan
     found = {name: resolve(network.model, unit, code, network.spec)[1] for name, unit in codes.items()}
     if isinstance(images, (ImageFolder, ImageArchives)):
         images.input_spec = network.spec
-    return Plan(job, network, units, found, images, _of_units(units, folders, network.spec))
+    of_units = _of_units(units, folders, network.spec)
+    return Plan(**vars(network), job=job, units=units, codes=found, images=images, folders=of_units)
 
 
 def parse_units(text: str) -> Iterator[Unit | str]:

@@ -115,24 +115,24 @@ def _find(plan: Plan, positions: Sequence[int], tops: Sequence[TopImages] | None
 
 def _render(plan: Plan, found: Sequence[FoundUnit], clock: _Clock) -> list[UnitResult]:
     """Synthesize the images of all facets in one batch; return results."""
-    job, network = plan.job, plan.network
+    job = plan.job
     offsets = np.cumsum([0, *(len(one.images) for one in found)]).tolist()
     every = [facet.shifted(first) for one, first in zip(found, offsets, strict=False) for facet in one.facets]
     renderings = render_facets(
-        network.model,
+        plan.model,
         every,
         ConcatDataset([cast(Any, one.images) for one in found]),
-        recipe=network.recipe,
+        recipe=plan.recipe,
         size=job.size,
         input_spec=found[0].spec,
         seed=job.seed,
-        dtype=network.dtype,
+        dtype=plan.dtype,
     )
     if not all(rendering.complete for rendering in renderings):
         raise KeyboardInterrupt
     clock("images")
     units, code = [plan.units[one.position] for one in found], found[0].facets.code
-    _, activations, codes = collect_units(network.model, units, code, [one.image for one in renderings], found[0].spec)
+    _, activations, codes = collect_units(plan.model, units, code, [one.image for one in renderings], found[0].spec)
     results, first = [], 0
     for column, one in enumerate(found):
         its = slice(first, first := first + len(one.facets))
