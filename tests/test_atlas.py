@@ -1,5 +1,6 @@
 """The atlas of a network with known facets: what is found, what the folder returns, and the same by every engine."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from small_atlas import content, settings, write_inputs
 
 from captum_mfv import AtlasFolder, FacetFinder, ImageFolder, Unit, find_facets, models, top_images
-from captum_mfv.errors import FacetError, RunError, UnitError
+from captum_mfv.errors import FacetError, MFVWarning, RunError, UnitError
 from captum_mfv.images.files import from_pil, open_image
 from captum_mfv.jobs import atlas
 
@@ -120,9 +121,15 @@ def differing(one, other):
     return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
-def test_two_processes_write_the_same_files_as_one(root, plain, tmp_path):
-    made = content(atlas.run(settings(root), tmp_path / "out", jobs=2).path)
-    assert differing(made, plain) == []
+def test_two_processes_write_the_same_files_as_one_and_show_the_same_warnings(root, tmp_path):
+    shutil.copytree(root / "images", tmp_path / "images")
+    (tmp_path / "images" / "000_a.png").write_text("notes")
+    made = []
+    for jobs in (1, 2):
+        with pytest.warns(MFVWarning, match=r"left out .*000_a\.png: not an image"):
+            job = settings(root, images=str(tmp_path / "images"), units="unit:0,4")
+            made.append(content(atlas.run(job, tmp_path / str(jobs), jobs=jobs).path))
+    assert differing(*made) == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")

@@ -6,6 +6,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
+from captum_mfv.errors import FacetError
 from captum_mfv.facets.separation import separate
 
 ONE = {
@@ -65,3 +66,25 @@ def test_the_result_depends_on_the_seed_and_other_words_than_auto_are_an_error()
     assert np.array_equal(separate(codes, 5)[0], separate(codes, 5)[0])
     with pytest.raises(TypeError, match="'auto'"):
         FacetFinder("many").fit(codes)
+
+
+def test_at_most_so_many_facets_are_found_and_the_nearest_clusters_are_merged():
+    rng = np.random.default_rng(0)
+    centers = np.array([[0, 0], [0, 3], [30, 0], [30, 40]])  # the first two are nearest; then the third to both
+    codes = np.repeat(centers, 20, axis=0) + 0.1 * rng.normal(size=(80, 2))
+    truth = np.repeat(range(4), 20)
+
+    def found(most):
+        finder = FacetFinder("auto", embedding=None, max_facets=most, random_state=0).fit(codes)
+        return {frozenset(truth[finder.labels_ == k].tolist()) for k in range(finder.n_facets_)}, finder.p_value_
+
+    assert [found(most)[0] for most in (None, 4, 3, 2, 1)] == [
+        {frozenset({0}), frozenset({1}), frozenset({2}), frozenset({3})},
+        {frozenset({0}), frozenset({1}), frozenset({2}), frozenset({3})},
+        {frozenset({0, 1}), frozenset({2}), frozenset({3})},
+        {frozenset({0, 1, 2}), frozenset({3})},
+        {frozenset({0, 1, 2, 3})},
+    ]
+    assert found(1)[1] == found(None)[1], "the p-value is that of the codes, not of the merged clusters"
+    with pytest.raises(FacetError, match="max_facets must be at least 1, not 0"):
+        found(0)

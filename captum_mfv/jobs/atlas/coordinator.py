@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from captum_mfv.display.progress import Progress
-from captum_mfv.errors import RunError
+from captum_mfv.errors import MFVWarning, RunError
 from captum_mfv.jobs.atlas.engines import Run, WorkerDied, connect, in_process, threads_of, worker_device
 from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
 from captum_mfv.jobs.atlas.results import UnitResult
@@ -201,7 +202,9 @@ class Work:
         while left:
             calls = [(source, threads, function, number, task) for number, task in left.items()]
             try:
-                for number, result in engine(work, calls):
+                for number, result, messages in engine(work, calls):
+                    for message in messages:
+                        warnings.warn(message, MFVWarning, stacklevel=2)
                     del left[number]
                     deaths = 0
                     yield number, result
@@ -234,14 +237,20 @@ def work(
     function: Callable[..., T],
     number: int,
     task: tuple[Any, ...],
-) -> tuple[int, T]:
-    """Return the number and the result of a task; in a worker process, load what the settings name first."""
+) -> tuple[int, T, list[str]]:
+    """Return the number and the result of a task; in a worker process, load what the settings name first.
+
+    The last item has the warnings of a worker process, which the coordinator shows.
+    """
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
         if isinstance(source, Plan):
-            return number, function(source, *task)
+            return number, function(source, *task), []
         job, listing = source
-        return number, function(load_plan_once(job, worker_device(job.device), listing), *task)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = function(load_plan_once(job, worker_device(job.device), listing), *task)
+        return number, result, [str(one.message) for one in caught if issubclass(one.category, MFVWarning)]
     finally:
         torch.set_num_threads(before)

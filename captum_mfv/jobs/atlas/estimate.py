@@ -85,7 +85,7 @@ def estimate(job: AtlasSettings, out: str, *, progress: bool = False, **options:
     task = (chosen.workers,)
     calls = [(given, threads, measure, nth, task) for nth in range(chosen.jobs)]
     with connect(chosen) as engine:
-        rates = [found for _, found in engine(work, calls)]
+        rates = [found for _, found, _ in engine(work, calls)]
     return _total(plan, chosen.jobs, rates)
 
 
