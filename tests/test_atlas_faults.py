@@ -113,7 +113,7 @@ def test_a_unit_that_fails_is_recorded_and_redone_alone(error, recorded, root, p
     folder = AtlasFolder.read(out)
     assert folder.finished
     assert [row["status"] for row in folder.units] == ["done", "failed", "dead", "done", "done"]
-    assert folder.units[1] == {"unit": "unit:1", "layer": "unit", "index": "1", "status": "failed", "error": recorded}
+    assert folder.units[1] == {"unit": "unit:1", "layer": "unit", "index": 1, "status": "failed", "error": recorded}
     before = {path: path.stat().st_mtime_ns for path in out.glob("units/unit/*.json")}
     status, _ = command(root, out, "--retry-failed", "--quiet", capsys=capsys)
     assert status == 0
