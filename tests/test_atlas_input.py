@@ -258,8 +258,11 @@ def test_images_of_many_channels_are_stored_with_all_of_them(tmp_path):
     for number in range(12):
         np.save(tmp_path / "images" / f"{number:02d}.npy", rng.integers(0, 9000, (13, 16, 16), np.uint16))
     made = atlas.run(settings(tmp_path, units="2:*", batch=1), tmp_path / "out")
-    row = next(row for row in made.units if row["status"] == "done")
-    one = made.unit(row["unit"])
+    together = atlas.run(settings(tmp_path, units="2:*", batch=4), tmp_path / "together")
+    done = [row for row in made.units if row["status"] == "done"]
+    for name in (row["unit"] for row in done):  # colors are measured on the unit's own images
+        torch.testing.assert_close(made.unit(name).images, together.unit(name).images, atol=1e-3, rtol=0)
+    row, one = done[0], made.unit(done[0]["unit"])
     index = row["index"]
     size = one.images[0].shape[-1]
     assert one.images[0].shape == (13, size, size)

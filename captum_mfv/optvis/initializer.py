@@ -36,6 +36,7 @@ __all__ = [
     "mean_image",
     "mean_images",
     "measured_colors",
+    "measures_colors",
     "medoid_image",
     "medoid_images",
     "noise_image",
@@ -177,9 +178,14 @@ def parameterize(
     return maco_image_from(start, magnitudes, colors=colors)
 
 
+def measures_colors(recipe: Recipe, spec: InputSpec) -> bool:
+    """Return whether the color decorrelation is measured on the dataset, so that images depend on all of it."""
+    return recipe.colors != "imagenet" or spec.channels not in (1, 3)
+
+
 def measured_colors(recipe: Recipe, images: Images, spec: InputSpec) -> Tensor | None:
     """Return the color decorrelation, measured on images evenly spread over the dataset; None: ImageNet's, or gray."""
-    if recipe.colors == "imagenet" and spec.channels in (1, 3):
+    if not measures_colors(recipe, spec):
         return None
     spread = np.unique(np.linspace(0, len(images) - 1, _N_COLORED).astype(int)).tolist()
     _, sample = next(batches(Subset(images, spread), _N_COLORED))  # type: ignore[arg-type]

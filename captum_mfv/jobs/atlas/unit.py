@@ -23,6 +23,7 @@ from captum_mfv.facets.finder import FacetFinder, cluster
 from captum_mfv.images import Images
 from captum_mfv.jobs.atlas.plan import Plan
 from captum_mfv.jobs.atlas.results import FoundUnit, UnitResult, dead_unit, done_unit, failed_unit
+from captum_mfv.optvis.initializer import measures_colors
 from captum_mfv.optvis.render import render_facets
 
 __all__ = ["process"]
@@ -67,7 +68,9 @@ def _process(plan: Plan, positions: Sequence[int], top: Mapping[str, NDArray[Any
         dead = [] if tops is None else [place for place, its in zip(positions, tops, strict=True) if not len(its)]
         live = [place for place in positions if place not in dead]
         found = _find(plan, live, None if tops is None else [its for its in tops if len(its)], clock) if live else []
-        results = _render(plan, found, clock) if found else []
+        # A unit's colors are measured on its own images
+        batches = [[one] for one in found] if measures_colors(plan.recipe, plan.spec) else [found] if found else []
+        results = [result for batch in batches for result in _render(plan, batch, clock)]
     results += [dead_unit(plan, place) for place in dead]
     told = tuple(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, MFVWarning)))
     timings = {part: seconds / len(positions) for part, seconds in clock.seconds.items()}
