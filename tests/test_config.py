@@ -101,11 +101,12 @@ def test_invalid_settings_raise_an_error_that_names_the_setting(changes, message
         RunSettings(**{"model": "resnet50", "unit": "fc:1", "images": "images", **changes})
 
 
-def test_every_declared_option_is_in_the_command_and_in_the_schema():
-    options = {parameter.name: parameter for parameter in app.commands["run"].params}
-    assert options.keys() - RUN.declared.keys() == {"config"}
-    properties = RUN.model.model_json_schema()["properties"]
-    for name, declared in RUN.declared.items():
+@pytest.mark.parametrize("table", [RUN, ATLAS], ids=["run", "atlas"])
+def test_every_declared_option_is_in_the_command_and_in_the_schema(table):
+    options = {parameter.name: parameter for parameter in app.commands[table.command].params}
+    assert options.keys() - table.declared.keys() == {"config"}
+    properties = table.model.model_json_schema()["properties"]
+    for name, declared in table.declared.items():
         assert options[name].help == declared.help == properties[declared.hyphenated]["description"]
         assert options[name].required == declared.required
     assert properties["seed"] == {**properties["seed"], "minimum": 0, "maximum": 2**32 - 1, "default": 0}
@@ -113,13 +114,16 @@ def test_every_declared_option_is_in_the_command_and_in_the_schema():
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("recipe", "phases"), ("run", "top-k"), ("manifest", "settings"), ("metrics", "multifacetedness")],
+    [
+        *(("recipe", "phases"), ("run", "top-k"), ("manifest", "settings"), ("metrics", "multifacetedness")),
+        *(("atlas", "max-facets"), ("atlas-manifest", "n_units")),
+    ],
 )
 def test_the_schema_of_every_file_is_listed(name, field):
     shown = CliRunner().invoke(app, ["list", "schema", name])
     schema = json.loads(shown.output)
     assert field in schema["properties"]
-    assert schema.get("additionalProperties") is (False if name in ("recipe", "run") else None)
+    assert schema.get("additionalProperties") is (False if name in ("recipe", "run", "atlas") else None)
 
 
 def test_the_commands_help_does_not_wait_for_pydantic_or_torch():

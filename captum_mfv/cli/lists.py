@@ -34,10 +34,16 @@ def recipes(name: str | None) -> None:
         click.echo(f"{recipe.name:20} {recipe.n_steps:4} steps  {recipe.summary}")
 
 
+_SCHEMAS = (
+    *("recipe", "run", "manifest", "facets", "metrics"),
+    *("atlas", "atlas-manifest", "atlas-units", "atlas-facets"),
+)
+
+
 @list_.command()
-@click.argument("name", type=click.Choice(["recipe", "run", "manifest", "facets", "metrics"]))
+@click.argument("name", type=click.Choice(_SCHEMAS))
 def schema(name: str) -> None:
-    """JSON Schema of a file: a recipe, a run's TOML options, or a JSON file in a run's folder.
+    """JSON Schema of a file: a recipe, TOML options of a run or an atlas, or a JSON file in the folder of one.
 
     Editors complete and check files with it.
 
@@ -45,17 +51,20 @@ def schema(name: str) -> None:
     captum-mfv list schema recipe > recipe.schema.json
     """
     from captum_mfv.optvis.recipes import Recipe
-    from captum_mfv.runs.records import FacetRow, Manifest, Metrics
+    from captum_mfv.runs.records import AtlasFacetRow, AtlasManifest, AtlasUnitRow, FacetRow, Manifest, Metrics
     from captum_mfv.runs.settings import ATLAS, RUN
     from captum_mfv.storage.schema import json_schema
 
     kinds = {
         "recipe": Recipe,
         "run": RUN.model,
-        "atlas": ATLAS.model,
         "manifest": Manifest,
         "facets": list[FacetRow],
         "metrics": Metrics,
+        "atlas": ATLAS.model,
+        "atlas-manifest": AtlasManifest,
+        "atlas-units": list[AtlasUnitRow],
+        "atlas-facets": list[AtlasFacetRow],
     }
     click.echo(json.dumps(json_schema(kinds[name]), indent=2))
 
