@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests download nothing
 SPEC = mfv.InputSpec(32)
 DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
 needs_data = pytest.mark.skipif(not (DATA / "bell_pepper").is_dir(), reason=f"research data not in {DATA}")
 needs_pickles = pytest.mark.skipif(torch.__version__ < "2.10", reason="this PyTorch's pickles are refused")
 
@@ -136,3 +140,53 @@ def planted() -> tuple[Tensor, np.ndarray]:
 @pytest.fixture(scope="session")
 def facets(planted) -> mfv.FacetSet:
     return mfv.find_facets(small_cnn(), mfv.Unit("fc", 1), planted[0], n_facets=3, input_spec=SPEC)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser):
+    """Return one browser page for all tests, because each new page starts a process."""
+    page = browser.new_page()
+    page.set_default_timeout(10_000)
+    return page
+
+
+@pytest.fixture
+def visit(browser, tab):
+    """Open pages; assert that there are no console messages, no dialogs, and only requests for the page's own files."""
+    pages, messages, requests, allowed = [], [], [], []
+    listeners = {
+        "console": lambda message: messages.append(message.text),
+        "pageerror": lambda error: messages.append(str(error)),
+        "dialog": lambda dialog: messages.append(dialog.message),
+        "request": lambda request: requests.append(request.url),
+    }
+
+    def visit(path, width=1440, scheme="light", state="", **options):
+        page = browser.new_page(**options) if options else tab
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        for event, listener in listeners.items():
+            page.on(event, listener)
+        page.goto("about:blank")  # another state of the same page would not load it
+        page.goto(path.as_uri() + state)
+        allowed.append(path.parent.as_uri() + "/" if path.name == "index.html" else path.as_uri())
+        return page
+
+    yield visit
+    for page in pages:
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
+        if page is not tab:
+            page.close()
+    assert messages == []
+    assert [url for url in requests if not url.startswith(("data:", "about:", *allowed))] == []

@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import planted_images
+from conftest import in_browser, planted_images
 from PIL import Image
 
 from captum_mfv import Unit, models, report
@@ -24,10 +24,6 @@ from captum_mfv.report.templates import data_url, environment, small_url
 from captum_mfv.runs.folder import RunFolder
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.untrusted import visible
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
 
 MODEL = """
     import torch
@@ -69,53 +65,6 @@ def folder(tmp_path_factory):
     model, spec = models.load(job.model)
     evaluate(found, Judge(model, Unit("<b>logits</b>\u202e", 2), input_spec=spec), judge_name="<b>judge")
     return found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def tab(browser):
-    """Return one browser page for all tests, because each new page starts a process."""
-    return browser.new_page()
-
-
-@pytest.fixture
-def visit(browser, tab):
-    """Open pages, and assert that there are no console messages, no dialogs and no requests to hosts."""
-    pages, messages, requests = [], [], []
-    listeners = {
-        "console": lambda message: messages.append(message.text),
-        "pageerror": lambda error: messages.append(str(error)),
-        "dialog": lambda dialog: messages.append(dialog.message),
-        "request": lambda request: requests.append(request.url),
-    }
-
-    def visit(path, width=1440, scheme="light", **options):
-        page = browser.new_page(**options) if options else tab
-        pages.append(page)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-        for event, listener in listeners.items():
-            page.on(event, listener)
-        page.goto(path.as_uri())
-        return page
-
-    yield visit
-    for page in pages:
-        for event, listener in listeners.items():
-            page.remove_listener(event, listener)
-        if page is not tab:
-            page.close()
-    assert messages == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert sum(url.startswith("file:") for url in requests) == len(pages)
 
 
 def page_of(folder):

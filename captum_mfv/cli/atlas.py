@@ -22,8 +22,8 @@ SOME_FAILED = 3
 def atlas(out: str, quiet: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
     """Find the facets of many units and synthesize one image per facet.
 
-    Scans the folder of images once for all units, and writes tables, images and facets to the folder --out. Rerun the
-    same command to resume an interrupted atlas; units that are done are left as they are.
+    Scans the folder of images once for all units, and writes a page, tables, images and facets to the folder --out.
+    Rerun the same command to resume an interrupted atlas; units that are done are left as they are.
 
     \b
     Half of a layer, on two processes:
@@ -82,6 +82,7 @@ def _print_summary(folder: Any) -> None:
             f"{row['n_facets']} facets by auto"
         )
     click.echo(os.fsencode(f"tables: {folder.path / 'units.json'}, {folder.path / 'facets.json'}"))
+    click.echo(os.fsencode(f"page: {folder.path / 'index.html'}"))
 
 
 @click.command()

@@ -226,14 +226,17 @@ def _table(found: Any) -> str:
 @click.command()
 @click.argument("folder")
 def report(folder: str) -> None:
-    """Rebuild the page of a run's FOLDER."""
-    from captum_mfv.report import build
+    """Rebuild the page of a run's or an atlas's FOLDER."""
+    from captum_mfv.report import atlas, build
+    from captum_mfv.runs.atlas import AtlasFolder
     from captum_mfv.runs.folder import RunFolder
+    from captum_mfv.runs.records import is_atlas
     from captum_mfv.storage.files import hold
 
-    run = RunFolder.read(folder)  # raises before a lock is written into a folder that holds no run
+    # Reading raises before a lock is written into a folder that holds neither
+    found = AtlasFolder.read(folder) if is_atlas(Path(folder)) else RunFolder.read(folder)
     with hold(folder):
-        click.echo(os.fsencode(build(run)))
+        click.echo(os.fsencode(atlas.build(found) if isinstance(found, AtlasFolder) else build(found)))
 
 
 @click.command()

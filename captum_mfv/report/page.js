@@ -1,7 +1,6 @@
 "use strict";
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  document.documentElement.classList.add("js");
 
   const show = (card, kind) => {
     const frame = card.querySelector(".frame");
@@ -100,20 +99,5 @@
       for (const event of ["pointerenter", "focus"]) key.addEventListener(event, () => light(true));
       for (const event of ["pointerleave", "blur"]) key.addEventListener(event, () => light(false));
     }
-  }
-
-  for (const button of all("[data-copy]")) {
-    button.addEventListener("click", async () => {
-      const source = document.getElementById(button.dataset.copy);
-      try {
-        await navigator.clipboard.writeText(source.textContent);
-      } catch {
-        getSelection().selectAllChildren(source);
-        document.execCommand("copy");
-      }
-      button.textContent = "Copied";
-      document.querySelector("[data-copied]").textContent = "The command was copied";
-      setTimeout(() => { button.textContent = "Copy"; }, 2000);
-    });
   }
 })();

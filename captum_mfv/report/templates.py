@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,34 @@ _MOST = 400_000  # bytes of a PNG; larger images are compressed with loss
 _FIRST_STRONG, _END = "\u2068", "\u2069"  # a Unicode isolate, for attributes, which can't contain <bdi>
 
 
-def fill(template: str, **values: Any) -> bytes:
-    """Render a template as UTF-8; all values are escaped."""
+def fill(
+    template: str, *, parts: Sequence[str] = ("page",), images: str = "data:", scripts: str = "", **values: Any
+) -> bytes:
+    """Render a template as UTF-8; all values are escaped.
+
+    Args:
+        template: the template.
+        parts: names of the style sheets and scripts that follow ``base.css`` and ``base.js``.
+        images: sources of images, as a Content-Security-Policy names them.
+        scripts: sources of scripts other than the page's own.
+        values: the template's variables.
+    """
     templates = environment()
-    style = Markup(templates.get_template("page.css").render(colors=COLORS, noise=NOISE))
-    script = Markup(templates.get_template("page.js").render())
-    sources = f"img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
+    style, script = (
+        Markup("".join(templates.get_template(name).render(colors=COLORS, noise=NOISE) + "\n" for name in names))
+        for names in (_existing(templates, parts, ".css"), _existing(templates, parts, ".js"))
+    )
+    sources = f"img-src {images}; style-src {_digest(style)}; script-src {_digest(script)} {scripts}".rstrip()
     policy = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
     page = templates.get_template(template)
     html = page.render(style=style, script=script, policy=policy, version=__version__, **values)
     return html.encode("utf-8", "replace")
+
+
+def _existing(templates: Environment, parts: Sequence[str], suffix: str) -> list[str]:
+    """Return the names of the templates with a suffix among the parts, after the base's."""
+    known = set(templates.list_templates())
+    return [name for name in (f"{part}{suffix}" for part in ("base", *parts)) if name in known]
 
 
 def save(path: Path, html: bytes) -> Path:

@@ -31,6 +31,7 @@ __all__ = [
     "Spec",
     "check_place",
     "installed_versions",
+    "is_atlas",
     "new_manifest",
     "read_atlas_manifest",
     "read_manifest",
@@ -208,6 +209,14 @@ def read_atlas_manifest(path: Path) -> dict[str, Any]:
         RunError: if the folder holds no atlas, or one of another format.
     """
     return _read_manifest(path, AtlasManifest, ATLAS_FORMAT, "atlas")
+
+
+def is_atlas(path: Path) -> bool:
+    """Return whether a folder's manifest is of an atlas; False if it can't be read."""
+    try:
+        return bool(read_json(inside(path, "manifest.json"))["kind"] == "atlas")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _read_manifest(path: Path, kind: type[Record], version: int, noun: str) -> dict[str, Any]:

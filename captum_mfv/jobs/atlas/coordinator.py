@@ -22,6 +22,7 @@ from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
 from captum_mfv.jobs.atlas.results import UnitResult
 from captum_mfv.jobs.atlas.scan import ScanState, scan_part
 from captum_mfv.jobs.atlas.unit import process
+from captum_mfv.report import atlas as page
 from captum_mfv.runs.atlas import AtlasFolder
 from captum_mfv.runs.atlas_writer import SCAN, AtlasWriter
 from captum_mfv.runs.records import check_place
@@ -215,13 +216,15 @@ class Work:
                 _log.warning("a worker was killed; its work is repeated")
 
     def _finish(self) -> None:
-        """Write the tables of all stored units."""
+        """Write the tables of all stored units, and the page."""
         lacking = len(self.plan.units) - len(self.records)
         if lacking:
             raise RunError(f"{lacking} of {len(self.plan.units)} units aren't done; run the shards that are left")
         records = [self.records[position] for position in range(len(self.plan.units))]
         with self._timed("tables"):
             self.folder.finish(records, self.plan.job.seed)
+        with self._timed("page"):
+            page.build(AtlasFolder.read(self.folder.path))
         self.folder.add_timings(self.timings)
 
     @contextmanager

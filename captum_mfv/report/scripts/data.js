@@ -1,0 +1,63 @@
+// The files in data/: each is a script that calls atlasChunk. The page adds them as they are needed.
+const data = (() => {
+  const chunks = new Map();
+  const { nonce } = document.currentScript;  // scripts without it don't run
+
+  window.atlasChunk = (name, value) => chunks.get(name)?.resolve(value);
+
+  const load = (name) => {
+    if (chunks.has(name)) return chunks.get(name).promise;
+    const chunk = {};
+    chunk.promise = new Promise((resolve, reject) => Object.assign(chunk, { resolve, reject }));
+    chunks.set(name, chunk);
+    const script = document.createElement("script");
+    script.nonce = nonce;
+    script.src = `data/${name}.js`;
+    script.onload = () => {
+      script.remove();
+      chunk.reject(new Error(`data/${name}.js holds no data`));  // without effect if it did
+    };
+    script.onerror = () => {
+      script.remove();
+      chunks.delete(name);
+      chunk.reject(new Error(`data/${name}.js can't be loaded`));
+    };
+    document.head.append(script);
+    return chunk.promise;
+  };
+
+  const units = [];
+  const byName = new Map();
+  const layers = [];
+  let perChunk = 1;
+
+  const open = async () => {
+    const table = await load("units");
+    perChunk = table.chunk;
+    layers.push(...table.layers);
+    const figures = ["n_images", "peak", "multifacetedness", "p_value", "p_adjusted", "coverage", "retention", "stability"];
+    table.index.forEach((index, position) => {
+      const layer = table.layers[table.layer[position]];
+      const unit = { position, index, layer: table.layer[position], folder: layer.folder, name: `${layer.name}:${index}` };
+      unit.status = table.status[position];
+      unit.error = table.error[position] ?? null;
+      unit.label = table.label[position] ?? "";
+      unit.sizes = table.sizes[position];
+      unit.n_facets = unit.sizes.length;
+      for (const name of figures) unit[name] = table[name][position];
+      unit.text = `${unit.name} ${unit.label} ${table.labels[position] ?? ""}`.toLowerCase();
+      units.push(unit);
+      byName.set(unit.name, unit);
+    });
+  };
+
+  const facetsOf = async (unit) => {
+    const chunk = await load(`facets-${Math.floor(unit.position / perChunk)}`);
+    const place = unit.position % perChunk;
+    return { rows: chunk.rows[place], command: chunk.commands[place] };
+  };
+
+  const image = (unit, facet) => `images/${unit.folder}/${unit.index}_${facet}.webp`;
+  const members = (unit, facet) => `images/${unit.folder}/${unit.index}_${facet}_members.webp`;
+  return { open, load, units, byName, layers, facetsOf, image, members };
+})();
