@@ -170,8 +170,8 @@ def measure(path: Path) -> dict[str, float]:
         figures["first paint, s"] = painted / 1000
         changes = {"search": ("q", "kind 7"), "filter": ("stability_min", "0.6"), "sort": ("sort", "multifacetedness")}
         for name, change in changes.items():
+            tab.wait_for_timeout(1500)  # images of the state before are loaded
             figures[f"{name}, ms"], figures[f"{name} and next frame, ms"] = tab.evaluate(CHANGE, list(change))
-            tab.wait_for_timeout(300)
         tab.evaluate("location.hash = '#'")
         tab.wait_for_timeout(500)
         frames = tab.evaluate(FRAMES.replace("WORK", SCROLL))

@@ -207,6 +207,7 @@ def test_states_have_addresses_and_back_and_forward_restore_them(folder, start):
     field(page, "sort").select_option("coverage")
     assert page.evaluate("location.hash") == "#density=table&sort=coverage"
     page.get_by_role("link", name="conv:10", exact=True).click()
+    wait_for_unit(page, "conv:10")
     assert page.evaluate("location.hash") == "#unit=conv:10&density=table&sort=coverage"
     page.wait_for_function("() => document.activeElement.id === 'unit-title'")
     page.go_back()

@@ -33,10 +33,18 @@ const table = (() => {
     const from = Math.max(0, Math.min(Math.floor(above / height) - margin, order.length - margin));
     const to = Math.min(order.length, Math.ceil((above + window.innerHeight) / height) + margin);
     if (!always && from === range[0] && to === range[1]) return;
-    const active = document.activeElement?.closest?.("[data-row]")?.dataset.row;
     range = [from, to];
-    body.replaceChildren(spacer(from), ...order.slice(from, to).map((unit, n) => row(unit, from + n)), spacer(order.length - to));
-    if (active !== undefined) body.querySelector(`[data-row="${active}"] a`)?.focus({ preventScroll: true });
+    if (always || body.children.length < 2) body.replaceChildren(spacer(0), spacer(0));
+    const wanted = order.slice(from, to);
+    const positions = new Set(wanted.map((unit) => String(unit.position)));
+    for (const one of body.querySelectorAll("[data-row]")) if (!positions.has(one.dataset.row)) one.remove();
+    let next = body.firstElementChild.nextElementSibling;  // rows that stay aren't moved: they may be clicked just now
+    wanted.forEach((unit, n) => {
+      if (next.dataset.row === String(unit.position)) next = next.nextElementSibling;
+      else next.before(row(unit, from + n));
+    });
+    body.firstElementChild.style.height = `${from * height}px`;
+    body.lastElementChild.style.height = `${(order.length - to) * height}px`;
   };
 
   const show = (found, now) => {

@@ -95,7 +95,7 @@ const unitView = (() => {
     } else {
       const { rows, command: text } = await data.facetsOf(unit);
       if (state.now !== now) return;  // another unit was opened meanwhile
-      const parts = [figures(unit), make("div", { class: "facets" }, rows.map((row, index) => card(unit, row, index)))];
+      const parts = [figures(unit), make("div", { class: "cards" }, rows.map((row, index) => card(unit, row, index)))];
       box.replaceChildren(...head.filter(Boolean), rows.length < 2 ? "" : make("ul", { class: "strip", "aria-label": "The facets' images" },
         rows.map((row, index) => make("li", {}, make("button", { type: "button", "aria-label": `Go to facet ${index}`,
           onclick: () => box.querySelectorAll(".facet")[index].scrollIntoView({ block: "start" }) },
