@@ -102,9 +102,8 @@ def main() -> None:
             out = args.out if args.out and n_units == max(args.units) else f"{folder}/atlas"
             expected = call("atlas", args.threads, *options, "--out", out, "--dry-run")[2] if args.dry_run else ""
             whole, memory, _ = call("atlas", args.threads, *options, "--out", out)
-            atlas = AtlasFolder.read(out)
-        passes.append(Passes.measure(model, args.layer, spec, 8))
-        report(atlas, n_units, whole, memory, passes[-2:])
+            passes.append(Passes.measure(model, args.layer, spec, 8))
+            report(AtlasFolder.read(out), n_units, whole, memory, passes[-2:])
         if expected:
             print("expected by --dry-run:", *re.findall(r"about (\d.*)", expected))
         per_unit = whole / n_units
