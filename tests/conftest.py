@@ -190,3 +190,21 @@ def visit(browser, tab):
             page.close()
     assert messages == []
     assert [url for url in requests if not url.startswith(("data:", "about:", *allowed))] == []
+
+
+def blocked_by_policy(browser, path: Path) -> tuple[list[str], str]:
+    """Try what the policy refuses; return the refusing directives, and the type of the variable that a script sets."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(path.as_uri())
+    page.evaluate("""() => {
+        window.refused = [];
+        document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
+        document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/beacon.png"}));
+        document.body.append(Object.assign(document.createElement("script"), {textContent: "hacked = 1"}));
+        fetch("http://127.0.0.1:9/").catch(() => 0);
+    }""")
+    page.wait_for_function("() => refused.length >= 3")
+    found = sorted(page.evaluate("refused")), page.evaluate("typeof hacked")
+    context.close()
+    return found

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import in_browser
+from conftest import blocked_by_policy, in_browser
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -405,20 +405,9 @@ def test_hostile_names_and_labels_are_shown_and_never_run(start):
 
 @in_browser
 def test_the_content_security_policy_blocks_hosts_and_scripts_in_markup(folder, browser):
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto((folder.path / "index.html").as_uri())
-    page.evaluate("""() => {
-        window.refused = [];
-        document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
-        document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/beacon.png"}));
-        document.body.append(Object.assign(document.createElement("script"), {textContent: "hacked = 1"}));
-        fetch("http://127.0.0.1:9/").catch(() => 0);
-    }""")
-    page.wait_for_function("() => refused.length >= 3")
-    assert sorted(page.evaluate("refused")) == ["connect-src", "img-src", "script-src-elem"]
-    assert page.evaluate("typeof hacked") == "undefined"
-    context.close()
+    refused, hacked = blocked_by_policy(browser, folder.path / "index.html")
+    assert refused == ["connect-src", "img-src", "script-src-elem"]
+    assert hacked == "undefined"
 
 
 @in_browser

@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import in_browser, planted_images
+from conftest import blocked_by_policy, in_browser, planted_images
 from PIL import Image
 
 from captum_mfv import Unit, models, report
@@ -209,20 +209,9 @@ def test_hostile_names_are_escaped_and_never_executed(folder, visit):
 
 @in_browser
 def test_the_content_security_policy_blocks_requests_and_other_scripts(folder, browser):
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(page_of(folder).as_uri())
-    page.evaluate("""() => {
-        window.refused = [];
-        document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
-        document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/beacon.png"}));
-        document.body.append(Object.assign(document.createElement("script"), {textContent: "hacked = 1"}));
-        fetch("http://127.0.0.1:9/").catch(() => 0);
-    }""")
-    page.wait_for_function("refused.length >= 3")
-    assert sorted(page.evaluate("refused")) == ["connect-src", "img-src", "script-src-elem"]
-    assert page.evaluate("typeof hacked") == "undefined"
-    context.close()
+    refused, hacked = blocked_by_policy(browser, page_of(folder))
+    assert refused == ["connect-src", "img-src", "script-src-elem"]
+    assert hacked == "undefined"
 
 
 @in_browser

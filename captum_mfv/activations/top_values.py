@@ -62,14 +62,6 @@ class TopValues:
         self.values, self.means, self.indices = (every.gather(1, order) for every in (values, means, indices))
         self.peaks = peaks.gather(1, order[:, :, None].expand(-1, -1, 2))
 
-    def rows(self, units: Sequence[int]) -> TopValues:
-        """Return the values of some units, on the CPU."""
-        found = TopValues(len(units), self.values.shape[1])
-        for name in (*_RANKED, "n_not_finite"):
-            setattr(found, name, getattr(self, name).cpu()[list(units)])
-        found.n_read, found.n_done = self.n_read.cpu(), self.n_done.cpu()
-        return found
-
     def state(self) -> dict[str, Tensor]:
         """Return all tensors by name, as `load` takes them."""
         return dict(vars(self))

@@ -86,7 +86,7 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 
 def _lock(out: Path, shard: tuple[int, int] | None) -> Path:
-    """Return the folder that a coordinator locks: the atlas's, or its own of a shard."""
+    """Return the folder that a coordinator locks: the atlas's folder, or the shard's folder in it."""
     try:
         return out if shard is None else within(out, f".shards/{shard[0]}-of-{shard[1]}")
     except ValueError as error:
@@ -94,7 +94,7 @@ def _lock(out: Path, shard: tuple[int, int] | None) -> Path:
 
 
 def _places(out: Path, shard: tuple[int, int] | None) -> list[Path]:
-    """Return the folders that a coordinator locks; that of the whole atlas also locks those of shards."""
+    """Return the folders that a coordinator locks; the whole atlas's coordinator also locks the shards' folders."""
     found = [_SHARD.fullmatch(path.name) for path in out.glob(".shards/*")] if shard is None else []
     shards = sorted((int(own[1]), int(own[2])) for own in found if own)
     return [_lock(out, shard), *(_lock(out, one) for one in shards)]
@@ -224,7 +224,7 @@ class Work:
         with self._timed("tables"):
             self.folder.finish(records, self.plan.job.seed)
         with self._timed("page"):
-            page.build(AtlasFolder.read(self.folder.path))
+            page.build(self.folder)
         self.folder.add_timings(self.timings)
 
     @contextmanager

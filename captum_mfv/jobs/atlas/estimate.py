@@ -1,4 +1,4 @@
-"""What an atlas will take: a few batches are measured, by as many processes as the atlas will have."""
+"""Estimate of an atlas's time, disk and memory, from a few batches in as many processes as the atlas uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_mfv.jobs.atlas.coordinator import LISTING, work
 from captum_mfv.jobs.atlas.engines import connect, in_process, threads_of
 from captum_mfv.jobs.atlas.plan import BATCH, Plan, load_plan
 from captum_mfv.jobs.atlas.results import UnitResult
-from captum_mfv.jobs.atlas.scan import scan_part
+from captum_mfv.jobs.atlas.scan import scan_part, select_units
 from captum_mfv.jobs.atlas.unit import process
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
 
@@ -27,7 +27,7 @@ _UNITS_ON_CPU = 4  # units that are measured; on a GPU, a full group
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an atlas will take.
+    """Estimate of the time, disk and memory of an atlas.
 
     Args:
         n_images, n_units: images that are scanned, and units.
@@ -102,7 +102,7 @@ def measure(plan: Plan, workers: int = 0) -> _Rates:
         began = perf_counter()
         state = scan_part(plan, part, workers)
         image = (perf_counter() - began) / len(part)
-        rows = {name: values[units] if values.ndim else values for name, values in state.items()}
+        rows = select_units(state, units)
     recipe, timings, results = plan.recipe, [], list[UnitResult]()
     n_few = max(_FEW, len(recipe.phases))
     for steps in (n_few, n_few + _MORE):
@@ -160,7 +160,7 @@ def _duration(seconds: float) -> str:
 
 
 def _peak_memory() -> int:
-    """Return the largest memory of this process so far in bytes; 0 where the system doesn't tell."""
+    """Return the largest memory of this process so far in bytes; 0 on systems without ``getrusage``."""
     try:
         import resource
     except ImportError:  # Windows

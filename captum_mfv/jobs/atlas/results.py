@@ -1,4 +1,4 @@
-"""What is stored of a unit: its rows of the tables, and its files."""
+"""Results of a unit as they are stored: rows of the tables, and files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["FoundUnit", "UnitResult", "dead_unit", "done_unit", "failed_unit"]
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What is stored of one unit.
+    """Results of one unit as they are stored.
 
     Args:
         position: the unit's place among the atlas's units.

@@ -19,7 +19,7 @@ from captum_mfv.errors import ImageError
 from captum_mfv.jobs.atlas.plan import BATCH, Plan
 from captum_mfv.storage.files import Checkpoint
 
-__all__ = ["ScanState", "scan_part"]
+__all__ = ["ScanState", "scan_part", "select_units"]
 
 _SECONDS = 5.0  # between two saves
 
@@ -38,6 +38,11 @@ def scan_part(plan: Plan, part: range, workers: int = 0) -> dict[str, NDArray[An
     scan.run(lambda indices, rows: top.add(indices, **rows), part.start, part.stop)
     top.n_done = torch.tensor(len(part))
     return {name: value.cpu().numpy() for name, value in top.state().items()}
+
+
+def select_units(state: Mapping[str, NDArray[Any]], places: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Return the state of some units' `TopValues`; counts of images, which all units share, stay."""
+    return {name: values[list(places)] if values.ndim else values for name, values in state.items()}
 
 
 @dataclass(eq=False)
@@ -88,7 +93,7 @@ class ScanState:
 
     def rows(self, units: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return the state of some units' values."""
-        return {name: value.numpy() for name, value in self.top.rows(units).state().items()}
+        return select_units({name: value.numpy() for name, value in self.top.state().items()}, units)
 
     def _merge(self, numbers: Iterable[int], state: Mapping[str, Any]) -> None:
         part = TopValues(len(self.plan.units), self.top.values.shape[1])

@@ -23,6 +23,7 @@ from captum_mfv.facets.finder import FacetFinder, cluster
 from captum_mfv.images import Images
 from captum_mfv.jobs.atlas.plan import Plan
 from captum_mfv.jobs.atlas.results import FoundUnit, UnitResult, dead_unit, done_unit, failed_unit
+from captum_mfv.jobs.atlas.scan import select_units
 from captum_mfv.optvis.initializer import measures_colors
 from captum_mfv.optvis.render import render_facets
 
@@ -56,7 +57,7 @@ def process(plan: Plan, positions: Sequence[int], top: Mapping[str, NDArray[Any]
     except Exception as error:  # of the user's model or dataset too; the other units go on
         if len(positions) == 1:
             return [failed_unit(plan, positions[0], error)]
-    alone = [None if top is None else _rows(top, [place]) for place in range(len(positions))]
+    alone = [None if top is None else select_units(top, [place]) for place in range(len(positions))]
     return [one for place, rows in zip(positions, alone, strict=True) for one in process(plan, [place], rows)]
 
 
@@ -68,17 +69,13 @@ def _process(plan: Plan, positions: Sequence[int], top: Mapping[str, NDArray[Any
         dead = [] if tops is None else [place for place, its in zip(positions, tops, strict=True) if not len(its)]
         live = [place for place in positions if place not in dead]
         found = _find(plan, live, None if tops is None else [its for its in tops if len(its)], clock) if live else []
-        # A unit's colors are measured on its own images
+        # Measured colors are those of the unit's own images
         batches = [[one] for one in found] if measures_colors(plan.recipe, plan.spec) else [found] if found else []
         results = [result for batch in batches for result in _render(plan, batch, clock)]
     results += [dead_unit(plan, place) for place in dead]
     told = tuple(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, MFVWarning)))
     timings = {part: seconds / len(positions) for part, seconds in clock.seconds.items()}
     return [replace(one, timings=timings, warnings=told) for one in results]
-
-
-def _rows(top: Mapping[str, NDArray[Any]], places: Sequence[int]) -> dict[str, NDArray[Any]]:
-    return {name: values[list(places)] if values.ndim else values for name, values in top.items()}
 
 
 def _tops(plan: Plan, positions: Sequence[int], top: Mapping[str, NDArray[Any]]) -> list[TopImages]:
