@@ -18,10 +18,8 @@ precision  share of images in the neighborhood of a real image
 covered    share of real images that have an image in their neighborhood
 seconds    time to render all images; MiB is the peak memory of the process, with model and images
 
-Lucent has no facets: it renders as many images of the unit, which are matched to facets in the order that is best for
-retention. Horama (`pip install horama einops`) renders one image per call and is called once for each facet: MACO with
-the spectrum of the facet's images, accentuation from the real image nearest to the facet's center; each step uses two
-crops of its default size, where `render_facets` uses one image.
+Other packages are called as `peers.py` and `vital.py` say. Lucent has no facets: it renders as many images of the unit,
+which are matched to facets in the order that is best for retention.
 
 Images are written to OUT, one folder for each method and seed, with the facets as JSON; OUT/sheet.jpg shows all
 images. Methods whose images exist are not rendered again.
@@ -30,7 +28,6 @@ images. Methods whose images exist are not rendered again.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import multiprocessing
 import os
@@ -38,30 +35,34 @@ import re
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import peers
 import torch
+import vital
 from contact_sheet import sheet
 from PIL import Image, ImageDraw, ImageFont
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models
 from captum_mfv.images import to_pil
 from captum_mfv.images.files import from_pil
 from captum_mfv.metrics import CONTROLS, Estimate, Judge, LabeledOutput, draw_control, evaluate_images, judge_scores
-from captum_mfv.metrics.scores import confusion
 from captum_mfv.optvis import initializer
-from captum_mfv.optvis.param import mean_magnitudes
 from captum_mfv.optvis.recipes import RECIPES, Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 
-HORAMA = {"image_size": 448, "box_size": (0.57, 0.71), "crops_per_iteration": 2, "device": "cpu"}
+PEERS = {
+    "Lucent, the recipe": peers.lucent_recipe,
+    "Lucent, defaults": peers.lucent_defaults,
+    "Lucent, diversity": peers.lucent_diversity,
+    "Horama, MACO": peers.horama_maco,
+    "Horama, accentuation": peers.horama_accentuation,
+    "VITAL": vital.vital,
+}
 
 COLUMNS = {
     "retention": "retention",
@@ -106,61 +107,10 @@ class Scene:
         drawn = draw_control(name, self.model, self.facets, self.images, self.recipe("facet"), **options)
         return [one.image for one in drawn]
 
-    def lucent(self, diversity: bool) -> list[Tensor]:
-        """Return as many images of the unit as there are facets, with Lucent's defaults."""
-        from lucent.optvis import objectives, param
-        from lucent.optvis.render import render_vis
-
-        objective = objectives.channel(self.unit.layer_name.replace(".", "_"), self.unit.index)
-        if diversity:
-            objective = objective - 1e2 * objectives.diversity(self.facets.code.layer.replace(".", "_"))
-        np.random.seed(self.seed)  # noqa: NPY002 - Lucent draws from the global generators
-        torch.manual_seed(self.seed)
-        (made,) = render_vis(
-            copy.deepcopy(self.model),
-            objective,
-            lambda: param.image(self.spec.size, batch=len(self.facets)),
-            thresholds=[self.steps],
-            show_image=False,
-            progress=False,
-        )
-        return list(torch.from_numpy(made).permute(0, 3, 1, 2))
-
-    def horama_maco(self) -> list[Tensor]:
-        """Return images from Horama's MACO with the spectrum of each facet's images."""
-        import horama
-
-        torch.manual_seed(self.seed)
-        made = []
-        with TemporaryDirectory() as folder, chdir(folder):  # Horama reads the spectrum from the working folder
-            for facet in self.facets:
-                members = torch.stack([self.images[int(i)] for i in facet.members[:30]])
-                np.save("spectrum_decorrelated.npy", mean_magnitudes(members).numpy())
-                made.append(horama.maco(self.drive, total_steps=self.steps, **HORAMA)[0])
-        return [self.shown(image) for image in made]
-
-    def horama_accentuation(self) -> list[Tensor]:
-        """Return images from Horama's feature accentuation of each facet's medoid."""
-        import horama
-
-        torch.manual_seed(self.seed)
-        made = []
-        for medoid in initializer.medoid_images(self.facets.facets, self.images):
-            start = self.spec(medoid[None])[0]
-            low_high = (float(start.min()), float(start.max()))
-            made.append(
-                horama.accentuation(self.drive, start, total_steps=self.steps, values_range=low_high, **HORAMA)[0]
-            )
-        return [self.shown(image) for image in made]
-
-    def drive(self, inputs: Tensor) -> Tensor:
-        """Return the unit's mean activation on normalized images."""
-        return self.unit.read(self.model(inputs)).mean()
-
-    def shown(self, normalized: Tensor) -> Tensor:
-        """Return a normalized image of any size in [0, 1] at the model's size."""
-        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.spec.mean, self.spec.std))
-        return self.spec.resize((normalized.detach() * std + mean).clamp(0, 1)[None])[0]
+    def peer(self, function: Callable[..., Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Return the images of another package, a function of `peers`."""
+        options = {"input_spec": self.spec, "seed": self.seed, "steps": self.steps}
+        return function(self.model, self.facets, self.images, **options)
 
 
 METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
@@ -168,10 +118,7 @@ METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
     "start alone": lambda scene: list(initializer.mean_images(scene.facets.facets, scene.images)),
     **{name: lambda scene, name=name: scene.control(name) for name in CONTROLS},
     **{name: lambda scene, name=name: scene.render(name) for name in RECIPES if name not in ("facet", "plain")},
-    "Lucent, defaults": lambda scene: scene.lucent(False),
-    "Lucent, diversity": lambda scene: scene.lucent(True),
-    "Horama, MACO": lambda scene: scene.horama_maco(),
-    "Horama, accentuation": lambda scene: scene.horama_accentuation(),
+    **{name: lambda scene, function=function: scene.peer(function) for name, function in PEERS.items()},
 }
 
 
@@ -231,13 +178,6 @@ class Task:
         return dict(json.loads((self.folder / "cost.json").read_text()))
 
 
-def matched(made: Sequence[Tensor], judge: Judge, real: LabeledOutput) -> list[Tensor]:
-    """Return images of the unit in the order that matches them best to facets."""
-    similar = confusion(judge(made).codes, real.kept().images.codes, real.kept().labels, centered=True)
-    rows, facets = linear_sum_assignment(-similar)
-    return [made[rows[k]] for k in np.argsort(facets)]
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
@@ -280,7 +220,7 @@ def main() -> None:
         for name in args.methods:
             task = Task(args, name, seed)
             made = task.images()
-            made = matched(made, judge, real) if name.startswith("Lucent") else made
+            made = peers.matched(made, judge, real) if PEERS.get(name) in peers.NO_FACETS else made
             labels = CONTROLS[name].facets(scene.facets, seed)[1] if name in CONTROLS else real.labels
             scores = judge_scores(judge(made), LabeledOutput(real.images, labels), seed=seed)
             table.setdefault(name, []).append(vars(scores))

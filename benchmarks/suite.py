@@ -1,22 +1,27 @@
 #!/usr/bin/env python
-"""Compare recipes over many units of three networks: python benchmarks/suite.py facet variant.json --data DATA
+"""Compare recipes and peers over many units of three networks.
 
-Every recipe renders the facets of every cell: class units of SqueezeNet 1.0, MobileNet v1 and EfficientNet-Lite2 (four
-facets each, ten for bell pepper) and four hidden units of each network. The two networks that did not render a cell's
-images evaluate them, and each score is the mean over both:
+    python benchmarks/suite.py facet variant.json peers.py:lucent_recipe --data DATA --steps 50 100
+
+A method is a recipe's name, a recipe's JSON file, or `file.py:function`, a function like those of `peers.py`. With
+`--steps`, each method has a row for each number of steps. Every method renders the facets of every cell (`cells.py`):
+class units of SqueezeNet 1.0, MobileNet v1 and EfficientNet-Lite2 (four facets each, ten for bell pepper) and four
+hidden units of each network. The two networks that did not render a cell's images evaluate them, and each score is the
+mean over both:
 
 retention, top-1, probability, predicts, distance  as in benchmarks/quality.py; hidden units have no class
 high          share of an image's spectral energy above a quarter of the sampling frequency
 activation    the unit's activation on its image, relative to the largest on any real image
-s/row-step    CPU seconds of one gradient step of one image, measurement of the facet's images excluded
+seconds       CPU seconds of one gradient step of one image; of recipes without the measurement of the facet's images
 
-The table gives means over the cells that all recipes have, with 95 % intervals: bootstrap samples of classes, because a
+The table gives means over the cells that all methods have, with 95 % intervals: bootstrap samples of classes, because a
 class's cells are not independent. The row "real images" has the same figures of the real images, each predicted by the
 mean of its facet's other images.
 
-OUT/rows.jsonl has one line per cell and recipe, which is not computed again: an interrupted command resumes, and
+OUT/rows.jsonl has one line per cell and method, which is not computed again: an interrupted command resumes, and
 `--portion 0/2` and `--portion 1/2` may run at the same time. OUT/cells/ has facets and the evaluating networks' output
-for real images, OUT/images/ the images. `--tuning` uses nine cells of other classes, on which to tune a recipe.
+for real images, OUT/images/ the images. `--tuning` uses nine cells of other classes, on which to tune a recipe, and
+`--cells` only some by name, such as SqueezeNet-bell_pepper.
 
 DATA has the networks, bell_pepper/images and caltech101/CATEGORY/, with caltech101/classes.json: category → class.
 """
@@ -24,10 +29,13 @@ DATA has the networks, bell_pepper/images and caltech101/CATEGORY/, with caltech
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import itertools
 import json
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -35,9 +43,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from cells import NETWORKS, Cell, all_cells, hidden_unit
+from peers import NO_FACETS, matched
 from torch import Tensor
 
-from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models, top_images
+from captum_mfv import FacetSet, ImageFolder, InputSpec, find_facets, top_images
 from captum_mfv.activations.codes import collect
 from captum_mfv.images import Images, image_at, to_pil
 from captum_mfv.metrics import Judge, JudgeOutput, LabeledOutput, estimate, judge_scores
@@ -46,106 +56,9 @@ from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.storage.identity import fingerprint
 
-TUNING = {"accordion": 401, "dragonfly": 319, "schooner": 780}
-"""Categories on which recipes are tuned, and their ImageNet classes; the next are those that are reported."""
-
-REPORTED = {
-    "bell pepper": 945,
-    "Leopards": 288,
-    "crayfish": 124,
-    "dalmatian": 251,
-    "electric_guitar": 546,
-    "hawksbill": 33,
-    "llama": 355,
-    "pizza": 963,
-    "revolver": 763,
-    "rooster": 7,
-    "scorpion": 71,
-    "soccer_ball": 805,
-    "trilobite": 69,
-}
-
 SCORES = ("retention", "top1", "predicts", "probability", "distance")
 _TOP_K = 150  # images of a hidden unit
 COLUMNS = (*SCORES, "high", "activation", "seconds")
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network, its class layer and its hidden units; ``weights`` and a file in ``source`` are in the data folder."""
-
-    source: str
-    classes: str
-    hidden: tuple[str, ...]
-    weights: str | None = None
-    gray: tuple[float, float] | None = None  # mean and standard deviation, where the source doesn't return them
-
-    def load(self, data: Path) -> tuple[torch.nn.Module, InputSpec]:
-        """Return the model and its preprocessing."""
-        source = str(data / self.source) if ".py:" in self.source else self.source
-        model, spec = models.load(source, None if self.weights is None else data / self.weights)
-        if self.gray is not None:
-            spec = replace(spec, mean=(self.gray[0],) * 3, std=(self.gray[1],) * 3)
-        return model, spec
-
-
-NETWORKS: Mapping[str, Network] = {
-    "SqueezeNet": Network(
-        "squeezenet1_0",
-        "classifier.1",
-        ("features.9:3", "features.9:100", "features.12:3", "features.12:410"),
-        weights="squeezenet1_0_imagenet.safetensors",
-    ),
-    "MobileNet": Network(
-        "mobilenet_v1.py:mobilenet_v1_075",
-        "classifier",
-        ("features.16:7", "features.16:100", "features.22:7", "features.22:100"),
-        gray=(0.5, 0.5),
-    ),
-    "Lite2": Network(
-        "efficientnet_lite2.py:efficientnet_lite2",
-        "classifier",
-        ("features.15:7", "features.15:50", "features.20:7", "features.20:100"),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A unit of a network: a class unit of a category's images, or a hidden unit, whose category is None."""
-
-    network: str
-    category: str | None
-    unit: Unit
-    n_facets: int = 4
-
-    @property
-    def name(self) -> str:
-        """Name of the cell's folders."""
-        return f"{self.network}-{self.category or self.unit}".replace(" ", "_").replace(":", "_")
-
-    @property
-    def cluster(self) -> str:
-        """Return the name of the cluster that intervals resample: the class, or the hidden unit."""
-        return self.category or self.name
-
-
-def all_cells(tuning: bool) -> list[Cell]:
-    """Return the tuning cells, or the reported ones: bell pepper, hidden units, then the other classes."""
-    classes = TUNING if tuning else REPORTED
-    cells = [
-        Cell(name, category, Unit(network.classes, index), 10 if category == "bell pepper" else 4)
-        for category, index in classes.items()
-        for name, network in NETWORKS.items()
-    ]
-    hidden = zip(*(network.hidden for network in NETWORKS.values()), strict=True)
-    more = [Cell(name, None, hidden_unit(text)) for texts in hidden for name, text in zip(NETWORKS, texts, strict=True)]
-    return cells if tuning else cells[: len(NETWORKS)] + more + cells[len(NETWORKS) :]
-
-
-def hidden_unit(text: str) -> Unit:
-    """Return a unit read at its peak."""
-    return replace(Unit.parse(text), reduce="max")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +71,49 @@ class Scene:
     facets: FacetSet
     judges: Mapping[str, Judge]
     real: Mapping[str, LabeledOutput]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe or a function that renders a cell's facets; its name is that of its rows."""
+
+    name: str
+    identity: str
+    draw: Callable[[Scene], tuple[list[Tensor], float]]  # images, and CPU seconds of a step of an image
+    has_facets: bool = True
+
+    @classmethod
+    def parse(cls, text: str, steps: int | None) -> Method:
+        """Return the method of a recipe's name or file, or of ``file.py:function``."""
+        if ".py:" in text:
+            return cls._of_function(text, steps or get_recipe("facet").n_steps)
+        recipe = get_recipe(text)
+        if steps not in (None, recipe.n_steps):
+            recipe = replace(recipe.with_steps(steps), name=f"{recipe.name}-{steps}")
+        return cls(recipe.name, fingerprint(recipe=recipe), lambda scene: _render(scene, recipe))
+
+    @classmethod
+    def _of_function(cls, text: str, steps: int) -> Method:
+        path, _, name = text.rpartition(":")
+        sys.path.insert(0, str(Path(path).resolve().parent))
+        function = getattr(importlib.import_module(Path(path).stem), name)
+
+        def draw(scene: Scene) -> tuple[list[Tensor], float]:
+            began = time.process_time()
+            options = {"input_spec": scene.spec, "seed": 0, "steps": steps}
+            images = list(function(scene.model, scene.facets, scene.images, **options))
+            return images, (time.process_time() - began) / steps / len(images)
+
+        identity = fingerprint(source=inspect.getsource(function), steps=steps)
+        return cls(f"{name}-{steps}", identity, draw, function not in NO_FACETS)
+
+
+def _render(scene: Scene, recipe: Recipe) -> tuple[list[Tensor], float]:
+    times: list[float] = []
+    options: dict[str, Any] = {"recipe": recipe, "input_spec": scene.spec}
+    options["callback"] = lambda step, images: times.append(time.process_time())
+    images = [one.image for one in render_facets(scene.model, scene.facets, scene.images, **options)]
+    return images, (times[-1] - times[0]) / (len(times) - 1) / len(images)
 
 
 @dataclass(frozen=True)
@@ -174,21 +130,20 @@ class Suite:
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def run(self, cell: Cell, recipes: Sequence[Recipe]) -> None:
+    def run(self, cell: Cell, methods: Sequence[Method]) -> None:
         """Add the rows of a cell that are missing."""
         done = {row["recipe"]: row.get("fingerprint") for row in self.rows() if row["cell"] == cell.name}
         scene = None
         if "real images" not in done:
             scene = self._scene(cell)
             self._add(cell, "real images", _real_scores(scene))
-        for recipe in recipes:
-            identity = fingerprint(recipe=recipe)
-            if recipe.name not in done:
+        for method in methods:
+            if method.name not in done:
                 scene = scene or self._scene(cell)
-                scores = _scores(scene, recipe, self.out / "images" / recipe.name / cell.name)
-                self._add(cell, recipe.name, {**scores, "fingerprint": identity})
-            elif done[recipe.name] != identity:
-                raise SystemExit(f"{self.out} has rows of another recipe {recipe.name!r}; give this one another name")
+                scores = _scores(scene, method, self.out / "images" / method.name / cell.name)
+                self._add(cell, method.name, {**scores, "fingerprint": method.identity})
+            elif done[method.name] != method.identity:
+                raise SystemExit(f"{self.out} has rows of another method {method.name!r}; give this one another name")
 
     def _add(self, cell: Cell, recipe: str, scores: Mapping[str, Any]) -> None:
         row = {"cell": cell.name, "network": cell.network, "cluster": cell.cluster, "recipe": recipe, **scores}
@@ -237,25 +192,23 @@ class Suite:
         return Scene(model, spec, images, facets, judges, real)
 
 
-def _scores(scene: Scene, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Render a cell by a recipe, save the images and return their scores, means over facets and networks."""
-    times: list[float] = []
-    options: dict[str, Any] = {"recipe": recipe, "input_spec": scene.spec}
-    options["callback"] = lambda step, images: times.append(time.process_time())
-    images = [one.image for one in render_facets(scene.model, scene.facets, scene.images, **options)]
+def _scores(scene: Scene, method: Method, folder: Path) -> dict[str, Any]:
+    """Render a cell by a method, save the images and return their scores, means over facets and networks."""
+    images, seconds = method.draw(scene)
     folder.mkdir(parents=True, exist_ok=True)
     for k, image in enumerate(images):
         to_pil(image).save(folder / f"facet_{k:02}.png")
-    judged = {
-        name: {key: one.value for key, one in vars(judge_scores(judge(images), scene.real[name])).items() if one}
-        for name, judge in scene.judges.items()
-    }
+    judged = {}
+    for name, judge in scene.judges.items():
+        ordered = images if method.has_facets else matched(images, judge, scene.real[name])
+        scores = judge_scores(judge(ordered), scene.real[name])
+        judged[name] = {key: one.value for key, one in vars(scores).items() if one}
     activations = collect(scene.model, scene.facets.unit, images, input_spec=scene.spec).activations
     return {
         **_means(judged.values()),
         "high": fmean(map(high_share, images)),
         "activation": float(activations.mean()) / scene.facets[0].peak,
-        "seconds": (times[-1] - times[0]) / (len(times) - 1) / len(images),
+        "seconds": seconds,
         "judges": judged,
     }
 
@@ -297,12 +250,12 @@ def high_share(image: Tensor) -> float:
     return float(power[frequency > 0.25].sum() / power.sum())
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], recipes: Sequence[str], cells: Sequence[Cell]) -> None:
-    """Print means over the cells that all recipes have: for each network and for all, classes and hidden units."""
+def print_table(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], cells: Sequence[Cell]) -> None:
+    """Print means over the cells that all methods have: for each network and for all, classes and hidden units."""
     found = {(row["cell"], row["recipe"]): row for row in rows}
-    shown = ["real images", *recipes]
+    shown = ["real images", *methods]
     common = [cell for cell in cells if all((cell.name, name) in found for name in shown)]
-    print(f"\n{len(common)} of {len(cells)} cells\n\n| units | recipe | {' | '.join(COLUMNS)} |")
+    print(f"\n{len(common)} of {len(cells)} cells\n\n| units | method | {' | '.join(COLUMNS)} |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     for hidden, network in itertools.product((False, True), ("", *sorted({cell.network for cell in common}))):
         chosen = [cell for cell in common if (cell.category is None) == hidden and network in ("", cell.network)]
@@ -326,13 +279,13 @@ def _figure(rows: Sequence[Mapping[str, Any]], column: str) -> str:
 def main() -> None:
     """Add the missing rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "recipes", nargs="+", type=get_recipe, help="names or JSON files; a name is a recipe's identity"
-    )
+    parser.add_argument("methods", nargs="+", help="recipes' names or JSON files, or file.py:function")
+    parser.add_argument("--steps", nargs="+", type=int, default=[None], help="default: a recipe's own, 100 otherwise")
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/suite"))
     parser.add_argument("--tuning", action="store_true")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--cells", nargs="+", help="names; default: all")
     parser.add_argument("--portion", default="0/1", help="i/n: every n-th cell, from the i-th on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -340,10 +293,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     (first, step), suite = map(int, args.portion.split("/")), Suite(args.data, args.out)
+    methods = [Method.parse(text, steps) for text, steps in itertools.product(args.methods, args.steps)]
     cells = [cell for cell in all_cells(args.tuning) if cell.network in args.networks]
+    if args.cells:
+        cells = [cell for cell in cells if cell.name in args.cells]
     for cell in () if args.table else cells[first::step]:
-        suite.run(cell, args.recipes)
-    print_table(suite.rows(), [recipe.name for recipe in args.recipes], cells)
+        suite.run(cell, methods)
+    print_table(suite.rows(), [method.name for method in methods], cells)
 
 
 if __name__ == "__main__":
