@@ -13,8 +13,10 @@ from safetensors.numpy import save_file
 
 from captum_mfv import AtlasFolder
 from captum_mfv.cli import app
+from captum_mfv.cli.server import find_site, serve
 from captum_mfv.errors import RunError
 from captum_mfv.report import atlas
+from captum_mfv.report.publication import publish
 from captum_mfv.runs.atlas import image_file, members_file
 
 EVIL = "<img src=x onerror=hacked=1></script><script>hacked=1</script>\u202e"
@@ -419,6 +421,38 @@ def test_a_page_without_its_data_says_which_file_is_missing(folder, tmp_path, br
     page.get_by_role("alert").wait_for()
     assert "data/units.js can't be loaded" in page.get_by_role("alert").inner_text()
     context.close()
+
+
+@in_browser
+def test_a_publication_works_without_real_images_also_from_a_server(folder, tmp_path, visit, browser):
+    copy = shutil.copytree(folder.path, tmp_path / "atlas")
+    manifest = {**folder.manifest, "settings": {**folder.manifest["settings"], "units": "conv:*"}}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    publish(AtlasFolder.read(copy), tmp_path / "site", title=EVIL, source="https://example.org", license="CC BY 4.0")
+    page = visit(tmp_path / "site" / "index.html", state="#density=members")
+    page.wait_for_selector("#wall .unit.facets img")
+    assert page.get_by_role("button", name="Members").count() == 0
+    assert page.locator("h1").first.inner_text() == EVIL
+    assert page.get_by_role("link", name="https://example.org").get_attribute("href") == "https://example.org"
+    page.get_by_text("How it was made").click()
+    assert "captum-mfv atlas --recipe facet" in page.locator(".provenance pre").inner_text()
+    page.evaluate("location.hash = '#unit=conv:5'")
+    wait_for_unit(page, "conv:5")
+    assert page.locator(".sheet, #unit details, #command").count() == 0
+    assert page.locator(".neighbors img").count() > 0
+    page.evaluate("location.hash = '#view=map'")
+    page.wait_for_selector("#map:not([hidden]):not([aria-busy])")
+    with serve(find_site(tmp_path / "site")) as address:
+        page, messages, requests = browser.new_page(), [], []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("#wall img")
+        page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
+        page.close()
+    assert messages == []
+    own = (f"{address}images/", f"{address}data/")
+    assert [url for url in requests if not url.startswith(own)] == [address]
 
 
 def chunk(folder, name):

@@ -20,6 +20,7 @@ from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
 from captum_mfv.report.charts import plane, sparkline, strip
 from captum_mfv.report.compare import matched
+from captum_mfv.report.publication import publish
 from captum_mfv.report.templates import data_url, environment, small_url
 from captum_mfv.runs.folder import RunFolder
 from captum_mfv.runs.writer import RunWriter
@@ -224,6 +225,27 @@ def test_without_scripts_the_page_shows_everything(folder, visit):
     assert page.get_by_role("button", name="Copy").count() == 0
     page.locator("a.dot").last.click()
     assert "#facet-" in page.url
+
+
+@in_browser
+def test_a_published_run_has_no_real_image_and_no_name_of_one(folder, tmp_path, visit):
+    sizes = publish(folder, tmp_path / "site", license="CC BY 4.0")
+    assert sizes.keys() == {"index.html", "publication.json"}
+    text = html.unescape(b"".join((tmp_path / "site" / name).read_bytes() for name in sizes).decode())
+    names = [member["path"] for row in folder.read_members() for member in row["members"]]
+    assert [name for name in names if visible(name) in text] == []
+    assert str(folder.path.parent) not in text
+    page = visit(tmp_path / "site" / "index.html")
+    sources = set(page.locator("img[src]").evaluate_all("all => all.map(one => one.src)"))
+    facets = folder.read_facets()
+    made = [to_pil(image) for image in [*folder.read_images(facets), folder.read_baseline()]]
+    overlays = [to_pil(folder.read_overlay(facet.index)) for facet in facets]
+    assert sources == {url for image in [*made, *overlays] for url in (data_url(image), small_url(image))} - {
+        data_url(overlay) for overlay in overlays
+    }
+    page.get_by_role("button", name="no facets").first.click()
+    page.get_by_role("button", name="Show attributions on all").click()
+    assert page.locator(".members, .map, [data-show=start]").count() == 0
 
 
 def test_a_run_of_an_older_version_without_baseline_and_intervals_has_a_page(folder, tmp_path):

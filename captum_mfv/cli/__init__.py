@@ -9,9 +9,10 @@ import click
 
 from captum_mfv._version import __version__
 from captum_mfv.cli.atlas import atlas, status
-from captum_mfv.cli.commands import compare, demo, evaluate, report, run
+from captum_mfv.cli.commands import demo, evaluate, run
 from captum_mfv.cli.console import plain_warnings
 from captum_mfv.cli.lists import list_
+from captum_mfv.cli.pages import compare, publish, report, view
 from captum_mfv.errors import MFVError
 from captum_mfv.storage.untrusted import visible
 
@@ -48,7 +49,7 @@ def app() -> None:
     """
 
 
-for _command in (run, atlas, status, demo, list_, report, compare, evaluate):
+for _command in (run, atlas, status, demo, list_, view, report, compare, evaluate, publish):
     app.add_command(_command)
 
 

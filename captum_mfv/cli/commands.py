@@ -1,4 +1,4 @@
-"""The commands ``captum-mfv run``, ``demo``, ``evaluate``, ``report`` and ``compare``."""
+"""The commands ``captum-mfv run``, ``demo`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_mfv.cli.options import DeclaredCommand, complete_model
 from captum_mfv.display.progress import waiting
 from captum_mfv.storage.untrusted import visible
 
-__all__ = ["compare", "demo", "evaluate", "report", "run"]
+__all__ = ["demo", "evaluate", "run"]
 
 _COLUMNS = ("retention", "centered", "predicts", "top1", "probability", "distance")
 
@@ -221,36 +221,3 @@ def _table(found: Any) -> str:
         widths = (len(column) + 2 for column in columns)
         lines.append(f"{name:21}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     return "\n".join([*lines, f"{'chance':21}" + f"{found.chance:>{len('retention') + 2}.2f}"])
-
-
-@click.command()
-@click.argument("folder")
-def report(folder: str) -> None:
-    """Rebuild the page of a run's or an atlas's FOLDER."""
-    from captum_mfv.report import atlas, build
-    from captum_mfv.runs.atlas import AtlasFolder
-    from captum_mfv.runs.folder import RunFolder
-    from captum_mfv.runs.records import is_atlas
-    from captum_mfv.storage.files import hold
-
-    # Reading raises before a lock is written into a folder that holds neither
-    found = AtlasFolder.read(folder) if is_atlas(Path(folder)) else RunFolder.read(folder)
-    with hold(folder):
-        click.echo(os.fsencode(atlas.build(found) if isinstance(found, AtlasFolder) else build(found)))
-
-
-@click.command()
-@click.argument("folders", metavar="RUN RUN …", nargs=-1, required=True)
-@click.option("--out", default="compare.html", metavar="FILE", help="The page to write.")
-def compare(folders: tuple[str, ...], out: str) -> None:
-    """Compare finished runs side by side on one page.
-
-    The page shows the settings that differ, the facets, paired by the images that they share, and the metrics.
-
-    \b
-    captum-mfv compare out/pepper out/pepper-plain --out compare.html
-    """
-    from captum_mfv.report import compare as write
-    from captum_mfv.runs.folder import RunFolder
-
-    click.echo(os.fsencode(write([RunFolder.read(folder) for folder in folders], out)))

@@ -19,13 +19,14 @@ from PIL import Image
 
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.images.files import open_image
+from captum_mfv.report.provenance import Provenance
 from captum_mfv.report.templates import fill, save
 from captum_mfv.runs.atlas import AtlasFolder, image_file
 from captum_mfv.runs.settings import AtlasSettings, RunSettings
 from captum_mfv.storage.files import remove, write_whole
 from captum_mfv.storage.untrusted import inside, visible, within
 
-__all__ = ["build"]
+__all__ = ["build", "page_files"]
 
 _SCRIPTS = ("dom", "data", "state", "query", "wall", "table", "map", "unit", "controls", "keyboard")
 _UNITS = 100  # units of a chunk
@@ -46,32 +47,47 @@ def build(folder: AtlasFolder) -> Path:
     """
     if not folder.finished:
         raise RunError(f"{folder.path} isn't finished; rerun the command that makes it")
-    content = _Content(folder)
-    files = {f"{name}.js": _chunk(name, value) for name, value in content.chunks()} | dict(content.sprites())
+    files = page_files(folder)
+    try:
+        data = within(folder.path, "data")
+        for path in data.iterdir() if data.is_dir() else ():
+            if _OWN.fullmatch(path.name) and f"data/{path.name}" not in files:
+                remove(path)
+        page = files.pop("index.html")
+        for name, file in files.items():
+            write_whole(inside(folder.path, name), file)
+        return save(inside(folder.path, "index.html"), page)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder.path}: the page can't be written: {error}") from error
+
+
+def page_files(folder: AtlasFolder, provenance: Provenance | None = None) -> dict[str, bytes]:
+    """Return the page of a finished atlas and the files that it loads, beside images, by their paths.
+
+    With a provenance, the page is for publication: without images, names and numbers of real images.
+
+    Raises:
+        RunError: if the atlas's files can't be read or contradict each other.
+    """
+    content = _Content(folder, provenance is None)
+    files = {f"data/{name}.js": _chunk(name, value) for name, value in content.chunks()}
+    files |= {f"data/{name}": sprite for name, sprite in content.sprites()}
     nonce = base64.b64encode(
         hashlib.sha256(b"".join(files.values())).digest()
     ).decode()  # no text in the files can contain it
-    page = fill(
+    files["index.html"] = fill(
         "atlas.html",
         parts=("atlas", *(f"scripts/{name}" for name in _SCRIPTS)),
-        images="'self' file:",
+        images="'self' file: data:",
         scripts=f"'nonce-{nonce}'",  # of the scripts that the page adds; hosts and schemes differ between browsers
         nonce=nonce,
-        model=folder.manifest["settings"].get("model", "a network"),
+        provenance=provenance,
+        model=(provenance.settings if provenance else folder.manifest["settings"]).get("model", "a network"),
         layers=list(content.layers),
         n_units=len(folder.units),
         n_facets=len(folder.facets),
     )
-    try:
-        data = within(folder.path, "data")
-        for path in data.iterdir() if data.is_dir() else ():
-            if _OWN.fullmatch(path.name) and path.name not in files:
-                remove(path)
-        for name, file in files.items():
-            write_whole(inside(folder.path, f"data/{name}"), file)
-        return save(inside(folder.path, "index.html"), page)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder.path}: the page can't be written: {error}") from error
+    return files
 
 
 def _chunk(name: str, value: Any) -> bytes:
@@ -81,9 +97,10 @@ def _chunk(name: str, value: Any) -> bytes:
 
 @dataclass(eq=False)
 class _Content:
-    """What the page shows of an atlas."""
+    """What the page shows of an atlas, with or without its real images."""
 
     folder: AtlasFolder
+    real: bool
 
     @cached_property
     def layers(self) -> dict[str, str]:
@@ -120,7 +137,8 @@ class _Content:
         for number, first in enumerate(range(0, len(self.facets), _UNITS)):
             some = range(first, min(first + _UNITS, len(self.facets)))
             rows = [[self._facet(row, neighbors) for row in self.facets[position]] for position in some]
-            yield f"facets-{number}", {"rows": rows, "commands": [self._command(position) for position in some]}
+            commands = [self._command(position) for position in some] if self.real else []
+            yield f"facets-{number}", {"rows": rows, "commands": commands}
         yield "map", self._map()
 
     def _columns(self) -> dict[str, Any]:
@@ -129,11 +147,12 @@ class _Content:
         stabilities = [[row["stability"] for row in its if row["stability"] is not None] for its in self.facets]
         columns: dict[str, Any] = {
             "chunk": _UNITS,
+            "real": self.real,
             "layers": [{"name": visible(name), "folder": self.layers[name]} for name in names],
             "layer": [names.index(row["layer"]) for row in rows],
             "index": [str(row["index"]) for row in rows],
             "status": [row["status"] for row in rows],
-            "error": {n: visible(row["error"]) for n, row in enumerate(rows) if row.get("error") is not None},
+            "error": {n: self._error(row) for n, row in enumerate(rows) if row.get("error") is not None},
             "label": {n: visible(row["label"]) for n, row in enumerate(rows) if row.get("label") is not None},
             "labels": {n: labels for n, its in enumerate(self.facets) if (labels := _labels(its))},
             "sizes": [[row["size"] for row in its] for its in self.facets],
@@ -141,9 +160,15 @@ class _Content:
         }
         return columns | {name: [_short(row.get(name)) for row in rows] for name in _FIGURES}
 
+    def _error(self, row: Mapping[str, Any]) -> str:
+        """Return why a unit failed; without real images, only the type of the error, whose text may name files."""
+        text = visible(row["error"])
+        return text if self.real else re.split(r"\W", text, maxsplit=1)[0]
+
     def _facet(self, row: Mapping[str, Any], neighbors: Mapping[tuple[str, int], Any]) -> dict[str, Any]:
         """Return a facet's row for the page."""
-        members = [[visible(one["path"]), _short(one["activation"]), _short(one["distance"])] for one in row["members"]]
+        real = row["members"] if self.real else ()
+        members = [[visible(one["path"]), _short(one["activation"]), _short(one["distance"])] for one in real]
         return {
             **{name: _short(row.get(name)) for name in _OF_FACET},
             "retention": row["retention"],

@@ -15,11 +15,12 @@ from captum_mfv.errors import ImageError, MFVWarning, RunError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import to_pil
 from captum_mfv.report.charts import SPARK, Strip, plane, strip
+from captum_mfv.report.provenance import Provenance, without_folders
 from captum_mfv.report.templates import THUMBNAIL, data_url, fill, pixel_class, save, small_url
 from captum_mfv.runs.folder import NEAREST, RunFolder, overlay_path
 from captum_mfv.storage.untrusted import is_folder
 
-__all__ = ["Parts", "build", "read_parts"]
+__all__ = ["Parts", "build", "fill_page", "read_parts"]
 
 _SHOWN = 600  # real images with a thumbnail: limits the size of the file
 _LARGE = 2048  # pixels; larger starts and overlays are scaled down
@@ -74,18 +75,34 @@ def build(folder: RunFolder) -> Path:
     Warns:
         MFVWarning: if the image folder isn't the run's.
     """
-    parts = read_parts(folder)
+    return save(folder.path / "report.html", fill_page(folder))
+
+
+def fill_page(folder: RunFolder, provenance: Provenance | None = None) -> bytes:
+    """Return the page of a run's folder; errors and warnings are those of `build`.
+
+    With a provenance, the page is for publication: without images, names and places of real images.
+    """
+    parts, settings = read_parts(folder), folder.settings
     facets, rows, metrics = parts.facets, parts.rows, parts.metrics
-    real = facets.activations[np.isfinite(facets.activations)]
-    activations = strip(real, [score["activation"] for score in metrics["facets"]])
-    cards = _cards(folder, parts, activations)
-    html = fill(
+    activations = strip(
+        real := facets.activations[np.isfinite(facets.activations)],
+        [score["activation"] for score in metrics["facets"]],
+    )
+    if provenance is None:
+        members, shown = _members(folder, facets, rows), _shown(settings)
+    else:
+        members, shown = [[] for _ in rows], dict(provenance.settings)
+        settings = {**provenance.settings, "command": provenance.command, "recipe_data": settings.get("recipe_data")}
+    cards = _cards(folder, parts, activations, members, starts=provenance is None)
+    return fill(
         "page.html",
         manifest=folder.manifest,
-        settings=folder.settings,
-        shown_settings=_shown(folder.settings),
+        settings=settings,
+        shown_settings=shown,
+        provenance=provenance,
         metrics=metrics,
-        judge=metrics.get("judge"),
+        judge=_judge(metrics, provenance),
         unit=facets.unit,
         code=facets.code,
         n_images=len(real),
@@ -95,19 +112,25 @@ def build(folder: RunFolder) -> Path:
         peaks=bool(folder.read_peaks()),
         largest=max(card["share"] for card in cards),
         plain=_plain(folder, metrics),
-        plane=plane(facets.embedding, facets.labels, _names(facets, rows), facets.activations),
+        plane=None if provenance else _plane(facets, rows),
         strip=activations,
         spark=SPARK,
         pixels=pixel_class(folder.read_images(facets)[0]),
     )
-    return save(folder.path / "report.html", html)
 
 
-def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[dict[str, Any]]:
-    """Return each facet's card; judged is the nearest facet in the independent network's codes, if evaluated."""
+def _cards(
+    folder: RunFolder, parts: Parts, activations: Strip, members: Sequence[list[dict[str, Any]]], *, starts: bool
+) -> list[dict[str, Any]]:
+    """Return each facet's card; judged is the nearest facet in the independent network's codes, if evaluated.
+
+    A start image is the mean of real images, or one of them: ``starts`` adds it.
+    """
     facets, rows, metrics = parts.facets, parts.rows, parts.metrics
     display = folder.input_spec.display
-    images, starts = (list(map(display, folder.read_images(facets, suffix))) for suffix in ("", "_start"))
+    images = list(map(display, folder.read_images(facets)))
+    before = map(display, folder.read_images(facets, "_start") if starts else ())
+    begun = [small_url(to_pil(image), _LARGE) for image in before]
     ascents = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
     judged = (metrics.get("judge") or {}).get("confusion")
@@ -120,15 +143,21 @@ def _cards(folder: RunFolder, parts: Parts, activations: Strip) -> list[dict[str
             "judged": None if judged is None else int(np.argmax(judged[k])),
             "image": data_url(to_pil(images[k])),
             "small": small_url(to_pil(images[k]), 2 * THUMBNAIL),
-            "start": small_url(to_pil(starts[k]), _LARGE),
+            "start": begun[k] if starts else None,
             "overlay": _overlay(folder, k, None, _LARGE),
             "bars": activations.path(facets[k].activations),
             "ascent": ascents[k],
-            "members": members[:NEAREST],
-            "others": members[NEAREST:],
+            "members": own[:NEAREST],
+            "others": own[NEAREST:],
         }
-        for k, (row, members) in enumerate(zip(rows, _members(folder, facets, rows), strict=True))
+        for k, (row, own) in enumerate(zip(rows, members, strict=True))
     ]
+
+
+def _judge(metrics: Mapping[str, Any], provenance: Provenance | None) -> dict[str, Any] | None:
+    """Return the evaluation by an independent network, or None."""
+    judge: dict[str, Any] | None = metrics.get("judge")
+    return {**judge, "name": without_folders("model", judge["name"])} if judge and provenance else judge
 
 
 def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -167,13 +196,13 @@ def _plain(folder: RunFolder, metrics: Mapping[str, Any]) -> dict[str, Any] | No
     return {"image": data_url(shown), "small": small_url(shown), "scores": metrics.get("plain")}
 
 
-def _names(facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the path of each image of the dataset; ``image N`` for images in no facet."""
+def _plane(facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the map with the path of each image of the dataset; ``image N`` for images in no facet."""
     names = [f"image {i}" for i in range(len(facets.labels))]
     for facet, row in zip(facets, rows, strict=True):
         for index, member in zip(facet.members, row["members"], strict=True):
             names[index] = member["path"]
-    return names
+    return plane(facets.embedding, facets.labels, names, facets.activations)
 
 
 def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:

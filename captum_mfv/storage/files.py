@@ -25,7 +25,7 @@ from captum_mfv.errors import RunError
 from captum_mfv.storage.identity import canonical, check_same, content_fingerprint, fingerprint
 from captum_mfv.storage.untrusted import inside, parse_json
 
-__all__ = ["Checkpoint", "hold", "remove", "sweep", "tensor_file", "write_whole"]
+__all__ = ["Checkpoint", "hold", "remove", "sweep", "tensor_file", "write_folder", "write_whole"]
 
 _PART = ".part"
 _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
@@ -35,7 +35,7 @@ def sweep(folder: Path) -> None:
     """Remove temporary files of killed writes from a folder in which no other process writes."""
     for path in folder.glob(f".*{_PART}"):
         if _LEFT.fullmatch(path.name):
-            path.unlink()
+            remove(path)
 
 
 def remove(path: Path) -> None:
@@ -65,6 +65,30 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, by their relative paths, to a temporary folder beside ``path`` and rename it to ``path``.
+
+    A folder that is there is replaced, with everything in it.
+    """
+    new, old = (path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{_PART}") for _ in range(2))
+    try:
+        for name, content in files.items():
+            file = new / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        if hasattr(os, "sync"):
+            os.sync()  # once, not for each of thousands of files
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except BaseException:
+        remove(new)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    remove(old)
 
 
 def tensor_file(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:

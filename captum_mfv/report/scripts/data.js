@@ -30,10 +30,12 @@ const data = (() => {
   const byName = new Map();
   const layers = [];
   let perChunk = 1;
+  let isReal = true;  // whether members and their images are among the files
 
   const open = async () => {
     const table = await load("units");
     perChunk = table.chunk;
+    isReal = table.real;
     layers.push(...table.layers);
     const figures = ["n_images", "peak", "multifacetedness", "p_value", "p_adjusted", "coverage", "retention", "stability"];
     table.index.forEach((index, position) => {
@@ -59,5 +61,5 @@ const data = (() => {
 
   const image = (unit, facet) => `images/${unit.folder}/${unit.index}_${facet}.webp`;
   const members = (unit, facet) => `images/${unit.folder}/${unit.index}_${facet}_members.webp`;
-  return { open, load, units, byName, layers, facetsOf, image, members };
+  return { open, load, units, byName, layers, facetsOf, image, members, get isReal() { return isReal; } };
 })();

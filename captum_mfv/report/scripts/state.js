@@ -19,6 +19,7 @@ const state = (() => {
     const found = { ...defaults };
     for (const [name, value] of new URLSearchParams(hash.replace(/^#/, ""))) {
       if (!Object.hasOwn(defaults, name) || (allowed[name] && !allowed[name].includes(value))) continue;
+      if (value === "members" && name === "density" && !data.isReal) continue;
       if (/_(min|max)$/.test(name) && !(value !== "" && Number.isFinite(Number(value)))) continue;
       found[name] = value;
     }

@@ -49,13 +49,13 @@ const unitView = (() => {
       make("div", { class: "about" },
         make("h2", { id: title }, `Facet ${index}`, row.label && make("span", {}, " ", name(row.label)),
           make("small", {}, `${dom.count(row.size, "image")} · ${dom.percent(share)}`)),
-        make("img", { class: "sheet", src: data.members(unit, index), alt: `The ${Math.min(row.size, 9)} images nearest to the center of facet ${index}` }),
+        data.isReal && make("img", { class: "sheet", src: data.members(unit, index), alt: `The ${Math.min(row.size, 9)} images nearest to the center of facet ${index}` }),
         make("dl", { class: "facts" },
           fact("Activation", make("strong", {}, dom.number(row.image_activation)),
             `, above ${above} of the real images; mean of the facet's real images ${dom.number(row.activation)}`),
           fact("Nearest facet", make("strong", {}, row.retention ? "its own" : "another"), ", in the codes of the network that made the image"),
           row.stability !== null && stable(row)),
-        neighbors(unit, index, row), others(row)));
+        neighbors(unit, index, row), data.isReal && others(row)));
   };
 
   const command = (text) => make("section", { "aria-labelledby": "command-title" },
@@ -100,7 +100,8 @@ const unitView = (() => {
         rows.map((row, index) => make("li", {}, make("button", { type: "button", "aria-label": `Go to facet ${index}`,
           onclick: () => box.querySelectorAll(".facet")[index].scrollIntoView({ block: "start" }) },
         make("img", { src: data.image(unit, index), alt: "", "data-small": "" }))))),
-      ...(rows.length < 2 ? parts.reverse() : parts), command(text));
+      ...(rows.length < 2 ? parts.reverse() : parts), data.isReal ? command(text)
+        : make("p", { class: "note" }, "The real images nearest to each facet aren't published."));
     }
     window.scrollTo(0, 0);
     title.focus({ preventScroll: true });
