@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from captum_mfv._lazy import importer
 from captum_mfv._version import __version__
 
 if TYPE_CHECKING:
@@ -46,26 +46,23 @@ __all__ = [
     "top_images",
 ]
 
-_MEMBERS = {
-    "activations": ("TopImages", "collect", "top_images"),
-    "errors": ("MFVError",),
-    "facets": ("Facet", "FacetFinder", "FacetSet", "find_facets"),
-    "images": ("ImageFolder", "InputSpec"),
-    "runs.atlas": ("AtlasFolder",),
-    "runs.folder": ("RunFolder",),
-    "units": ("Code", "Unit"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used, so that ``import captum_mfv`` is quick."""
-    for module, members in _MEMBERS.items():
-        if name in members:
-            return getattr(importlib.import_module(f"captum_mfv.{module}"), name)
-    if name in __all__:
-        return importlib.import_module(f"captum_mfv.{name}")
-    raise AttributeError(f"module 'captum_mfv' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = importer(
+    __name__,
+    {
+        "activations": ("TopImages", "collect", "top_images"),
+        "attr": (),
+        "concept": (),
+        "datasets": (),
+        "errors": ("MFVError",),
+        "facets": ("Facet", "FacetFinder", "FacetSet", "find_facets"),
+        "figures": (),
+        "images": ("ImageFolder", "InputSpec"),
+        "metrics": (),
+        "models": (),
+        "optvis": (),
+        "report": (),
+        "runs.atlas": ("AtlasFolder",),
+        "runs.folder": ("RunFolder",),
+        "units": ("Code", "Unit"),
+    },
+)

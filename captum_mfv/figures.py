@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from captum.attr import visualization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -304,6 +303,8 @@ def _overlay(
     if not {"positive": values > 0, "negative": values < 0}.get(sign, values != 0).any():  # Captum would divide by 0
         axis.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=1)
         return
+    from captum.attr import visualization  # here, since importing it takes a second
+
     axis.set(xticks=[], yticks=[])  # Captum hides the ticks' labels one by one, which takes most of the time
     scaled = values / np.abs(values).max()  # Captum warns if values are small
     look: dict[str, Any] = {"method": method, "sign": sign, "outlier_perc": outlier_perc, "alpha_overlay": alpha}

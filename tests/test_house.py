@@ -10,8 +10,8 @@ import captum_mfv
 
 ROOT = Path(captum_mfv.__file__).parent
 ORDER = (
-    *("_version", "errors", "storage", "units", "images", "display", "models", "activations", "facets", "datasets"),
-    *("optvis", "attr", "concept", "metrics", "figures", "runs", "report", "jobs", "cli"),
+    *("_lazy", "_version", "errors", "storage", "units", "images", "display", "models", "activations", "facets"),
+    *("datasets", "optvis", "attr", "concept", "metrics", "figures", "runs", "report", "jobs", "cli"),
 )
 """Folders and modules of the root; each imports only from earlier ones."""
 

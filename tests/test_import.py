@@ -37,6 +37,17 @@ def test_the_first_import_is_light():
     assert done.stdout.split() == ["False", captum_mfv.__version__]
 
 
+def test_captum_and_matplotlib_are_imported_only_where_they_are_used():
+    loads = "import sys; from captum_mfv import jobs, metrics, report; from captum_mfv.jobs import atlas"
+    done = python(f"{loads}; print([name for name in ('captum', 'matplotlib') if name in sys.modules])")
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_lazy_packages_have_their_names_and_modules():
+    names = "import captum_mfv.attr as a; print(a.maps.__name__, set(dir(a)) == set(a.__all__), hasattr(a, 'nothing'))"
+    assert python(f"{names}; [getattr(a, name) for name in a.__all__]").stdout.split()[1:] == ["True", "False"]
+
+
 def test_the_public_names_are_exactly_the_documented_ones():
     assert sorted(captum_mfv.__all__) == dir(captum_mfv) == captum_mfv.__all__
     assert not hasattr(captum_mfv, "nothing")

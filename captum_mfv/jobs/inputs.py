@@ -14,7 +14,6 @@ from torch import nn
 
 from captum_mfv import models
 from captum_mfv.activations.layers import resolve
-from captum_mfv.attr import check_method
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, ModelError
 from captum_mfv.images import ImageFolder, InputSpec
@@ -92,7 +91,10 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
     Raises:
         MFVError: if something can't be used, naming what and why.
     """
-    check_method(job.attribution)
+    if job.attribution is not None:
+        from captum_mfv.attr import check_method  # here, since importing Captum takes a second
+
+        check_method(job.attribution)
     reduce = job.reduce or ("mean" if job.top_k is None else "max")
     unit = replace(Unit.parse(job.unit), reduce=reduce, channels=job.channels, n_prefix=job.n_prefix)
     code = parse_code(job)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
@@ -23,12 +22,10 @@ from captum_mfv._version import __version__
 from captum_mfv.activations.codes import collect
 from captum_mfv.activations.peaks import peak_patches
 from captum_mfv.activations.top_k import TopImages, top_images
-from captum_mfv.attr import facet_maps
 from captum_mfv.display.progress import Progress, waiting
 from captum_mfv.errors import FacetError, MFVWarning, RenderError, UnitError
 from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.finder import find_facets
-from captum_mfv.figures import plot_attributions
 from captum_mfv.images import ImageFolder, InputSpec, stack
 from captum_mfv.jobs.inputs import Inputs
 from captum_mfv.metrics import multifacetedness, percentile, score_images
@@ -176,6 +173,8 @@ def _render(
 
 def attribute(work: Work) -> None:
     """Draw overlays that show where each facet's image and its nearest members show the facet, and the unit's peak."""
+    from captum_mfv.attr import facet_maps  # here, since importing Captum takes a second
+
     _log.info("computing attributions")
     inputs, facets = work.inputs, work.facets
     shown: list[Tensor] = []
@@ -214,6 +213,10 @@ def _peaks(work: Work, images: Sequence[Tensor]) -> Tensor:
 
 def overlay_png(image: Tensor, attribution: Tensor, box: Tensor) -> bytes:
     """Return a PNG file of an image, (C, H, W) in [0, 1], with its positive attributions, (H, W), and a box, (4,)."""
+    from matplotlib.figure import Figure
+
+    from captum_mfv.figures import plot_attributions  # here, as above
+
     height, width = image.shape[-2:]
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     plot_attributions(image[None], attribution[None], figure.add_axes((0, 0, 1, 1)), boxes=box[None])

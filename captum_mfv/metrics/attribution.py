@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from captum.attr import Attribution
-from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_mfv.errors import FacetError
 from captum_mfv.storage.schema import check_seed
+
+if TYPE_CHECKING:
+    from captum.attr import Attribution
 
 __all__ = ["Curve", "Faithfulness", "deletion_curve", "faithfulness", "insertion_curve"]
 
@@ -161,6 +162,12 @@ def faithfulness(
 
     Source: Petsiuk et al. 2018, arXiv 1806.07421 (curves); Yeh et al. 2019, arXiv 1901.09392.
     """
+    from captum.metrics import (
+        infidelity,
+        infidelity_perturb_func_decorator,
+        sensitivity_max,
+    )  # here, since it takes a second
+
     generator = torch.Generator(inputs.device).manual_seed(check_seed(seed))
 
     def attribute(x: Any, target: Any = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from captum_mfv.activations.codes import collect
-from captum_mfv.attr import AttributionCode, pure_code
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.finder import STABLE
@@ -120,6 +119,8 @@ def score_images(
     members = np.flatnonzero(facets.labels >= 0)
     labels, own = facets.labels[members], facets.labels[members][counts[facets.labels[members]] > 1]
     made = collect(model, facets.unit, images, code=facets.code, input_spec=input_spec)
+    from captum_mfv.attr import pure_code  # here, since importing Captum takes a second
+
     code = pure_code(model, facets.unit, facets.code.layer, input_spec=input_spec)
     contributions = _contributions(code, images)
     real_contributions = _contributions(code, Subset(real, members.tolist()))  # type: ignore[arg-type]
@@ -141,6 +142,6 @@ def score_images(
     return scores, float((closest == np.arange(n)).mean())
 
 
-def _contributions(code: AttributionCode, images: Images | Sequence[Tensor]) -> NDArray[np.float32]:
+def _contributions(code: Callable[[Tensor], Tensor], images: Images | Sequence[Tensor]) -> NDArray[np.float32]:
     """Return the contributions of a layer's channels to the unit, (n, C)."""
     return np.concatenate([code(batch).float().numpy() for _, batch in batches(images, _BATCH_SIZE)])
