@@ -303,6 +303,19 @@ def test_the_document_holds_only_what_is_near_the_screen(folder, start):
 
 
 @in_browser
+@pytest.mark.parametrize(
+    ("state", "units_of"), [("#density=members", "#wall .unit"), ("#density=table", "tr[data-row]")]
+)
+def test_all_units_are_printed(state, units_of, folder, start):
+    page = start(state)
+    before = page.locator(units_of).count()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert before < page.locator(units_of).count() == len(folder.units)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator(units_of).count() == before
+
+
+@in_browser
 def test_keys_are_listed_and_the_list_closes(start):
     page = start()
     page.keyboard.press("?")

@@ -73,6 +73,23 @@ def page_of(folder):
 
 
 @in_browser
+@pytest.mark.parametrize("width", [1440, 400])
+def test_the_pictures_come_first_then_the_unit_then_how_sure_it_is(width, folder, visit):
+    page = visit(page_of(folder), width)
+    titles = ["What it shows", "How sure is it?", "Each facet", "Map of the images"]
+    assert page.locator("h2").all_inner_texts()[:4] == titles
+    pairs = page.locator(".pairs li")
+    assert pairs.locator("img").count() == 3 * (1 + 4) + 1
+    made, real = (pairs.first.locator("img").nth(n).bounding_box() for n in (0, 1))
+    assert made["width"] > 1.9 * real["width"]
+    assert made["y"] + made["height"] < 900
+    terms = page.locator("#main em").all_inner_texts()
+    assert {"unit", "activation", "facet", "codes", "stability", "retention", "center"} <= set(terms)
+    pairs.nth(1).get_by_role("link").click()
+    assert page.evaluate("location.hash") == "#facet-1"
+
+
+@in_browser
 def test_hovering_over_the_map_shows_the_image_and_clicking_selects_its_facet(folder, visit):
     page = visit(page_of(folder))
     tip = page.locator(".tip")

@@ -27,11 +27,11 @@ const table = (() => {
     made.style.height = `${n * height}px`;
     return made;
   };
-  const draw = (always = false) => {
+  const draw = (always = false, all = false) => {
     if (box.hidden) return;
     const above = -body.getBoundingClientRect().top;
-    const from = Math.max(0, Math.min(Math.floor(above / height) - margin, order.length - margin));
-    const to = Math.min(order.length, Math.ceil((above + window.innerHeight) / height) + margin);
+    const from = all ? 0 : Math.max(0, Math.min(Math.floor(above / height) - margin, order.length - margin));
+    const to = all ? order.length : Math.min(order.length, Math.ceil((above + window.innerHeight) / height) + margin);
     if (!always && from === range[0] && to === range[1]) return;
     range = [from, to];
     if (always || body.children.length < 2) body.replaceChildren(spacer(0), spacer(0));
@@ -83,5 +83,7 @@ const table = (() => {
     focus(order[target]);
   });
   window.addEventListener("scroll", () => requestAnimationFrame(() => draw()), { passive: true });
+  window.addEventListener("beforeprint", () => draw(true, true));
+  window.addEventListener("afterprint", () => draw(true));
   return { show, hide, focus };
 })();

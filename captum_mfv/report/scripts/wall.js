@@ -92,10 +92,10 @@ const wall = (() => {
     }
     return low;
   };
-  const draw = () => {
+  const draw = (all = false) => {
     if (box.hidden || density === "table") return;
     const y = window.scrollY - (box.getBoundingClientRect().top + window.scrollY);
-    const [from, to] = [Math.max(0, first(y - margin)), first(y + window.innerHeight + margin)];
+    const [from, to] = all ? [0, items.length] : [Math.max(0, first(y - margin)), first(y + window.innerHeight + margin)];
     const start = from > 0 ? first(items[from - 1].top) : 0;  // the whole row before
     const active = document.activeElement?.closest?.("[data-unit]")?.dataset.unit;
     const wanted = new Map();
@@ -190,6 +190,8 @@ const wall = (() => {
     if (!due && !box.hidden) requestAnimationFrame(scroll);
     due = !box.hidden;
   }, { passive: true });
+  window.addEventListener("beforeprint", () => draw(true));
+  window.addEventListener("afterprint", () => draw());
   box.addEventListener("focusin", (event) => {
     const link = event.target.closest("[data-unit]");
     if (link) reach(data.units[Number(link.dataset.unit)]);
