@@ -263,6 +263,8 @@ def test_a_published_run_has_no_real_image_and_no_name_of_one(folder, tmp_path, 
     page.get_by_role("button", name="no facets").first.click()
     page.get_by_role("button", name="Show attributions on all").click()
     assert page.locator(".members, .map, [data-show=start]").count() == 0
+    assert page.locator(".pairs.alone").count() == 1
+    assert "beside" not in page.locator(".lead").inner_text()
 
 
 def test_a_run_of_an_older_version_without_baseline_and_intervals_has_a_page(folder, tmp_path):

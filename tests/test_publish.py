@@ -137,6 +137,10 @@ def test_an_unfinished_atlas_or_an_image_that_cannot_be_read_is_refused(folder, 
     (copy.path / image_file("conv:0", 0)).write_bytes(b"no image")
     with pytest.raises(RunError, match=r"0_0\.webp can't be read"):
         publish(copy, tmp_path / "site")
+    (copy.path / image_file("conv:0", 0)).unlink()
+    (copy.path / image_file("conv:0", 0)).symlink_to(folder.path / image_file("conv:0", 0))
+    with pytest.raises(RunError, match="leads out of the folder"):
+        publish(copy, tmp_path / "site")
     copy.manifest["status"] = "running"
     with pytest.raises(RunError, match="isn't finished"):
         publish(copy, tmp_path / "site")
