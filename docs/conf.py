@@ -143,11 +143,20 @@ def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
     lines[:] = shown
 
 
+def spread_executed_pages(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """Spread pages with cells evenly over the others: Sphinx gives each of its processes adjacent pages."""
+    executed = [name for name in docnames if "{code-cell}" in Path(env.doc2path(name)).read_text()]
+    others = [name for name in docnames if name not in executed]
+    place = {name: (i + 0.5) / len(group) for group in (executed, others) for i, name in enumerate(group)}
+    docnames.sort(key=place.__getitem__)
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
     for name, module in list(sys.modules.items()):
         if name.startswith("sphinx.ext.autodoc") and hasattr(module, "stringify_annotation"):
             module.stringify_annotation = without_constraints(module.stringify_annotation)
+    app.connect("env-before-read-docs", spread_executed_pages)
     app.connect("missing-reference", shortened)
     app.connect("autodoc-process-docstring", plain_words, priority=400)  # before napoleon
     app.connect("object-description-transform", short_arrays, priority=400)  # before autodoc writes them down

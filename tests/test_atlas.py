@@ -1,6 +1,5 @@
 """The atlas of a network with known facets: what is found, what the folder returns, and the same by every engine."""
 
-import shutil
 from collections import Counter
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from small_atlas import content, settings, write_inputs
 
 from captum_mfv import AtlasFolder, FacetFinder, ImageFolder, Unit, find_facets, models, top_images
-from captum_mfv.errors import FacetError, MFVWarning, RunError, UnitError
+from captum_mfv.errors import FacetError, RunError, UnitError
 from captum_mfv.images.files import from_pil, open_image
 from captum_mfv.jobs import atlas
 
@@ -119,17 +118,6 @@ def plain(root):
 
 def differing(one, other):
     return [name for name in {**one, **other} if one.get(name) != other.get(name)]
-
-
-def test_two_processes_write_the_same_files_as_one_and_show_the_same_warnings(root, tmp_path):
-    shutil.copytree(root / "images", tmp_path / "images")
-    (tmp_path / "images" / "000_a.png").write_text("notes")
-    made = []
-    for jobs in (1, 2):
-        with pytest.warns(MFVWarning, match=r"left out .*000_a\.png: not an image"):
-            job = settings(root, images=str(tmp_path / "images"), units="unit:0,4")
-            made.append(content(atlas.run(job, tmp_path / str(jobs), jobs=jobs).path))
-    assert differing(*made) == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")

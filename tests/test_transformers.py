@@ -19,10 +19,10 @@ from captum_mfv.optvis.render import render_facets
 torchvision = pytest.importorskip("torchvision")
 
 
-def make(name, **arguments):
+def make(name, *arguments, **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(torchvision.models, name)(weights=None, **arguments).eval()
+        model = getattr(torchvision.models, name)(*arguments, **options).eval()
         if hasattr(model, "heads"):  # torchvision initializes the head with zeros: all logits are 0
             torch.nn.init.normal_(model.heads.head.weight, std=0.02)
         return model
@@ -30,15 +30,17 @@ def make(name, **arguments):
 
 @pytest.fixture(scope="module")
 def vit():
-    return make("vit_b_16", image_size=32)
+    """Return a vision transformer of three layers, of a class token and 16 patches."""
+    sizes = {"num_layers": 3, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128, "num_classes": 5}
+    return make("VisionTransformer", image_size=32, patch_size=8, **sizes)
 
 
 @pytest.mark.parametrize(
     ("unit", "code"),
     [
         (Unit("heads.head", 3), Code("encoder.ln")),
-        (Unit("encoder.layers.encoder_layer_5", 40, "cls"), Code("encoder.layers.encoder_layer_4")),
-        (Unit("encoder.layers.encoder_layer_5.mlp", 40, "max"), Code("encoder.layers.encoder_layer_5.ln_2")),
+        (Unit("encoder.layers.encoder_layer_2", 40, "cls"), Code("encoder.layers.encoder_layer_1")),
+        (Unit("encoder.layers.encoder_layer_2.mlp", 40, "max"), Code("encoder.layers.encoder_layer_2.ln_2")),
     ],
     ids=str,
 )
@@ -58,9 +60,9 @@ def test_facets_of_a_vision_transformer_are_found_and_rendered(vit, unit, code, 
 
 
 def test_a_token_has_a_pure_code_and_top_images(vit, planted):
-    unit = Unit("encoder.layers.encoder_layer_5", 40)
-    code = pure_code(vit, unit, "encoder.layers.encoder_layer_3", input_spec=SPEC)
-    assert code(planted[0][:4]).shape == (4, 768)
+    unit = Unit("encoder.layers.encoder_layer_2", 40)
+    code = pure_code(vit, unit, "encoder.layers.encoder_layer_0", input_spec=SPEC)
+    assert code(planted[0][:4]).shape == (4, 64)
     top = top_images(vit, unit, planted[0], 10, input_spec=SPEC)
     assert not top.cropped
     assert (np.diff(top.activations) <= 0).all()
@@ -73,38 +75,30 @@ def test_cls_reads_only_tokens(vit, planted):
 
 def test_a_swin_transformers_blocks_are_channels_last(planted):
     images, labels = planted
-    swin, spec = make("swin_t"), InputSpec(64)
+    swin = make("SwinTransformer", [4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=5)
+    spec = InputSpec(64)
     facets = find_facets(swin, Unit("head", 3), images, finder=FacetFinder(3, random_state=0), input_spec=spec)
-    assert facets.codes.shape == (60, 768)
+    assert facets.codes.shape == (60, 48)
     assert adjusted_rand_score(labels, facets.labels) == 1
     rendered = render_facets(swin, facets, images, steps=2, input_spec=spec)
     assert rendered[0].image.shape == (3, 64, 64)
-    block = find_facets(swin, Unit("features.3", 100), images, n_facets=3, input_spec=spec)
-    assert block.unit == Unit("features.3", 100, channels="last")
-    assert block.codes.shape[1] == 192
+    block = find_facets(swin, Unit("features.3", 40), images, n_facets=3, input_spec=spec)
+    assert block.unit == Unit("features.3", 40, channels="last")
+    assert block.codes.shape[1] == 48
 
 
 BLOCK = "encoder.layers.encoder_layer_1"
 
 
-@pytest.fixture(scope="module")
-def small_vit():
-    """Return a vision transformer of two layers, of a class token and 16 patches."""
-    sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64, "num_classes": 3}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return torchvision.models.VisionTransformer(image_size=32, patch_size=8, **sizes).eval()
-
-
-def test_patches_are_the_tokens_without_class_and_register_tokens(small_vit, planted):
+def test_patches_are_the_tokens_without_class_and_register_tokens(vit, planted):
     images = planted[0][:6]
-    found = collect(small_vit, Unit(BLOCK, 20, "patches"), images, code=f"{BLOCK}:patches", input_spec=SPEC)
-    with torch.no_grad(), capture(small_vit, [BLOCK]) as run:
+    found = collect(vit, Unit(BLOCK, 20, "patches"), images, code=f"{BLOCK}:patches", input_spec=SPEC)
+    with torch.no_grad(), capture(vit, [BLOCK]) as run:
         patches = run(SPEC(images))[BLOCK][:, 1:].mean(1)
     assert (found.unit.n_prefix, found.code.n_prefix) == (1, 1)
     assert np.allclose(found.codes, patches, atol=1e-5)
     assert np.allclose(found.activations, patches[:, 20], atol=1e-5)
-    conv = [collect(small_vit, Unit("conv_proj", 3, reduce), images, input_spec=SPEC) for reduce in ("patches", "mean")]
+    conv = [collect(vit, Unit("conv_proj", 3, reduce), images, input_spec=SPEC) for reduce in ("patches", "mean")]
     assert np.array_equal(conv[0].activations, conv[1].activations)
 
 
@@ -213,19 +207,19 @@ def test_the_peaks_patch_is_where_the_unit_is_most_active():
         peak_patches(model, replace(unit, n_prefix=None), images, input_spec=spec)
 
 
-def test_crops_of_tokens_are_enlarged_to_the_models_input(small_vit, planted, tmp_path):
+def test_crops_of_tokens_are_enlarged_to_the_models_input(vit, planted, tmp_path):
     unit = Unit(f"{BLOCK}.mlp.0", 40, "max")
-    top = top_images(small_vit, unit, planted[0], 12, input_spec=SPEC, margin=0, store=tmp_path)
+    top = top_images(vit, unit, planted[0], 12, input_spec=SPEC, margin=0, store=tmp_path)
     assert (top.crop_size, len(top), top[0].shape) == (8, 12, (3, 8, 8))
-    facets = find_facets(small_vit, top.unit, top, n_facets=2, input_spec=top.input_spec)
-    assert render_facets(small_vit, facets, top, steps=2, input_spec=top.input_spec)[0].image.shape == (3, 32, 32)
+    facets = find_facets(vit, top.unit, top, n_facets=2, input_spec=top.input_spec)
+    assert render_facets(vit, facets, top, steps=2, input_spec=top.input_spec)[0].image.shape == (3, 32, 32)
     with pytest.raises(RunError, match="patches True there, False here"):
-        top_images(small_vit, unit, planted[0], 12, input_spec=SPEC, store=tmp_path)
+        top_images(vit, unit, planted[0], 12, input_spec=SPEC, store=tmp_path)
     with pytest.raises(UnitError, match="margin must be at least 0, not -1"):
-        top_images(small_vit, unit, planted[0], 12, input_spec=SPEC, margin=-1)
+        top_images(vit, unit, planted[0], 12, input_spec=SPEC, margin=-1)
     for other in (Unit("conv_proj", 3, "max"), Unit(BLOCK, 20)):
         with pytest.raises(UnitError, match="margin is for units that read tokens by reduce='max'"):
-            top_images(small_vit, other, planted[0], 12, input_spec=SPEC, margin=1)
+            top_images(vit, other, planted[0], 12, input_spec=SPEC, margin=1)
     unknown = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), Transposed()).eval()
     with pytest.raises(UnitError, match="positions of the tokens of layer 2 in the image aren't known"):
         top_images(unknown, Unit("2", 3, "max"), planted[0], 12, input_spec=SPEC, margin=1)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,9 @@ def save(path: Path, html: bytes) -> Path:
     return path
 
 
+@cache
 def environment() -> Environment:
-    """Return the environment of the templates, with their filters."""
+    """Return the environment of the templates, with their filters; templates are compiled once."""
     made = Environment(loader=PackageLoader("captum_mfv", "report"), autoescape=True, undefined=StrictUndefined)
     made.globals.update(
         SCORES=SCORES,
