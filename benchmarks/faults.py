@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Interrupt a run at every point and resume it: python benchmarks/faults.py [--points N] [--atlas] [--json FILE]
+"""Interrupt a run at every point and resume it: python benchmarks/faults.py [--points N] [--kinds KIND …] [--json FILE]
 
 A small run, or an atlas, is completed once. Then it is interrupted at N evenly spaced points: before and after each
 fsync and rename, and at the start and end of each stage; by kill -9, by a full disk, and by Ctrl-C. After each
@@ -49,10 +49,12 @@ def make():
 """
 
 
+KINDS = ("crops", "whole", "atlas")
+"""A run on crops of a hidden unit's peaks, a run on whole images, an atlas."""
+
+
 def prepare(folder: Path, kind: str = "crops") -> jobs.RunSettings | atlas.AtlasSettings:
-    """Write a model file and images; return the settings of a run on crops of a hidden unit's peaks, on whole images,
-    or of an atlas.
-    """
+    """Write a model file and images; return the settings of a job of one of the kinds."""
     (folder / "images").mkdir()
     for i, image in enumerate(digits()[0][:48]):
         Image.fromarray((image[0] * 255).byte().numpy()).save(folder / "images" / f"{i:02}.png")
@@ -236,19 +238,19 @@ def main() -> None:
     """Interrupt, resume and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, help="number of points; by default all points")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--whole", action="store_const", const="whole", dest="kind", help="a run on whole images")
-    kind.add_argument("--atlas", action="store_const", const="atlas", dest="kind", help="an atlas instead of a run")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["crops"], help="crops by default")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--json", type=Path, help="also write the counts to this file")
     args = parser.parse_args()
-    began = time.perf_counter()
-    found = stop_everywhere(args.points, args.faults, args.kind or "crops")
-    print(f"{found['points in the run']} points in the run; {time.perf_counter() - began:.0f} s\n")
-    print("| fault | interrupted | runs with incomplete files | resumed runs that differ |\n|---|---|---|---|")
-    for fault in args.faults:
-        counts = found[fault]
-        print(f"| {fault} | {counts['stopped']} | {counts['half-written']} | {counts['different']} |")
+    found = {}
+    for kind in args.kinds:
+        began = time.perf_counter()
+        counts = found[kind] = stop_everywhere(args.points, args.faults, kind)
+        print(f"{kind}: {counts['points in the run']} points in the run; {time.perf_counter() - began:.0f} s\n")
+        print("| fault | interrupted | runs with incomplete files | resumed runs that differ |\n|---|---|---|---|")
+        for fault in args.faults:
+            one = counts[fault]
+            print(f"| {fault} | {one['stopped']} | {one['half-written']} | {one['different']} |")
     if args.json:
         files.write_whole(args.json, json.dumps(found).encode())
 

@@ -364,7 +364,7 @@ def test_status_counts_the_units_that_are_done(root, tmp_path, capsys):
         assert (status, printed, error.count("\n"), "holds no atlas" in error) == (2, "", 1, True)
 
 
-@pytest.mark.parametrize("recipe", ["facet", "paper-mean", "paper-center-biased"])  # of one phase, and of several
+@pytest.mark.parametrize("recipe", ["facet", "paper-center-biased"])  # of one phase, and of several
 def test_an_estimate_adds_the_measured_rates(recipe, root, tmp_path, monkeypatch):
     ticks = iter(range(10**6))
     monkeypatch.setattr(estimates, "perf_counter", lambda: float(next(ticks)))

@@ -31,18 +31,15 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with 
 
 
 @forks
-@pytest.mark.parametrize(
-    ("images", "points"), [([], 4), (["--whole"], 8), (["--atlas"], 4)], ids=["crops", "whole images", "atlas"]
-)
-def test_a_run_killed_at_any_point_resumes_to_byte_identical_files(images, points, tmp_path):
-    counts = tmp_path / "counts.json"
-    options = ["--points", str(points), "--faults", "kill -9", "--json", str(counts)]
-    command = [sys.executable, str(FAULTS), *images, *options]
+def test_runs_and_atlases_killed_at_any_point_resume_to_byte_identical_files(tmp_path):
+    counts, kinds = tmp_path / "counts.json", ["crops", "whole", "atlas"]
+    options = ["--kinds", *kinds, "--points", "4", "--faults", "kill -9", "--json", str(counts)]
+    command = [sys.executable, str(FAULTS), *options]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(counts.read_text())
-    assert found["points in the run"] > 200
-    assert found["kill -9"] == {"stopped": points, "half-written": 0, "different": 0}, done.stderr
+    for kind, found in json.loads(counts.read_text()).items():
+        assert found["points in the run"] > 200, kind
+        assert found["kill -9"] == {"stopped": 4, "half-written": 0, "different": 0}, f"{kind}: {done.stderr}"
 
 
 class Stop(Exception):
@@ -215,6 +212,14 @@ def finished(tmp_path_factory):
     os.chdir(before)
 
 
+@pytest.fixture(scope="module")
+def first(finished, tmp_path_factory):
+    """Return the folder of the job's run."""
+    out = tmp_path_factory.mktemp("first") / "run"
+    jobs.run(finished.job, out)
+    return out
+
+
 STAGES = {"top images", "facets", "images", "baseline", "attributions", "metrics", "report"}
 
 
@@ -239,20 +244,20 @@ def stages_done(caplog):
 )
 @pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")  # a few steps gain no activation
 def test_an_update_repeats_the_stages_that_depend_on_the_change_and_equals_a_new_run(
-    change, redone, finished, tmp_path, caplog
+    change, redone, finished, first, tmp_path, caplog
 ):
     caplog.set_level("DEBUG", "captum_mfv")
-    job, out = finished.job, Path("run")
-    changed = replace(job, **change)
-    jobs.run(job, out)
-    assert set(stages_done(caplog)) == STAGES
+    out, changed = Path("run"), replace(finished.job, **change)
+    shutil.copytree(first, out)
     with pytest.raises(RunError, match=r"holds another run .*--update"):
         jobs.run(changed, out)
     jobs.run(changed, out, update=True)
     assert set(stages_done(caplog)) == redone
     updated = finished.content(out)
     out.rename(tmp_path / "updated")
+    stages_done(caplog)
     jobs.run(changed, out)
+    assert set(stages_done(caplog)) == (STAGES if changed.top_k else STAGES - {"top images"})
     assert finished.content(out) == updated
     out.rename(tmp_path / "new")
 
@@ -286,9 +291,9 @@ def test_an_update_keeps_the_evaluation_unless_the_images_change(finished, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::captum_mfv.errors.MFVWarning")
-def test_an_interrupted_update_leaves_no_file_of_the_old_run(finished, tmp_path, monkeypatch):
-    out, job = Path("killed"), replace(finished.job, facets=3)
-    jobs.run(job, out)
+def test_an_interrupted_update_leaves_no_file_of_the_old_run(finished, first, monkeypatch):
+    out, job = Path("killed"), finished.job
+    shutil.copytree(first, out)
     with monkeypatch.context() as patch:
         patch.setattr(writer, "remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

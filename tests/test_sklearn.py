@@ -9,7 +9,6 @@ from captum_mfv import FacetFinder
     [
         FacetFinder(2, random_state=0),
         FacetFinder(2, embedding=None, random_state=0),
-        FacetFinder("auto", embedding=None, random_state=0),
         FacetFinder("auto", embedding=None, max_facets=2, random_state=0),
     ]
 )
