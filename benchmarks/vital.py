@@ -1,10 +1,10 @@
 """VITAL's images of facets (arXiv 2503.22399), by its own code, as a peer of `suite.py`: `vital.py:vital`.
 
-Clone https://github.com/adagorgun/VITAL and name the folder in the environment variable VITAL. The code is that of
-class neurons, ``class_fvis``: an image's channels, sorted, are drawn toward those of real images in five layers. The
-objective doesn't contain the unit. Called once for each facet, with the facet's images as the real ones; its defaults
-otherwise: Adam on pixels from noise, learning rate 1 after a warm-up of 100 steps, then a cosine, jitter of 30 pixels.
-At 100 steps or fewer an image has only seen the warm-up.
+Clone https://github.com/adagorgun/VITAL (commit eb5de7e was measured) and name the folder in the environment variable
+VITAL. The code is that of class neurons, ``class_fvis``: an image's channels, sorted, are drawn toward those of real
+images in five layers. The objective doesn't contain the unit. Called once for each facet, with the facet's images as
+the real ones; its defaults otherwise: Adam on pixels from noise, learning rate 1 after a warm-up of 100 steps, then a
+cosine, jitter of 30 pixels. At 100 steps or fewer an image has only seen the warm-up.
 
 The code knows four families of architectures, reads ImageNet's folders and needs a CUDA device. While it runs, these
 names of it are replaced:
@@ -16,8 +16,8 @@ sort_matching             is called with the mean of the real images' sorted cha
                           step; the loss is the same
 torch.randn               creates the start on the model's device instead of "cuda"
 
-Layers have the weight 1, as in its configuration of ResNet-50, ViT-L/16 and, but for one, ConvNeXt. The network
-receives its own mean and standard deviation; images are clipped to [0, 1] either way.
+Layers have the weight 1, as in its configuration of ResNet-50. The network receives images with its own mean and
+standard deviation.
 """
 
 from __future__ import annotations
