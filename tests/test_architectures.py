@@ -6,7 +6,7 @@ import torch
 from captum.attr import IntegratedGradients
 from conftest import fingerprint, same
 
-from captum_mfv import InputSpec, collect, find_facets, top_images
+from captum_mfv import FacetFinder, InputSpec, collect, find_facets, top_images
 from captum_mfv.attr import FacetModel
 from captum_mfv.errors import UnitError
 from captum_mfv.optvis.render import render_facets
@@ -175,7 +175,8 @@ def test_each_step_works_with_each_architecture(name, planted, tmp_path, monkeyp
     top = top_images(model, hidden, images, 3, **options)
     assert np.allclose(top.activations, np.sort(top.activations)[::-1])
 
-    facets = find_facets(model, logit, images, n_facets=2, **options)
+    finder = FacetFinder(2, embedding=None, random_state=0)
+    facets = find_facets(model, logit, images, finder=finder, **options)
     assert len(facets) == 2
     assert facets.codes.shape[1] > 1
 

@@ -124,7 +124,7 @@ def differing(one, other):
 @pytest.mark.parametrize("engine", ["dask", "ray"])
 def test_each_engine_writes_the_same_files(engine, root, plain, tmp_path):
     pytest.importorskip("distributed" if engine == "dask" else "ray")
-    made = content(atlas.run(settings(root), tmp_path / "out", jobs=2, engine=engine).path)
+    made = content(atlas.run(settings(root), tmp_path / "out", engine=engine, threads=1).path)
     assert differing(made, plain) == []
 
 

@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from captum_mfv import Code, Unit
-from captum_mfv.attr import check_method
 from captum_mfv.cli import main
 from captum_mfv.datasets import digits
 from captum_mfv.images import to_pil
@@ -605,29 +604,35 @@ def test_an_invalid_config_prints_one_line(case, tmp_path, capsys):
     assert "can't be read" in call(["run", "--config", tmp_path / "none.toml"], capsys)[2]
 
 
-def test_progress_goes_to_standard_error_and_results_to_standard_output(inputs, tmp_path, capsys):
+@pytest.fixture
+def warned(monkeypatch):
+    """Make a run warn of something that only a developer can change."""
+
+    def warn(name):
+        warnings.warn("old <thing>", DeprecationWarning, stacklevel=2)
+        return RECIPES[name]
+
+    monkeypatch.setattr("captum_mfv.jobs.inputs.get_recipe", warn)
+
+
+def test_progress_goes_to_standard_error_and_results_to_standard_output(inputs, tmp_path, capsys, warned):
     status, printed, error = call(arguments(inputs, tmp_path / "run", steps=2), capsys)
     assert (status, len(printed.splitlines())) == (0, 5)
     assert "synthesizing 3 images in 2 steps" in error
+    assert "old <thing>" not in error
     assert not set(error) & {"\r", "█", "%"}
     assert call([*arguments(inputs, tmp_path / "still", steps=2), "--quiet"], capsys) == (0, "", "")
     logger = logging.getLogger("captum_mfv")
     assert (logger.level, logger.handlers) == (logging.NOTSET, [])
 
 
-def test_verbose_prints_layers_code_and_the_seconds_of_each_stage(inputs, tmp_path, capsys, monkeypatch):
-    def warn(*arguments, **options):
-        warnings.warn("old <thing>", DeprecationWarning, stacklevel=2)
-        return check_method(*arguments, **options)
-
-    monkeypatch.setattr("captum_mfv.jobs.inputs.check_method", warn)
+def test_verbose_prints_layers_code_and_the_seconds_of_each_stage(inputs, tmp_path, capsys, warned):
     _, printed, error = call([*arguments(inputs, tmp_path / "run", steps=2), "--verbose"], capsys)
     assert len(printed.splitlines()) == 5
     for words in ("unit 6:1, read by mean; code: mean of 3", "distribution reads 1, 2, 3", "DeprecationWarning: old"):
         assert words in error
     stages = ["facets", "images", "baseline", "attributions", "metrics", "report"]
     assert re.findall(r"([a-z]+) took \d+\.\d s", error) == stages
-    assert "old <thing>" not in call(arguments(inputs, tmp_path / "calm", steps=2), capsys)[2]
     status, _, error = call([*arguments(inputs, tmp_path / "no"), "-q", "-v"], capsys)
     assert (status, "are mutually exclusive" in error) == (2, True)
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from captum_mfv.errors import MFVWarning
 
-EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: resume": 25, "images": 150}
-EXAMPLES |= {"atlas folders": 60, "atlas folders: resume": 15}
+EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: resume": 15, "images": 150}
+EXAMPLES |= {"atlas folders": 30, "atlas folders: resume": 10}
 
 
 @pytest.fixture(scope="module")
