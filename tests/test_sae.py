@@ -327,7 +327,7 @@ def test_the_command_runs_resumes_and_evaluates_a_latent(inputs, tmp_path, capsy
     ]
     words += ["--facets", 2, "--steps", 4, "--out", out, "--quiet"]
     with monkeypatch.context() as patched:
-        patched.setattr("captum_mfv.jobs.steps.facet_maps", interrupt)
+        patched.setattr("captum_mfv.attr.facet_maps", interrupt)
         assert call(*words) == 130
     assert call(*words) == 0
     sae = models.load_sae(inputs / "sae.safetensors")

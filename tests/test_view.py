@@ -150,7 +150,8 @@ def test_other_folders_are_refused_with_a_sentence(tmp_path):
 
 def test_the_command_prints_the_address_and_ends_on_ctrl_c(folder):
     command = [sys.executable, "-m", "captum_mfv", "view", str(folder), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # in a background job, it is ignored
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard) as process:
         address = process.stdout.readline()
         port = int(address.split()[0].rstrip("/").rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
