@@ -21,7 +21,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
 from captum_mfv.datasets import planted_codes
-from captum_mfv.facets.separation import excess
+from captum_mfv.facets.excess import excess
 
 Codes = NDArray[np.float64]
 
@@ -77,7 +77,8 @@ def count_one(kind: str, seed: int) -> int:
 
 def score(codes: Codes, seed: int) -> tuple[float, float]:
     """Return multifacetedness and its p-value."""
-    return excess(codes, seed)
+    found = excess(codes, seed)
+    return found.score, found.p_value
 
 
 def score_one(kind: str, seed: int) -> tuple[float, float]:

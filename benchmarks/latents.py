@@ -35,8 +35,8 @@ from captum_mfv import Code, FacetFinder, ImageFolder, InputSpec, TopImages, Uni
 from captum_mfv.activations import capture
 from captum_mfv.activations.codes import Collection, collect
 from captum_mfv.activations.receptive_fields import Field, receptive_field
+from captum_mfv.facets.excess import excess
 from captum_mfv.facets.finder import cluster
-from captum_mfv.facets.separation import excess
 from captum_mfv.images import Images
 from captum_mfv.metrics import estimate, multifacetedness
 from captum_mfv.models.sae import SparseEncoder
@@ -219,8 +219,8 @@ def measured(collection: Collection) -> dict[str, Any]:
         "stability": float(np.mean(auto.stability)),  # type: ignore[arg-type]
         "coverage of 4": scores_four.coverage,
         "stability of 4": float(np.mean(four.stability)),  # type: ignore[arg-type]
-        "control": control[0],
-        "control_p": control[1],
+        "control": control.score,
+        "control_p": control.p_value,
         "seconds": time.process_time() - began,
     }
 

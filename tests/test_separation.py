@@ -6,7 +6,9 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
+from captum_mfv.datasets import planted_codes
 from captum_mfv.errors import FacetError
+from captum_mfv.facets.excess import excess
 from captum_mfv.facets.separation import separate
 
 ONE = {
@@ -24,6 +26,22 @@ ONE = {
 @pytest.mark.parametrize(("n", "d", "seed"), [(150, 50, 0), (150, 50, 1), (400, 20, 0)])
 def test_one_cluster_of_any_shape_is_counted_as_one(kind, n, d, seed):
     assert separate(ONE[kind](np.random.default_rng(seed), n, d), seed)[0].max() == 0
+
+
+@pytest.mark.parametrize("kind", ONE.keys() - {"rectified"})  # few rectified factors do have corners
+@pytest.mark.parametrize(("n", "d"), [(100, 512), (150, 50)])
+def test_one_cluster_of_any_shape_is_not_explained_better_by_several(kind, n, d):
+    assert min(excess(ONE[kind](np.random.default_rng(seed), n, d), seed).p_value for seed in range(2)) > 0.05
+
+
+@pytest.mark.parametrize("k", [5, 7])
+def test_clusters_without_gaps_between_them_are_divided(k):
+    codes, labels = planted_codes(k, 100, 128, separation=5, seed=1)
+    assert separate(codes.astype(float), 0)[0].max() + 1 < k - 1, "not all are separated"
+    finder = FacetFinder("auto", embedding=None, random_state=0).fit(codes)
+    assert abs(finder.n_facets_ - k) <= 1
+    assert adjusted_rand_score(labels, finder.labels_) > 0.8
+    assert finder.p_value_ < 0.01
 
 
 @pytest.mark.parametrize("k", [2, 3, 5, 8])

@@ -20,6 +20,7 @@ from torch import nn
 from captum_mfv.activations.codes import CodeFn, Collection, collect
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, MFVWarning
+from captum_mfv.facets.excess import excess
 from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet, nearest
 from captum_mfv.facets.separation import merge_clusters, separate
 from captum_mfv.images import Images, InputSpec
@@ -34,6 +35,7 @@ STABLE = 0.6
 """Smallest stability of a stable facet; below, a facet is "doubtful" (Hennig 2007)."""
 
 _FEW = 1000
+_LEVEL = 0.01  # significance level: clusters explain more of the codes than of one cloud
 
 
 class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -43,9 +45,10 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     first.
 
     With ``n_facets="auto"``, the facets are the separated clusters of the reduced codes, compared with a null
-    distribution of the same covariance and size (`captum_mfv.facets.separation`); there may be one. The embedding is
-    then only for display, because t-SNE separates noise into islands. A given clusterer clusters the embedding into
-    as many.
+    distribution of the same covariance and size (`captum_mfv.facets.separation`). Where more clusters explain more of
+    the codes than they explain of one cloud (`captum_mfv.facets.excess`, p < .01), k-means divides the codes into that
+    number, although there are no gaps between all of them. Otherwise there is one facet. The embedding is then only
+    for display, because t-SNE separates noise into islands. A given clusterer clusters the embedding into as many.
 
     Args:
         n_facets: number of facets, 10 in the paper; or ``"auto"``.
@@ -107,7 +110,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         with threadpool_limits(1 if len(codes) < _FEW else None):  # for few codes, threads cost more than they save
             reduced = self._reduce(codes, seed)
             self.embedding_ = self._embed(reduced, seed)
-            self.labels_ = _by_size(self._cluster(reduced, seed))
+            self.labels_ = _by_size(self._cluster(codes, reduced, seed))
         self.n_facets_ = int(self.labels_.max()) + 1
         if self.n_facets_ < 1:
             raise FacetError("the clusterer labeled every image as noise (-1); there is no facet")
@@ -153,12 +156,10 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         init = "pca" if min(reduced.shape) >= 2 else "random"
         return np.asarray(TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(reduced))
 
-    def _cluster(self, reduced: NDArray[Any], seed: int) -> NDArray[Any]:
+    def _cluster(self, codes: NDArray[Any], reduced: NDArray[Any], seed: int) -> NDArray[Any]:
         k = self.n_facets
         if k == "auto":
-            labels, self.p_value_ = separate(reduced.astype(np.float64), seed)
-            if self.max_facets is not None:
-                labels = merge_clusters(reduced.astype(np.float64), labels, self.max_facets)
+            labels = self._count(codes.astype(np.float64), reduced.astype(np.float64), seed)
             if self.clusterer is None:
                 return labels
             k = int(labels.max()) + 1
@@ -168,6 +169,15 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         given = {"n_clusters": count, "n_components": count, "random_state": seed}
         clusterer.set_params(**{name: value for name, value in given.items() if name in taken})
         return np.asarray(clusterer.fit_predict(self.embedding_))
+
+    def _count(self, codes: Floats, reduced: Floats, seed: int) -> NDArray[np.int64]:
+        """Return the separated clusters, or those of k-means if one cloud and fewer clusters explain less."""
+        labels, p_value = separate(reduced, seed)
+        found, n_separated = excess(codes, seed), int(labels.max()) + 1
+        self.p_value_ = p_value if n_separated > 1 else found.p_value
+        if found.p_value < _LEVEL and found.n_clusters > n_separated:
+            labels = KMeans(found.n_clusters, n_init=10, random_state=seed).fit_predict(reduced).astype(np.int64)
+        return labels if self.max_facets is None else merge_clusters(reduced, labels, self.max_facets)
 
 
 def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, seed: int = 0) -> tuple[Floats, Floats]:

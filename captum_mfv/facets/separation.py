@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, norm
+from scipy.stats import binom
 from sklearn.cluster import KMeans
 
-__all__ = ["excess", "merge_clusters", "separate"]
+from captum_mfv.facets.clouds import Array, gaussian, log_scatter, lower_tail, principal, sample
 
-Array = NDArray[np.float64]
+__all__ = ["merge_clusters", "separate"]
+
 Indices = NDArray[np.intp]
 
 _MAX_CELLS = 25
@@ -37,9 +38,6 @@ _WHOLE_LEVEL = 0.01  # significance level: better explained by clusters than a G
 _VALLEY_WIDTH = 0.2  # to either side, as a share of the distance between two centers
 _PAIR_DRAWS, _WHOLE_DRAWS = 25, 12
 _PAIR_CODES, _WHOLE_CODES = 150, 500  # larger numbers of codes are sampled
-_COMPONENTS = 50
-_EXCESS_CLUSTERS, _EXCESS_DRAWS = (2, 3, 5, 8, 12), 20
-_ALLOWED = 0.05  # excess of a single non-Gaussian cluster under the null hypothesis
 
 
 def separate(codes: Array, seed: int) -> tuple[NDArray[np.int64], float]:
@@ -138,18 +136,18 @@ def _joined(codes: Array, cells: list[Indices], n_groups: int) -> list[list[Indi
 
 def _pair_is_separated(one: Array, other: Array, rng: np.random.Generator) -> bool:
     sizes = min(_PAIR_CODES, 3 * len(other)), min(_PAIR_CODES, 3 * len(one))
-    one, other = _sample(one, sizes[0], rng), _sample(other, sizes[1], rng)
+    one, other = sample(one, sizes[0], rng), sample(other, sizes[1], rng)
     if min(len(one), len(other)) < 3 or _valley_p_value(one, other) > _VALLEY_LEVEL:
         return False
-    codes, spread = _principal(np.concatenate([one, other]))
+    codes, spread = principal(np.concatenate([one, other]))
     found = _spread_between(codes, _two_means(codes, np.arange(len(codes)) < len(one)))
     shares = (len(other) / len(codes), len(one) / len(codes))
     null = []
     for draw in range(_PAIR_DRAWS):
-        gaussian = _gaussian(len(codes), spread, rng)
-        start = gaussian[:, 0] > np.quantile(gaussian[:, 0], shares[draw % 2])
-        null.append(_spread_between(gaussian, _two_means(gaussian, start)))
-    return _lower_tail(found, null) < _PAIR_LEVEL
+        one_cloud = gaussian(len(codes), spread, rng)
+        start = one_cloud[:, 0] > np.quantile(one_cloud[:, 0], shares[draw % 2])
+        null.append(_spread_between(one_cloud, _two_means(one_cloud, start)))
+    return lower_tail(found, null) < _PAIR_LEVEL
 
 
 def _valley_p_value(one: Array, other: Array) -> float:
@@ -185,85 +183,10 @@ def _two_means(codes: Array, side: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _whole_p_value(codes: Array, n_clusters: int, rng: np.random.Generator) -> float:
     """Return the p-value of k-means explaining as much as of Gaussian codes of the same covariance and size."""
-    codes, spread = _principal(_sample(codes, _WHOLE_CODES, rng))
+    codes, spread = principal(sample(codes, _WHOLE_CODES, rng))
     n_clusters = min(n_clusters, len(codes) // 3)
     if n_clusters < 2:
         return 1.0
-    found = _log_scatter(codes, n_clusters, 4, rng)
-    null = [_log_scatter(_gaussian(len(codes), spread, rng), n_clusters, 2, rng) for _ in range(_WHOLE_DRAWS)]
-    return _lower_tail(found, null)
-
-
-def _log_scatter(codes: Array, n_clusters: int, n_init: int, rng: np.random.Generator) -> float:
-    """Return the log share of the scatter that is within the clusters of k-means."""
-    fitted = KMeans(n_clusters, n_init=n_init, max_iter=30, random_state=int(rng.integers(2**31))).fit(codes)
-    return float(np.log(fitted.inertia_ / (codes**2).sum() + 1e-30))
-
-
-def excess(codes: Array, seed: int) -> tuple[float, float]:
-    """Return the excess scatter that clusters explain, compared with one elliptical cloud of the same covariance.
-
-    The excess is the largest difference between the logarithms of the within-cluster scatters (the gap statistic)
-    over 2 to 12 clusters, in the first 50 principal components. The cloud has the codes' own Mahalanobis distances,
-    in both sets clipped to their median, so that heavy tails do not count as clusters. The p-value allows an excess
-    of .05, because real codes are not elliptical, and is corrected for the choice of the number of clusters.
-
-    Returns the excess as a share of the null's scatter within clusters, in [0, 1]: 0 for one cluster of any shape,
-    close to 1 for clusters far apart; and the p-value. Arguments are those of `separate`.
-    """
-    rng = np.random.default_rng(seed)
-    codes = _sample(codes, _WHOLE_CODES, rng)
-    n_distinct = len(np.unique(codes, axis=0))
-    codes, spread = _principal(_clipped(_principal(codes)[0][:, :_COMPONENTS]))
-    numbers = [k for k in _EXCESS_CLUSTERS if 3 * k <= len(codes) and k <= n_distinct]
-    if not numbers or not len(spread):
-        return 0.0, 1.0
-
-    def log_scatters(codes: Array) -> Array:
-        return np.array([_log_scatter(codes, k, 2, rng) for k in numbers])
-
-    found, radii = log_scatters(codes), np.linalg.norm(codes / spread, axis=1)
-    null = np.stack([log_scatters(_elliptical(radii, spread, rng)) for _ in range(_EXCESS_DRAWS)])
-    deviation = null.std(0, ddof=1) + 1e-12
-    largest = ((null.mean(0) - null) / deviation).max(1)
-    beyond = ((null.mean(0) - found + np.log(1 - _ALLOWED)) / deviation).max()
-    p_value = norm.sf((beyond - largest.mean()) / (largest.std(ddof=1) + 1e-12))
-    return float(max(0.0, 1 - np.exp((found - null.mean(0)).min()))), float(p_value)
-
-
-def _elliptical(radii: Array, spread: Array, rng: np.random.Generator) -> Array:
-    """Draw codes in random directions at the given Mahalanobis distances, in random order."""
-    draws: Array = rng.normal(size=(len(radii), len(spread)))
-    draws *= (rng.permutation(radii) / np.linalg.norm(draws, axis=1))[:, None] * spread
-    return np.asarray(draws - draws.mean(0))
-
-
-def _clipped(codes: Array) -> Array:
-    """Return codes whose Mahalanobis distances are clipped to their median."""
-    axes, spread = _principal(codes)
-    if not len(spread):
-        return axes
-    distance = np.linalg.norm(axes / spread, axis=1, keepdims=True)
-    return np.asarray(axes * np.minimum(1, np.median(distance) / np.maximum(distance, 1e-30)))
-
-
-def _lower_tail(found: float, null: list[float]) -> float:
-    """Return the probability of a value as small under the null, by a normal fit because the draws are few."""
-    return float(norm.cdf((found - np.mean(null)) / (np.std(null, ddof=1) + 1e-12)))
-
-
-def _principal(codes: Array) -> tuple[Array, Array]:
-    """Return the centered codes in their principal axes, and the standard deviation along each axis."""
-    codes = codes - codes.mean(0)
-    left, sizes, _ = np.linalg.svd(codes, full_matrices=False)
-    kept = sizes > 1e-6 * sizes.max(initial=1e-30)
-    return (left * sizes)[:, kept], sizes[kept] / np.sqrt(len(codes))
-
-
-def _gaussian(n_codes: int, spread: Array, rng: np.random.Generator) -> Array:
-    draws: Array = rng.normal(size=(n_codes, len(spread))) * spread
-    return np.asarray(draws - draws.mean(0))
-
-
-def _sample(codes: Array, n_codes: int, rng: np.random.Generator) -> Array:
-    return codes if len(codes) <= n_codes else codes[rng.choice(len(codes), n_codes, replace=False)]
+    null = np.stack([gaussian(len(codes), spread, rng) for _ in range(_WHOLE_DRAWS)])
+    [found] = log_scatter(codes[None], n_clusters, 4, rng)
+    return lower_tail(found, log_scatter(null, n_clusters, 2, rng))

@@ -13,9 +13,9 @@ from torch.utils.data import Subset
 
 from captum_mfv.activations.codes import collect
 from captum_mfv.errors import FacetError
+from captum_mfv.facets.excess import excess
 from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.finder import STABLE
-from captum_mfv.facets.separation import excess
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.metrics.scores import off_facet, real_off_facet
 from captum_mfv.storage.schema import check_seed
@@ -51,13 +51,15 @@ def multifacetedness(facets: FacetSet, *, seed: int = 0) -> Multifacetedness:
     to detect in more images. The seed is that of the null distribution's draws.
     """
     readable = np.isfinite(facets.activations)
-    score, p_value = excess(facets.codes[readable].astype(np.float64), check_seed(seed))
+    found = excess(facets.codes[readable].astype(np.float64), check_seed(seed))
     if facets.stability is None:
-        return Multifacetedness(score, p_value, None)
+        return Multifacetedness(found.score, found.p_value, None)
     weights = np.maximum(facets.activations[readable], 0)
     weights = weights if weights.any() else np.ones_like(weights)
     stable = np.append(np.array(facets.stability) >= STABLE, False)  # noise is -1: the last entry
-    return Multifacetedness(score, p_value, float(np.average(stable[facets.labels[readable]], weights=weights)))
+    return Multifacetedness(
+        found.score, found.p_value, float(np.average(stable[facets.labels[readable]], weights=weights))
+    )
 
 
 @dataclass(frozen=True)
