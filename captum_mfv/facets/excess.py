@@ -42,8 +42,8 @@ def excess(codes: Array, seed: int) -> Excess:
     The excess is the largest difference between the logarithms of the within-cluster scatters (the gap statistic,
     Tibshirani et al. 2001) over 2 to 12 clusters, in the first 50 principal components. So that heavy tails do not
     count as clusters, distances from the median code are clipped to 1.5 times their median, and then Mahalanobis
-    distances to their median; the cloud has the same Mahalanobis distances. The p-value allows an excess of .05, because real codes are not
-    elliptical, and is corrected for the choice of the number of clusters.
+    distances to their median; the cloud has the same Mahalanobis distances. The p-value allows an excess of .05,
+    because real codes are not elliptical, and is corrected for the choice of the number of clusters.
 
     Args:
         codes: (n, d) finite codes.
