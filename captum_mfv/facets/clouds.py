@@ -41,7 +41,7 @@ def sample(codes: Array, n_codes: int, rng: np.random.Generator) -> Array:
     return codes if len(codes) <= n_codes else codes[rng.choice(len(codes), n_codes, replace=False)]
 
 
-def lower_tail(found: float, null: Sequence[float]) -> float:
+def lower_tail(found: float, null: Sequence[float] | Array) -> float:
     """Return the probability of a value as small under the null, by a normal fit because the draws are few."""
     return float(norm.cdf((found - np.mean(null)) / (np.std(null, ddof=1) + 1e-12)))
 
