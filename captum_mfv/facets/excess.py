@@ -15,7 +15,7 @@ _COMPONENTS = 50
 _MOST_CODES = 500  # larger numbers of codes are sampled
 _NUMBERS, _DRAWS = range(2, 13), 20
 _DEVIATIONS = 3.0  # of the null: a smaller excess is as good
-_STARTS = 2
+_STARTS, _STARTS_OF_CODES = 2, 10  # clusters far apart are missed from few starts, a cloud's hardly
 _FAR = 1.5  # in median distances from the median code; principal axes then aren't those of a few far codes
 _ALLOWED = 0.05  # excess of a single non-Gaussian cluster under the null hypothesis
 
@@ -58,8 +58,9 @@ def excess(codes: Array, seed: int) -> Excess:
     if not numbers or not len(spread):
         return Excess(0.0, 1.0, 1)
     radii = np.linalg.norm(codes / spread, axis=1)
-    clouds = np.stack([codes, *(elliptical(radii, spread, rng) for _ in range(_DRAWS))])
-    found, *draws = np.stack([log_scatter(clouds, k, _STARTS, rng) for k in numbers], 1)
+    clouds = np.stack([elliptical(radii, spread, rng) for _ in range(_DRAWS)])
+    found = np.concatenate([log_scatter(codes[None], k, _STARTS_OF_CODES, rng) for k in numbers])
+    draws = np.stack([log_scatter(clouds, k, _STARTS, rng) for k in numbers], 1)
     null, deviation = np.mean(draws, 0), np.std(draws, 0, ddof=1) + 1e-12
     largest = ((null - draws) / deviation).max(1)
     beyond = ((null - found + np.log(1 - _ALLOWED)) / deviation).max()

@@ -45,10 +45,11 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     first.
 
     With ``n_facets="auto"``, the facets are the separated clusters of the reduced codes, compared with a null
-    distribution of the same covariance and size (`captum_mfv.facets.separation`). Where more clusters explain more of
-    the codes than they explain of one cloud (`captum_mfv.facets.excess`, p < .01), k-means divides the codes into that
-    number, although there are no gaps between all of them. Otherwise there is one facet. The embedding is then only
-    for display, because t-SNE separates noise into islands. A given clusterer clusters the embedding into as many.
+    distribution of the same covariance and size (`captum_mfv.facets.separation`). Where none are separated, but clusters
+    explain more of the codes than they explain of one cloud (`captum_mfv.facets.excess`, p < .01), k-means divides the
+    codes into the smallest number that explains about as much as any. Otherwise there is one facet. The embedding is
+    then only for display, because t-SNE separates noise into islands. A given clusterer clusters the embedding into as
+    many.
 
     Args:
         n_facets: number of facets, 10 in the paper; or ``"auto"``.
@@ -171,12 +172,13 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(clusterer.fit_predict(self.embedding_))
 
     def _count(self, codes: Floats, reduced: Floats, seed: int) -> NDArray[np.int64]:
-        """Return the separated clusters, or those of k-means if one cloud and fewer clusters explain less."""
-        labels, p_value = separate(reduced, seed)
-        found, n_separated = excess(codes, seed), int(labels.max()) + 1
-        self.p_value_ = p_value if n_separated > 1 else found.p_value
-        if found.p_value < _LEVEL and found.n_clusters > n_separated:
-            labels = KMeans(found.n_clusters, n_init=10, random_state=seed).fit_predict(reduced).astype(np.int64)
+        """Return the separated clusters; if there is one, clusters of k-means where these explain more than one cloud."""
+        labels, self.p_value_ = separate(reduced, seed)
+        if not labels.any():
+            found = excess(codes, seed)
+            self.p_value_ = found.p_value
+            if found.p_value < _LEVEL:
+                labels = KMeans(found.n_clusters, n_init=10, random_state=seed).fit_predict(reduced).astype(np.int64)
         return labels if self.max_facets is None else merge_clusters(reduced, labels, self.max_facets)
 
 
