@@ -6,7 +6,6 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
-from captum_mfv.datasets import planted_codes
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.excess import excess
 from captum_mfv.facets.separation import separate

@@ -45,11 +45,11 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     first.
 
     With ``n_facets="auto"``, the facets are the separated clusters of the reduced codes, compared with a null
-    distribution of the same covariance and size (`captum_mfv.facets.separation`). Where none are separated, but clusters
-    explain more of the codes than they explain of one cloud (`captum_mfv.facets.excess`, p < .01), k-means divides the
-    codes into the smallest number that explains about as much as any. Otherwise there is one facet. The embedding is
-    then only for display, because t-SNE separates noise into islands. A given clusterer clusters the embedding into as
-    many.
+    distribution of the same covariance and size (`captum_mfv.facets.separation`). Where none are separated, but
+    clusters explain more of the codes than they explain of one cloud (`captum_mfv.facets.excess`, p < .01), k-means
+    divides the codes into the smallest number that explains about as much as any. Otherwise there is one facet. The
+    embedding is then only for display, because t-SNE separates noise into islands. A given clusterer clusters the
+    embedding into as many.
 
     Args:
         n_facets: number of facets, 10 in the paper; or ``"auto"``.
@@ -172,7 +172,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(clusterer.fit_predict(self.embedding_))
 
     def _count(self, codes: Floats, reduced: Floats, seed: int) -> NDArray[np.int64]:
-        """Return the separated clusters; if there is one, clusters of k-means where these explain more than one cloud."""
+        """Return the separated clusters or, where there are no gaps, those that explain more than one cloud does."""
         labels, self.p_value_ = separate(reduced, seed)
         if not labels.any():
             found = excess(codes, seed)

@@ -51,7 +51,7 @@ FACET_WEIGHTS: Mapping[str, float] = {"capped_unit": 1.5, "code": 3.0, "distribu
 def unit(facet: Facets, *, cap: float | None = None) -> Any:
     """Maximize the facet's unit, in units of its mean activation on the facet's images.
 
-    With a cap, the activation levels off about ``cap`` times the largest activation on any real image.
+    With a cap, the best activation is about ``cap`` times the largest on any real image.
     """
     facets = as_facets(facet)
     return weighted_sum(facets, {"unit": terms.unit_term(facets, cap)})

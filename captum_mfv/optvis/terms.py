@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from captum_mfv.errors import FacetError, RecipeError, UnitError
 from captum_mfv.facets.facet_set import Facet
@@ -44,7 +45,7 @@ ACTIVATION = ".activation"
 """Name of the units' activations among the layers, where the render loop has computed them; no module has this name."""
 
 _SHARPNESS = 10.0  # of the soft maximum over the other facets' cosines
-_KNEE = 0.1  # width of the bend where a unit's activation levels off, as a share of the cap
+_KNEE = 0.1  # width of the bend at the cap, as a share of the cap
 _CAP = 1.5  # the cap in recipes, in largest activations on real images
 
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -136,8 +137,9 @@ def _picks(units: Sequence[Unit]) -> Tensor:
 def unit_term(facets: Sequence[Facet], cap: float | None = None) -> Term:
     """Return minus the unit's activation, in units of its mean magnitude on each facet's images.
 
-    With a cap, the activation levels off about this many times the unit's largest activation on any real image, since
-    images that drive a unit far beyond real ones become unnatural. A unit that no real image activates is not capped.
+    With a cap, what is maximized falls again beyond this many times the unit's largest activation on any real image,
+    since images that drive a unit far beyond real ones become unnatural, and other terms would drive it further. A unit
+    that no real image activates is not capped.
     """
     read = activation_term(facets)
     mean = torch.tensor([float(abs(item.activations).mean()) for item in facets]).clamp_min(1e-6)
@@ -152,7 +154,8 @@ def unit_term(facets: Sequence[Facet], cap: float | None = None) -> Term:
         activation = read.loss(outputs, constants).float()
         if cap is not None:
             high, knee = constants["high"].to(activation), constants["knee"].to(activation)
-            leveled = high - knee * torch.nn.functional.softplus((high - activation) / knee)
+            beyond = (activation - high) / knee
+            leveled = high - knee * (softplus(beyond) + softplus(-beyond))
             activation = torch.where(constants["capped"], leveled, activation)
         return -activation / constants["mean"].to(activation)
 
