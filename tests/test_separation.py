@@ -27,7 +27,7 @@ def test_one_cluster_of_any_shape_is_counted_as_one(kind, n, d, seed):
     assert separate(ONE[kind](np.random.default_rng(seed), n, d), seed)[0].max() == 0
 
 
-@pytest.mark.parametrize("kind", ONE.keys() - {"rectified"})  # few rectified factors do have corners
+@pytest.mark.parametrize("kind", [kind for kind in ONE if kind != "rectified"])  # a few rectified factors have corners
 @pytest.mark.parametrize(("n", "d"), [(100, 512), (150, 50)])
 def test_one_cluster_of_any_shape_is_not_explained_better_by_several(kind, n, d):
     assert min(excess(ONE[kind](np.random.default_rng(seed), n, d), seed).p_value for seed in range(2)) > 0.05
@@ -62,7 +62,7 @@ def test_the_number_of_facets_can_be_one():
     codes = np.random.default_rng(0).normal(size=(80, 30))
     finder = FacetFinder("auto", random_state=0).fit(codes)
     assert (finder.n_facets_, set(finder.labels_)) == (1, {0})
-    assert finder.p_value_ > 0.01
+    assert finder.p_value_ == excess(codes).p_value > 0.01, "as multifacetedness says"
     assert np.allclose(finder.centers_, codes.mean(0))
 
 

@@ -52,6 +52,7 @@ def log_scatter(clouds: Array, n_clusters: int, n_init: int, rng: np.random.Gene
     Clouds of one size, (n_clouds, n, d), are clustered at once, since a library's call takes longer than the work on
     a few hundred codes: Lloyd's algorithm from k-means++ starts.
     """
+    clouds = clouds.astype(np.float32)
     squares = np.square(clouds).sum(2)
     total = squares.sum(1)
     clouds, squares = np.repeat(clouds, n_init, 0), np.repeat(squares, n_init, 0)
@@ -63,7 +64,7 @@ def log_scatter(clouds: Array, n_clusters: int, n_init: int, rng: np.random.Gene
         if (nearest == labels).all():
             break
         labels = nearest
-        own = (labels[:, :, None] == np.arange(n_clusters)).transpose(0, 2, 1).astype(float)
+        own = (labels[:, :, None] == np.arange(n_clusters)).transpose(0, 2, 1).astype(np.float32)
         sizes = own.sum(2, keepdims=True)
         centers = np.where(sizes > 0, own @ clouds / np.maximum(sizes, 1), centers)
     within = _distances(clouds, squares, centers).min(2).sum(1).reshape(-1, n_init).min(1)
@@ -72,7 +73,7 @@ def log_scatter(clouds: Array, n_clusters: int, n_init: int, rng: np.random.Gene
 
 def _starts(clouds: Array, squares: Array, n_clusters: int, rng: np.random.Generator) -> Array:
     """Draw codes as centers with chances in proportion to the square distance to the nearest center so far."""
-    centers, chances = np.empty((len(clouds), 0, clouds.shape[2])), np.ones_like(squares)
+    centers, chances = np.empty((len(clouds), 0, clouds.shape[2]), np.float32), np.ones_like(squares)
     for _ in range(n_clusters):
         reached = chances.cumsum(1)
         drawn = (reached < rng.random((len(clouds), 1)) * reached[:, -1:]).sum(1).clip(max=clouds.shape[1] - 1)

@@ -13,7 +13,7 @@ __all__ = ["Excess", "excess"]
 
 _COMPONENTS = 50
 _MOST_CODES = 500  # larger numbers of codes are sampled
-_NUMBERS, _DRAWS = range(2, 13), 20
+_NUMBERS, _DRAWS = (2, 3, 4, 5, 6, 8, 10, 12), 50
 _DEVIATIONS = 3.0  # of the null: a smaller excess is as good
 _STARTS, _STARTS_OF_CODES = 2, 10  # clusters far apart are missed from few starts, a cloud's hardly
 _FAR = 1.5  # in median distances from the median code; principal axes then aren't those of a few far codes
@@ -36,7 +36,7 @@ class Excess:
     n_clusters: int
 
 
-def excess(codes: Array, seed: int) -> Excess:
+def excess(codes: Array, seed: int = 0) -> Excess:
     """Return the excess scatter that clusters explain, compared with one elliptical cloud of the same covariance.
 
     The excess is the largest difference between the logarithms of the within-cluster scatters (the gap statistic,

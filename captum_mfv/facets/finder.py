@@ -175,7 +175,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Return the separated clusters or, where there are no gaps, those that explain more than one cloud does."""
         labels, self.p_value_ = separate(reduced, seed)
         if not labels.any():
-            found = excess(codes, seed)
+            found = excess(codes)
             self.p_value_ = found.p_value
             if found.p_value < _LEVEL:
                 labels = KMeans(found.n_clusters, n_init=10, random_state=seed).fit_predict(reduced).astype(np.int64)

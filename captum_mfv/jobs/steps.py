@@ -239,7 +239,7 @@ def measure(work: Work) -> None:
             "chance": 1 / len(facets),
             "p_value": facets.p_value,
             "agreement": facets.agreement,
-            "multifacetedness": asdict(multifacetedness(facets, seed=inputs.job.seed)),
+            "multifacetedness": asdict(multifacetedness(facets)),
         }
         if (baseline := work.folder.read_baseline()) is not None:
             metrics["plain"] = _score_baseline(work, baseline)

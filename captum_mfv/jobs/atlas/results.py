@@ -82,7 +82,7 @@ def done_unit(
         activations, codes: (n_facets,) and (n_facets, D), the unit's activations and the codes of these images.
     """
     facets, head = found.facets, _head(plan, found.position)
-    measured = multifacetedness(facets, seed=plan.job.seed)
+    measured = multifacetedness(facets)
     retained = nearest(codes, facets.centers) == np.arange(len(facets))
     files = {tensors_file(head["unit"]): _tensors(found, renderings)}
     for facet, rendering in zip(facets, renderings, strict=True):
