@@ -11,6 +11,7 @@ from scipy.stats import norm
 __all__ = ["Array", "elliptical", "gaussian", "log_scatter", "lower_tail", "principal", "sample"]
 
 Array = NDArray[np.float64]
+_Singles = NDArray[np.float32]
 
 _MAX_ITERATIONS = 30
 
@@ -52,26 +53,26 @@ def log_scatter(clouds: Array, n_clusters: int, n_init: int, rng: np.random.Gene
     Clouds of one size, (n_clouds, n, d), are clustered at once, since a library's call takes longer than the work on
     a few hundred codes: Lloyd's algorithm from k-means++ starts.
     """
-    clouds = clouds.astype(np.float32)
-    squares = np.square(clouds).sum(2)
-    total = squares.sum(1)
-    clouds, squares = np.repeat(clouds, n_init, 0), np.repeat(squares, n_init, 0)
-    centers = _starts(clouds, squares, n_clusters, rng)
+    scaled: _Singles = (clouds / max(abs(clouds).max(), 1e-300)).astype(np.float32)  # precise enough, and twice as fast
+    total = np.square(scaled).sum((1, 2))
+    scaled = np.repeat(scaled, n_init, 0)
+    squares = np.square(scaled).sum(2)
+    centers = _starts(scaled, squares, n_clusters, rng)
     labels = np.full(squares.shape, -1)
     for _ in range(_MAX_ITERATIONS):
-        distances = _distances(clouds, squares, centers)
+        distances = _distances(scaled, squares, centers)
         nearest = distances.argmin(2)
         if (nearest == labels).all():
             break
         labels = nearest
         own = (labels[:, :, None] == np.arange(n_clusters)).transpose(0, 2, 1).astype(np.float32)
         sizes = own.sum(2, keepdims=True)
-        centers = np.where(sizes > 0, own @ clouds / np.maximum(sizes, 1), centers)
-    within = _distances(clouds, squares, centers).min(2).sum(1).reshape(-1, n_init).min(1)
-    return np.asarray(np.log(np.maximum(within, 0) / np.maximum(total, 1e-30) + 1e-30))
+        centers = np.where(sizes > 0, own @ scaled / np.maximum(sizes, 1), centers)
+    within = _distances(scaled, squares, centers).min(2).sum(1).reshape(-1, n_init).min(1)
+    return np.asarray(np.log(within / np.maximum(total, 1e-30) + 1e-30), np.float64)
 
 
-def _starts(clouds: Array, squares: Array, n_clusters: int, rng: np.random.Generator) -> Array:
+def _starts(clouds: _Singles, squares: _Singles, n_clusters: int, rng: np.random.Generator) -> _Singles:
     """Draw codes as centers with chances in proportion to the square distance to the nearest center so far."""
     centers, chances = np.empty((len(clouds), 0, clouds.shape[2]), np.float32), np.ones_like(squares)
     for _ in range(n_clusters):
@@ -84,7 +85,7 @@ def _starts(clouds: Array, squares: Array, n_clusters: int, rng: np.random.Gener
     return centers
 
 
-def _distances(clouds: Array, squares: Array, centers: Array) -> Array:
+def _distances(clouds: _Singles, squares: _Singles, centers: _Singles) -> _Singles:
     """Return square distances between codes and centers, (n_clouds, n, k)."""
     products = clouds @ centers.transpose(0, 2, 1)
     return np.asarray(np.maximum(squares[:, :, None] - 2 * products + np.square(centers).sum(2)[:, None], 0))
