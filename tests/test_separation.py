@@ -62,7 +62,7 @@ def test_the_number_of_facets_can_be_one():
     codes = np.random.default_rng(0).normal(size=(80, 30))
     finder = FacetFinder("auto", random_state=0).fit(codes)
     assert (finder.n_facets_, set(finder.labels_)) == (1, {0})
-    assert finder.p_value_ == excess(codes).p_value > 0.01, "as multifacetedness says"
+    assert finder.p_value_ == excess(codes).p_value > 0.05, "as multifacetedness says"
     assert np.allclose(finder.centers_, codes.mean(0))
 
 

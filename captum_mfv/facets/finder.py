@@ -35,7 +35,7 @@ STABLE = 0.6
 """Smallest stability of a stable facet; below, a facet is "doubtful" (Hennig 2007)."""
 
 _FEW = 1000
-_LEVEL = 0.01  # significance level: clusters explain more of the codes than of one cloud
+_LEVEL = 0.05  # significance level: clusters explain more of the codes than of one cloud
 
 
 class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -46,7 +46,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     With ``n_facets="auto"``, the facets are the separated clusters of the reduced codes, compared with a null
     distribution of the same covariance and size (`captum_mfv.facets.separation`). Where none are separated, but
-    clusters explain more of the codes than they explain of one cloud (`captum_mfv.facets.excess`, p < .01), k-means
+    clusters explain more of the codes than they explain of one cloud (`captum_mfv.facets.excess`, p < .05), k-means
     divides the codes into the smallest number that explains about as much as any. Otherwise there is one facet. The
     embedding is then only for display, because t-SNE separates noise into islands. A given clusterer clusters the
     embedding into as many.
