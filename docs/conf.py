@@ -35,7 +35,7 @@ extensions = [
     "sphinx_click",
     "myst_nb",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_extra"]
 default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [  # other packages' names, whose inventories would have to be downloaded
@@ -71,6 +71,7 @@ nb_output_stderr = "remove"
 html_theme = "furo"
 html_title = "captum-mfv"
 html_static_path = ["_static"]
+html_extra_path = ["_extra"]  # the gallery, copied as it is
 html_css_files = ["pages.css"]
 html_show_sphinx = False
 templates_path = ["_templates"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -466,6 +467,16 @@ def test_a_publication_works_without_real_images_also_from_a_server(folder, tmp_
     assert messages == []
     own = (f"{address}images/", f"{address}data/")
     assert [url for url in requests if not url.startswith(own)] == [address]
+
+
+@in_browser
+def test_the_gallery_in_the_docs_opens(visit):
+    page = visit(Path(__file__).parent.parent / "docs" / "_extra" / "gallery" / "index.html", state="#sort=unit")
+    page.wait_for_selector("#wall img")
+    assert found(page) >= 64
+    page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
+    page.locator("#wall a").first.click()
+    page.locator("#unit .facet").first.wait_for()
 
 
 def chunk(folder, name):

@@ -98,6 +98,19 @@ def test_pictures_in_the_docs_are_small(path):
     assert path.stat().st_size <= 200 * 1024
 
 
+def test_the_gallery_holds_synthesized_images_and_no_name_of_a_photograph():
+    gallery = ROOT / "docs" / "_extra" / "gallery"
+    files = {path.relative_to(gallery).as_posix(): path.read_bytes() for path in gallery.rglob("*") if path.is_file()}
+    record = json.loads(files.pop("publication.json"))
+    assert record["files"] == sorted(files)
+    images = {name for name in files if not name.endswith((".js", ".html"))}
+    assert all(re.fullmatch(r"images/features\.12/\d+_\d+\.webp|data/sprites-\d+\.webp", name) for name in images)
+    assert len({name.partition("_")[0] for name in images if name.startswith("images/")}) >= 64
+    text = b"".join(content for name, content in files.items() if name not in images)
+    assert re.findall(rb"data:image|caltech|\w+\.(?:jpe?g|png)|image_\d+", text, re.IGNORECASE) == []
+    assert sum(map(len, files.values())) < 6e6
+
+
 MODEL_OF_RANDOM_WEIGHTS = """
 import torch
 
