@@ -83,7 +83,7 @@ def test_each_row_reads_its_own_unit_directions_included(facets, others, directi
     dead = [replace(facets[0], peak=0.0), facets[1]]
     high = torch.full((2, 5), 100.0)
     assert terms.unit_term(dead, cap=1.5)({"fc": high}).tolist() == pytest.approx(
-        [-100 / scales[2].item(), -1.5 * facets[1].peak / float(abs(facets[1].activations).mean())], rel=0.01
+        [-100 / scales[2].item(), (100 - 3 * facets[1].peak) / float(abs(facets[1].activations).mean())], rel=0.01
     )
     shares = terms.probability_term([others[0], facets[0]])({"fc": output[:2]})
     assert torch.allclose(shares, -output[:2].log_softmax(1)[[0, 1], [3, 1]])
