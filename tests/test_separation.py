@@ -73,6 +73,13 @@ def test_a_clusterer_is_given_the_number_of_separated_clusters():
     assert adjusted_rand_score(labels, finder.labels_) == 1
 
 
+def test_clusters_are_seen_where_most_codes_are_equal():
+    codes = np.zeros((60, 8))
+    codes[40:] = [3.0, *np.ones(7)]
+    assert excess(codes).p_value < 0.01
+    assert not excess(np.zeros((60, 8))).score
+
+
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_few_or_equal_codes_are_one_cluster(n):
     assert FacetFinder("auto", random_state=0).fit(np.random.default_rng(0).normal(size=(n, 5))).n_facets_ == 1

@@ -73,4 +73,5 @@ def excess(codes: Array, seed: int = 0) -> Excess:
 def _clipped(codes: Array, most: float, spread: Array | float = 1.0) -> Array:
     """Return codes whose lengths, in standard deviations along each axis, are clipped to so many medians."""
     lengths = np.linalg.norm(codes / spread, axis=1, keepdims=True)
-    return np.asarray(codes * np.minimum(1, most * np.median(lengths) / np.maximum(lengths, 1e-30)))
+    typical = np.median(lengths[lengths > 0]) if lengths.any() else 0.0  # most may be 0
+    return np.asarray(codes * np.minimum(1, most * typical / np.maximum(lengths, 1e-30)))
