@@ -260,7 +260,7 @@ def find_facets(
         unit: the unit, or ``"layer:index"``.
         images: the images that activate the unit: for a class unit, images of the class; for a hidden unit, its
             `top_images` (with their ``input_spec``).
-        n_facets: number of facets; or ``"auto"``, the number of separated clusters, which may be one.
+        n_facets: number of facets; or ``"auto"``, the number of clusters, which may be one.
         code: the code that describes an image, as in `collect`. Or a function from images in [0, 1] to codes, (N, D),
             which describes images by something else, such as attributions (`attr.AttributionCode`) or another network;
             centers are then in the default code's space, in which images can be synthesized.

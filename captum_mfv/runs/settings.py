@@ -111,7 +111,7 @@ class RunSettings(_Shared):
     """For a hidden unit: use only the K images with the largest activation, cropped to the peak's receptive field."""
 
     facets: Annotated[Positive | Literal["auto"], Option(_FACETS, "N|auto")] = 10
-    """Number of facets; auto: as many as are separated, which may be one."""
+    """Number of facets; auto: as many as there are clusters, which may be one."""
 
     labels: Annotated[Text | None, Option(_FACETS, "FILE", names="file")] = None
     """JSON table of image path → known group; adds the adjusted Rand index of the facets to the metrics."""
@@ -156,7 +156,7 @@ class AtlasSettings(_Shared):
     """Number of images of each unit: those with the largest activation, cropped to the peak's receptive field."""
 
     facets: Annotated[Positive | Literal["auto"], Option(_FACETS, "N|auto")] = "auto"
-    """Number of facets of each unit; auto: as many as are separated, which may be one."""
+    """Number of facets of each unit; auto: as many as there are clusters, which may be one."""
 
     max_facets: Annotated[Positive, Option(_FACETS, "N")] = 6
     """Largest number of facets by auto; the nearest clusters are merged."""
