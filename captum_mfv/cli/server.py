@@ -43,7 +43,7 @@ _SECONDS = 30  # that a connection may be idle
 
 @dataclass(frozen=True)
 class Site:
-    """What is served.
+    """A folder's files that are served, and the page among them.
 
     Args:
         folder: its files alone are served.

@@ -97,7 +97,7 @@ def _chunk(name: str, value: Any) -> bytes:
 
 @dataclass(eq=False)
 class _Content:
-    """What the page shows of an atlas, with or without its real images."""
+    """Contents of an atlas's page, with or without its real images."""
 
     folder: AtlasFolder
     real: bool

@@ -1,4 +1,4 @@
-"""Where a published page comes from: title, source, license and the command that made it, without paths."""
+"""Origin of a published page: title, source, license and the command that made it, without paths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_LIBRARY = re.compile(r"(?:timm|hf|open_clip):(?![./~\\])")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a published page says on top.
+    """Title, source, license and command at the top of a published page.
 
     Args:
         title: the page's title; None: the page's own.
