@@ -139,7 +139,8 @@ class Unit:
             return unit
         if not isinstance(unit, str):
             raise TypeError(f"unit must be a Unit or 'LAYER:INDEX', such as 'fc:37', not a {type(unit).__name__}")
-        layer, colon, index = unit.rpartition(":")
+        # A file's path may begin with a drive, C:
+        layer, colon, index = unit.partition(":") if unit.endswith(".npy") else unit.rpartition(":")
         if layer and index.endswith(".npy"):
             return cls(layer, _read_direction(index))
         if not (layer and colon and index.isascii() and index.isdigit() and len(index) <= 18):

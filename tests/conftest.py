@@ -23,6 +23,7 @@ DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "sh
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
+posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and signals of POSIX")
 needs_data = pytest.mark.skipif(not (DATA / "bell_pepper").is_dir(), reason=f"research data not in {DATA}")
 needs_pickles = pytest.mark.skipif(torch.__version__ < "2.10", reason="this PyTorch's pickles are refused")
 

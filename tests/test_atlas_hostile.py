@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import posix
 from safetensors.numpy import load_file
 from small_atlas import content, settings, write_inputs
 
@@ -14,6 +15,8 @@ from captum_mfv import AtlasFolder, FacetSet
 from captum_mfv.errors import MFVError, RunError
 from captum_mfv.jobs import atlas
 from captum_mfv.storage.files import tensor_file
+
+pytestmark = posix
 
 
 @pytest.fixture(scope="module")

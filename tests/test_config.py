@@ -1,6 +1,7 @@
 """Settings of a run, declared once for Python, the command, TOML and JSON Schema."""
 
 import json
+import ntpath
 import os
 import subprocess
 import sys
@@ -66,6 +67,14 @@ def test_a_directions_file_is_relative_to_the_file(tmp_path):
     assert RUN.read_toml(tmp_path / "a.toml") == {"unit": f"fc:{tmp_path / 'cavs' / 'red.npy'}"}
     (tmp_path / "a.toml").write_text('unit = "fc:3"')
     assert RUN.read_toml(tmp_path / "a.toml") == {"unit": "fc:3"}
+
+
+def test_a_path_on_another_drive_is_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path", ntpath)  # as on Windows
+    red = "fc:C:\\cavs\\red.npy"
+    text = RUN.to_toml({"images": "peppers", "unit": red}, "Z:\\out")
+    assert text == f"images = {json.dumps(ntpath.abspath('peppers'))}\nunit = {json.dumps(red)}\n"
 
 
 def test_the_names_of_recipes_are_not_paths():

@@ -3,11 +3,13 @@
 import warnings
 
 import pytest
-from conftest import needs_pickles
+from conftest import needs_pickles, posix
 from fuzz_targets import targets
 from hypothesis import HealthCheck, Phase, given, settings
 
 from captum_mfv.errors import MFVWarning
+
+pytestmark = posix
 
 EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: resume": 15, "images": 150}
 EXAMPLES |= {"atlas folders": 30, "atlas folders: resume": 10}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SPEC, planted_images, small_cnn
+from conftest import SPEC, planted_images, posix, small_cnn
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -39,6 +39,8 @@ from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
 from captum_mfv.runs.settings import RUN
 from captum_mfv.runs.writer import RunWriter
 from captum_mfv.storage.files import tensor_file
+
+pytestmark = posix
 
 MODEL = "conftest:small_cnn"
 

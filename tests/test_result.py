@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import SPEC, small_cnn
 
-from captum_mfv import FacetSet, RunFolder
+from captum_mfv import AtlasFolder, FacetSet, RunFolder
 from captum_mfv.attr import FacetModel
 from captum_mfv.errors import FacetError, RunError
 from captum_mfv.optvis.render import render_facets
-from captum_mfv.runs.records import FORMAT
+from captum_mfv.runs.atlas_writer import AtlasWriter
+from captum_mfv.runs.records import ATLAS_FORMAT, FORMAT
 from captum_mfv.runs.writer import RunWriter
 
 SETTINGS = {
@@ -105,6 +106,32 @@ def test_folders_without_a_run_are_an_error(tmp_path, manifest):
         RunFolder.read(tmp_path)
     with pytest.raises(RunError, match="no run that can be read"):
         RunFolder.read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("number", [0, FORMAT + 1, 0.5, "1", None])
+@pytest.mark.parametrize("kind", ["run", "atlas"])
+def test_a_folder_of_another_format_is_refused_by_both_numbers_and_left_as_it_is(kind, number, tmp_path):
+    text = json.dumps({"format": number, "kind": kind, "stages": [], "settings": {}})
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / ".facets.json.abcdefgh.part").write_text("")  # looks like a killed write
+    version = FORMAT if kind == "run" else ATLAS_FORMAT
+    if kind == "run":
+        calls = [
+            lambda: RunFolder.read(tmp_path),
+            lambda: RunWriter.open(tmp_path, SETTINGS, KEYS, OUTPUTS),
+            lambda: RunWriter.open(tmp_path, SETTINGS, KEYS, OUTPUTS, update=True),
+        ]
+    else:
+        calls = [
+            lambda: AtlasFolder.read(tmp_path),
+            lambda: AtlasWriter.open(tmp_path, SETTINGS, {}),
+            lambda: AtlasWriter.open(tmp_path, SETTINGS, {}, update=True),
+        ]
+    for call in calls:
+        with pytest.raises(RunError, match=f"has format {number}, and this version reads format {version}$"):
+            call()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".facets.json.abcdefgh.part", "manifest.json"]
+    assert (tmp_path / "manifest.json").read_text() == text
 
 
 def test_the_facets_of_a_run_are_loaded_from_its_folder(folder, facets, tmp_path):

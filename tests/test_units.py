@@ -4,6 +4,7 @@ import torch
 
 from captum_mfv import Code, Unit
 from captum_mfv.errors import UnitError
+from captum_mfv.jobs.atlas.plan import parse_units
 
 MAP = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
 TOKENS = torch.arange(2 * 5 * 3.0).view(2, 5, 3)
@@ -91,6 +92,14 @@ def test_a_file_of_numpy_is_a_direction(tmp_path):
     np.save(tmp_path / "cav.npy", np.array([0.5, -1.0], np.float32))
     unit = Unit.parse(f"features.12:{tmp_path / 'cav.npy'}")
     assert (unit.layer, unit.index, str(unit)) == ("features.12", (0.5, -1.0), "features.12:direction[2]")
+
+
+def test_the_path_of_a_direction_may_begin_with_a_drive(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("C:cav.npy", np.array([0.5, -1.0], np.float32))  # here, the name of a file in this folder
+    wanted = Unit("fc", (0.5, -1.0))
+    assert Unit.parse("fc:C:cav.npy") == wanted
+    assert list(parse_units("fc:C:cav.npy,3")) == [wanted, Unit("fc", 3)]
 
 
 @pytest.mark.parametrize(

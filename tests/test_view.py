@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from conftest import posix
 
 from captum_mfv.cli import app
 from captum_mfv.cli.server import find_site, serve
@@ -148,6 +149,7 @@ def test_other_folders_are_refused_with_a_sentence(tmp_path):
         find_site(tmp_path)
 
 
+@posix
 def test_the_command_prints_the_address_and_ends_on_ctrl_c(folder):
     command = [sys.executable, "-m", "captum_mfv", "view", str(folder), "--no-browser"]
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # in a background job, it is ignored

@@ -48,6 +48,8 @@ SHEET = 9
 """Members of a facet in its sheet of images."""
 
 _MOST = 2**28  # numbers of an image
+_LONGEST = 80  # characters of a layer's name in that of its folder; paths of Windows have at most 260
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
 
 
 def unit_name(unit: Unit) -> str:
@@ -59,7 +61,18 @@ def unit_name(unit: Unit) -> str:
 
 def _place(unit: str, folder: str) -> str:
     layer, _, index = unit.rpartition(":")
-    return f"{folder}/{re.sub(r'[^0-9A-Za-z._-]', '_', layer)}/{index}"
+    return f"{folder}/{_layer_folder(layer)}/{index}"
+
+
+def _layer_folder(layer: str) -> str:
+    """Return the layer's name, if every file system takes it and keeps it apart from all others; else, one like it.
+
+    Windows reserves names, and many systems don't distinguish upper and lower case.
+    """
+    name = re.sub(r"[^0-9A-Za-z._-]", "_", layer)[:_LONGEST].rstrip(".")
+    if not name or name.startswith(".") or _RESERVED.fullmatch(name):
+        name = f"_{name}"
+    return name if name == layer.lower() else f"{name}-{fingerprint(layer=layer)[:8]}"
 
 
 def image_file(unit: str, facet: int) -> str:

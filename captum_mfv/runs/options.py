@@ -135,7 +135,7 @@ class OptionTable:
         """Return TOML, one option per line; relative paths become relative to the file's folder."""
         text = ""
         for name, value in options.items():
-            moved = self._moved(name, value, lambda part: os.path.relpath(part, folder))
+            moved = self._moved(name, value, lambda part: _relative(part, folder))
             text += f"{name.replace('_', '-')} = {json.dumps(moved, ensure_ascii=False)}\n"
         return text.replace("\x7f", "\\u007f")  # the only character that JSON allows in text and TOML doesn't
 
@@ -154,12 +154,20 @@ class OptionTable:
             path, colon, function = value.rpartition(":")
             rest = colon + function
         if kind == "unit":
-            layer, colon, path = value.rpartition(":")
+            layer, colon, path = value.partition(":")  # the path may begin with a drive, C:
             head = layer + colon
         suffix = {"recipe": ".json", "model": ".py", "unit": ".npy"}.get(kind or "", "")
         if kind is None or not path.endswith(suffix) or os.path.isabs(path):  # noqa: PTH117
             return value
         return head + os.path.normpath(move(path)) + rest
+
+
+def _relative(path: str, folder: str | os.PathLike[str]) -> str:
+    """Return a path relative to a folder, or an absolute one if the folder is on another drive."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:  # on Windows
+        return os.path.abspath(path)  # noqa: PTH100
 
 
 def _fields(cls: type) -> Mapping[str, Any]:

@@ -142,7 +142,8 @@ class Checkpoint:
                 raise ValueError("not a regular file")
             with safe_open(self.path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies, since a mapped file could be changed meanwhile, and on Windows could not be replaced
+                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             parts, unchanged = dict(parse_json(metadata["parts"])), metadata.get("content") == _content(state)
         check_same(parts, self._parts, f"{self.path} holds another {self._what}", "choose another file")
         with self.reading():

@@ -184,7 +184,9 @@ def parse_units(text: str) -> Iterator[Unit | str]:
                     raise UnitError(f"units {part!r}: a range goes from a lower to a higher index, by at most {_MOST}")
                 yield from (Unit(layer, number) for number in range(first, last + 1))
             else:
-                yield Unit.parse(part)
+                unit = Unit.parse(part)
+                layer = unit.layer_name
+                yield unit
 
 
 def _expanded(texts: Sequence[Unit | str], network: Network, options: Mapping[str, Any]) -> Iterator[Unit]:
