@@ -11,7 +11,10 @@ from captum_mfv.metrics.evaluation import (
     evaluate_images,
     judge_scores,
 )
+from captum_mfv.metrics.examples import clarity, polysemanticity, redundancy
 from captum_mfv.metrics.intervals import Estimate, NullDistribution, estimate, estimate_ratio
+from captum_mfv.metrics.patches import PatchSwap, patch_swap
+from captum_mfv.metrics.paths import PathCheck, path_check
 from captum_mfv.metrics.scores import (
     Naturalness,
     confusion,
@@ -25,6 +28,7 @@ from captum_mfv.metrics.scores import (
     same_over_seeds,
     spread,
 )
+from captum_mfv.metrics.two_choice import TwoChoice, two_choice
 from captum_mfv.metrics.unit_scores import ImageScores, Multifacetedness, multifacetedness, percentile, score_images
 
 __all__ = [
@@ -42,6 +46,10 @@ __all__ = [
     "Multifacetedness",
     "Naturalness",
     "NullDistribution",
+    "PatchSwap",
+    "PathCheck",
+    "TwoChoice",
+    "clarity",
     "confusion",
     "deletion_curve",
     "diversity",
@@ -56,13 +64,18 @@ __all__ = [
     "multifacetedness",
     "naturalness",
     "off_facet",
+    "patch_swap",
+    "path_check",
     "percentile",
+    "polysemanticity",
     "predicts",
     "real_off_facet",
     "real_predicts",
+    "redundancy",
     "retained",
     "same_over_seeds",
     "score_images",
     "shuffled",
     "spread",
+    "two_choice",
 ]

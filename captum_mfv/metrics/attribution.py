@@ -17,7 +17,7 @@ from captum_mfv.storage.schema import check_seed
 if TYPE_CHECKING:
     from captum.attr import Attribution
 
-__all__ = ["Curve", "Faithfulness", "deletion_curve", "faithfulness", "insertion_curve"]
+__all__ = ["Curve", "Faithfulness", "deletion_curve", "faithfulness", "insertion_curve", "target_scores"]
 
 Floats = NDArray[np.float64]
 
@@ -103,7 +103,7 @@ def deletion_curve(
     order = attributions.detach().sum(1, keepdim=True).flatten(1).argsort(dim=1, descending=True, stable=True)
     ranks = order.argsort(1).reshape(len(inputs), 1, *inputs.shape[2:])
     masks = [ranks < round(share * ranks[0].numel()) for share in shares]
-    scores = np.stack([_scores(forward_func, torch.where(mask, empty, inputs), target) for mask in masks], 1)
+    scores = np.stack([target_scores(forward_func, torch.where(mask, empty, inputs), target) for mask in masks], 1)
     return Curve(shares, scores, scores[:, 0], scores[:, -1])
 
 
@@ -125,7 +125,8 @@ def insertion_curve(
     return replace(curve, image=curve.baseline, baseline=curve.image)
 
 
-def _scores(forward_func: Callable[..., Tensor], inputs: Tensor, target: Any) -> Floats:
+def target_scores(forward_func: Callable[..., Tensor], inputs: Tensor, target: Any) -> Floats:
+    """Return a target's score of each input, (N,), without gradients; arguments as in `deletion_curve`."""
     with torch.no_grad():
         outputs = torch.cat([forward_func(rows) for rows in torch.split(inputs, _BATCH_SIZE)])
     columns = torch.as_tensor(target, device=outputs.device).expand(len(outputs))
