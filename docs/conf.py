@@ -1,6 +1,7 @@
 """The documentation: pages, notebooks that are executed when it is built, and the reference from docstrings."""
 
 import builtins
+import importlib
 import os
 import re
 import sys
@@ -15,10 +16,11 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # notebooks run beside each other, on small tensors
-os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # notebooks run the command too
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # notebooks run the command too
 os.environ["PYTHONWARNINGS"] = ",".join(  # kornia's, when lucent imports it
     f"ignore::{kind}:torch.jit._script" for kind in ("DeprecationWarning", "FutureWarning")
 )
@@ -152,12 +154,25 @@ def spread_executed_pages(app: Sphinx, env: BuildEnvironment, docnames: list[str
     docnames.sort(key=place.__getitem__)
 
 
+def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of names in ``__all__`` that the reference doesn't describe."""
+    described = env.domains.python_domain.objects
+    modules = [name for name, entry in described.items() if entry.objtype == "module"]
+    names = [
+        f"{module}.{name}" for module in modules for name in getattr(importlib.import_module(module), "__all__", ())
+    ]
+    for name in names:
+        if name not in described:
+            logging.getLogger(__name__).warning("%s is public, and the reference doesn't describe it", name)
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
     for name, module in list(sys.modules.items()):
         if name.startswith("sphinx.ext.autodoc") and hasattr(module, "stringify_annotation"):
             module.stringify_annotation = without_constraints(module.stringify_annotation)
     app.connect("env-before-read-docs", spread_executed_pages)
+    app.connect("env-check-consistency", check_public_names)
     app.connect("missing-reference", shortened)
     app.connect("autodoc-process-docstring", plain_words, priority=400)  # before napoleon
     app.connect("object-description-transform", short_arrays, priority=400)  # before autodoc writes them down

@@ -70,6 +70,56 @@ def test_the_readme_has_two_set_up_commands_of_one_line_each():
     assert "pytest" in setup[1]
 
 
+def anchors(text):
+    """Return the addresses of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ +(.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_links_between_pages_lead_to_a_file_and_a_heading(page):
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", TEXT[page], flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r"^```\{image\} (\S+)", TEXT[page], re.MULTILINE)
+    for target in targets:
+        if re.match(r"https://|mailto:|#captum_mfv\.", target):  # the latter are of the reference: Sphinx checks them
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.is_file() or path.is_dir(), target
+        text = path.read_text(encoding="utf-8") if path.suffix == ".md" else ""
+        if included := re.search(r"```\{include\} (\S+)", text):
+            text += (path.parent / included[1]).read_text(encoding="utf-8")
+        assert not anchor or anchor in anchors(text), target
+
+
+ISE = "central|character|custom|emphas|equal|final|general|initial|local|maxim|minim|normal|optim|organ|parametr|penal"
+ISE += "|priorit|random|real|recogn|regular|serial|special|standard|summar|synthes|token|util|vector|visual"
+BRITISH = re.compile(
+    rf"\w*(?:{ISE})is(?:e|ed|er|es|ing|ation)s?\b|\w*(?:behavi|col|fav|hon|lab|neighb)our\w*|\b(?:cent|lit|met)re[sd]?\b"
+    r"|\banalys(?:e|ed|ing)\b|\bgrey|\w*(?:cancell|labell|modell|travell)(?:ed|ing)\b|\b(?:artefact|licence|whilst|learnt)",
+    re.IGNORECASE,
+)
+
+
+def test_texts_have_american_spelling():
+    kinds = ("*.md", "*.py", "*.html", "*.js", "*.css", "*.ipynb", "*.toml", "*.yml", "*.yaml", "*.cff")
+    folders = [ROOT / name for name in ("captum_mfv", "docs", "examples", "tests", "benchmarks", "recipe")]
+    paths = [path for folder in folders for kind in kinds for path in folder.rglob(kind)]
+    paths = [
+        path for path in [*paths, *ROOT.glob("*.*")] if path.suffix and path.is_file() and "_build" not in path.parts
+    ]
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for path in paths
+        if path != Path(__file__) and "_extra" not in path.parts
+    }
+    assert [BRITISH.fullmatch(word) is not None for word in ("colours", "Normalised", "analyse", "basis", "noise")] == [
+        *(True, True, True, False, False)
+    ]
+    found = {path.name: BRITISH.findall(text) for path, text in texts.items()}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
