@@ -8,7 +8,7 @@ from captum_mfv._lazy import importer
 from captum_mfv._version import __version__
 
 if TYPE_CHECKING:
-    from captum_mfv import attr, concept, datasets, errors, figures, images, metrics, models, optvis, report
+    from captum_mfv import attr, concept, datasets, errors, figures, images, labels, metrics, models, optvis, report
     from captum_mfv.activations.top_k import TopImages, top_images
     from captum_mfv.errors import MFVError
     from captum_mfv.facets.facet_set import Facet, FacetSet
@@ -39,6 +39,7 @@ __all__ = [
     "figures",
     "find_facets",
     "images",
+    "labels",
     "metrics",
     "models",
     "optvis",
@@ -57,6 +58,7 @@ __getattr__, __dir__ = importer(
         "facets": ("Facet", "FacetFinder", "FacetSet", "find_facets"),
         "figures": (),
         "images": ("ImageFolder", "InputSpec"),
+        "labels": (),
         "metrics": (),
         "models": (),
         "optvis": (),

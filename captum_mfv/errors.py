@@ -3,6 +3,7 @@
 __all__ = [
     "FacetError",
     "ImageError",
+    "LabelError",
     "MFVError",
     "MFVWarning",
     "ModelError",
@@ -31,6 +32,10 @@ class ImageError(MFVError):
 
 class FacetError(MFVError):
     """Facets can't be found in, or assigned to, the images."""
+
+
+class LabelError(MFVError):
+    """Words or scores can't be used to label facets."""
 
 
 class RecipeError(MFVError):

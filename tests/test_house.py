@@ -11,7 +11,7 @@ import captum_mfv
 ROOT = Path(captum_mfv.__file__).parent
 ORDER = (
     *("_lazy", "_version", "errors", "storage", "units", "images", "display", "models", "activations", "facets"),
-    *("datasets", "optvis", "attr", "concept", "metrics", "figures", "runs", "report", "jobs", "cli"),
+    *("datasets", "optvis", "attr", "concept", "metrics", "labels", "figures", "runs", "report", "jobs", "cli"),
 )
 """Folders and modules of the root; each imports only from earlier ones."""
 

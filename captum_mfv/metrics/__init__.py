@@ -12,7 +12,7 @@ from captum_mfv.metrics.evaluation import (
     judge_scores,
 )
 from captum_mfv.metrics.examples import clarity, polysemanticity, redundancy
-from captum_mfv.metrics.intervals import Estimate, NullDistribution, estimate, estimate_ratio
+from captum_mfv.metrics.intervals import Estimate, NullDistribution, estimate, estimate_auroc, estimate_ratio
 from captum_mfv.metrics.patches import PatchSwap, patch_swap
 from captum_mfv.metrics.paths import PathCheck, path_check
 from captum_mfv.metrics.scores import (
@@ -55,6 +55,7 @@ __all__ = [
     "diversity",
     "draw_control",
     "estimate",
+    "estimate_auroc",
     "estimate_ratio",
     "evaluate_images",
     "faithfulness",

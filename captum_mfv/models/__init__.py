@@ -1,4 +1,4 @@
-"""Models and their preprocessing, by name or of a user's function; encoders of sparse autoencoders."""
+"""Models and their preprocessing, by name or of a user's function; models of images and texts; sparse autoencoders."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from captum_mfv.display.progress import on_terminal
 from captum_mfv.errors import ModelError
 from captum_mfv.images import InputSpec
 from captum_mfv.models.functions import from_function
+from captum_mfv.models.image_text import ImageTextModel, load_image_text
 from captum_mfv.models.sae import load_sae
 from captum_mfv.models.sources import LISTS, SOURCES, as_model_error, from_torchvision, torchvision_names
 from captum_mfv.models.weights import check_finite, fit_weights, read_weights
 
-__all__ = ["autocast_dtype", "load", "load_sae", "names"]
+__all__ = ["ImageTextModel", "autocast_dtype", "load", "load_image_text", "load_sae", "names"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -18,7 +18,18 @@ from captum_mfv.errors import MFVError, MFVWarning, ModelError
 from captum_mfv.images import InputSpec
 from captum_mfv.models.weights import check_fit
 
-__all__ = ["LISTS", "SOURCES", "as_model_error", "from_torchvision", "torchvision_names"]
+__all__ = [
+    "LISTS",
+    "SOURCES",
+    "as_model_error",
+    "from_torchvision",
+    "import_library",
+    "open_clip_model",
+    "open_clip_spec",
+    "torchvision_names",
+    "transformers_model",
+    "transformers_spec",
+]
 
 Loaded = tuple[nn.Module, InputSpec]
 State = dict[str, Tensor]
@@ -70,7 +81,7 @@ def from_torchvision(name: str, pretrained: bool, progress: bool) -> Loaded:
 
 
 def _from_timm(name: str, pretrained: bool, _state: State | None) -> Loaded:
-    timm = _library("timm", "timm")
+    timm = import_library("timm", "timm")
     if not timm.is_model(name):
         _check_known(name, _timm_names(), "timm")
     model = timm.create_model(name, pretrained=pretrained)
@@ -88,12 +99,19 @@ def _from_timm(name: str, pretrained: bool, _state: State | None) -> Loaded:
 
 
 def _timm_names() -> list[str]:
-    timm = _library("timm", "timm")
+    timm = import_library("timm", "timm")
     return sorted({*timm.list_models(), *timm.list_models(pretrained=True)})
 
 
 def _from_transformers(name: str, pretrained: bool, state: State | None) -> Loaded:
-    transformers = _library("transformers", "transformers")
+    model = transformers_model(name, pretrained, state, tower="vision_model")
+    _check_inputs(f"hf:{name}", model)
+    return model, transformers_spec(name, model.config)
+
+
+def transformers_model(name: str, pretrained: bool, state: State | None, tower: str | None = None) -> nn.Module:
+    """Return a model of transformers, or of a model with several towers the one of a name."""
+    transformers = import_library("transformers", "transformers")
     config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     is_classifier = any(kind.endswith("ForImageClassification") for kind in config.architectures or ())
     family = transformers.AutoModelForImageClassification if is_classifier else transformers.AutoModel
@@ -104,11 +122,10 @@ def _from_transformers(name: str, pretrained: bool, state: State | None) -> Load
         model, found = family.from_config(config, trust_remote_code=False), None
     if state is not None:  # files have other names than modules, which only the model's class translates
         model, found = model.from_pretrained(None, state_dict=state, ignore_mismatched_sizes=True, **options)
-    tower = model if is_classifier else getattr(model, "vision_model", model)
-    _check_inputs(f"hf:{name}", tower)
+    part: nn.Module = model if tower is None or is_classifier else getattr(model, tower, model)
     if found is not None:
-        _check_found(f"hf:{name}", found, "" if tower is model else "vision_model.", state is not None)
-    return tower.float(), _transformers_spec(transformers, name, tower.config)
+        _check_found(f"hf:{name}", found, "" if part is model else f"{tower}.", state is not None)
+    return part.float()
 
 
 def _check_inputs(name: str, model: nn.Module) -> None:
@@ -131,8 +148,9 @@ def _check_found(name: str, found: Mapping[str, Any], tower: str, strict: bool) 
         warnings.warn(f"the weights of {name} lack {some}: random numbers there", MFVWarning, stacklevel=2)
 
 
-def _transformers_spec(transformers: Any, name: str, config: Any) -> InputSpec:
+def transformers_spec(name: str, config: Any) -> InputSpec:
     """Return the preprocessing that a model's image processor declares; without one, mean and std are .5."""
+    transformers = import_library("transformers", "transformers")
     try:
         declared = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
     except (OSError, ValueError) as error:
@@ -170,7 +188,13 @@ def _sides(size: Mapping[str, int]) -> tuple[int, int]:
 
 
 def _from_open_clip(name: str, pretrained: bool, _state: State | None) -> Loaded:
-    open_clip = _library("open_clip", "open-clip")
+    tower: nn.Module = open_clip_model(name, pretrained).visual
+    return tower, open_clip_spec(name, tower)
+
+
+def open_clip_model(name: str, pretrained: bool) -> Any:
+    """Return a model of open_clip, ``ARCHITECTURE/WEIGHTS``, with both towers."""
+    open_clip = import_library("open_clip", "open-clip")
     architecture, _, tag = name.partition("/")
     _check_known(architecture, open_clip.list_models(), "open_clip")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
@@ -180,15 +204,19 @@ def _from_open_clip(name: str, pretrained: bool, _state: State | None) -> Loaded
             f"weights file"
         )
     declared = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
-    model = open_clip.create_model(
+    return open_clip.create_model(
         architecture,
         pretrained=tag if pretrained else None,
         pretrained_hf=False,
         force_quick_gelu=declared.get("quick_gelu", False),
         force_preprocess_cfg=declared,
-    ).visual
-    images = model.preprocess_cfg
-    return model, _spec(
+    )
+
+
+def open_clip_spec(name: str, tower: Any) -> InputSpec:
+    """Return the preprocessing that an image tower of open_clip declares."""
+    images = tower.preprocess_cfg
+    return _spec(
         name,
         images["size"],
         images["size"],
@@ -200,7 +228,7 @@ def _from_open_clip(name: str, pretrained: bool, _state: State | None) -> Loaded
 
 
 def _open_clip_names() -> list[str]:
-    open_clip = _library("open_clip", "open-clip")
+    open_clip = import_library("open_clip", "open-clip")
     tagged = [f"{architecture}/{tag}" for architecture, tag in open_clip.list_pretrained()]
     return sorted([*open_clip.list_models(), *tagged])
 
@@ -217,7 +245,8 @@ LISTS: dict[str, Callable[[], list[str]]] = {"timm": _timm_names, "open_clip": _
 """Functions that list a library's models without a download."""
 
 
-def _library(module: str, extra: str) -> ModuleType:
+def import_library(module: str, extra: str) -> ModuleType:
+    """Import an optional library; ModelError names the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
