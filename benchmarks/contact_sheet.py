@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Draw the images of runs on one sheet: python benchmarks/contact_sheet.py PICTURE RUN [RUN …] [--columns 5] [--starts]
 
-A run is a folder with images/facet_NN.png, as `captum-mfv run` and benchmarks/quality.py write it.
+A run is a folder with images/facet_NN.png, as `captum-mfv run` and benchmarks/quality.py write it, or with
+facet_NN.png, as benchmarks/suite.py does.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def main() -> None:
     names = "facet_??_start.png" if args.starts else "facet_??.png"
     sheets = []
     for run in args.runs:
-        pictures = [Image.open(path).convert("RGB") for path in sorted((run / "images").glob(names))]
+        paths = sorted([*run.glob(f"images/{names}"), *run.glob(names)])
+        pictures = [Image.open(path).convert("RGB") for path in paths]
         sheets.append(sheet([one.resize((args.side,) * 2, Image.Resampling.LANCZOS) for one in pictures], args.columns))
     side_by_side(sheets).save(args.picture, quality=88)
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Compare recipes and peers over many units of three networks.
 
-    python benchmarks/suite.py facet variant.json peers.py:lucent_recipe --data DATA --steps 50 100
+    python benchmarks/suite.py facet variant.json peers.py:lucent_recipe controls.py:unit_alone --data DATA
 
-A method is a recipe's name, a recipe's JSON file, or `file.py:function`, a function like those of `peers.py`. With
-`--steps`, each method has a row for each number of steps. Every method renders the facets of every cell (`cells.py`):
-class units of SqueezeNet 1.0, MobileNet v1 and EfficientNet-Lite2 (four facets each, ten for bell pepper) and four
-hidden units of each network. The two networks that did not render a cell's images evaluate them, and each score is the
-mean over both:
+A method is a recipe's name, a recipe's JSON file, or `file.py:function`, a function like those of `peers.py` and
+`controls.py`. With `--steps`, each method has a row for each number of steps. Every method renders the facets of every
+cell (`cells.py`): class units of SqueezeNet 1.0, MobileNet v1 and EfficientNet-Lite2 (four facets each, ten for bell
+pepper) and four hidden units of each network. The two networks that did not render a cell's images evaluate them, and
+each score is the mean over both:
 
 retention, top-1, probability, predicts, distance  as in benchmarks/quality.py; hidden units have no class
 high          share of an image's spectral energy above a quarter of the sampling frequency
@@ -37,6 +37,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,6 +45,8 @@ from typing import Any
 import numpy as np
 import torch
 from cells import NETWORKS, Cell, all_cells, hidden_unit
+from controls import COMPARED_WITH
+from numpy.typing import NDArray
 from peers import NO_FACETS, matched
 from torch import Tensor
 
@@ -81,6 +84,7 @@ class Method:
     identity: str
     draw: Callable[[Scene], tuple[list[Tensor], float]]  # images, and CPU seconds of a step of an image
     has_facets: bool = True
+    labels: Callable[[FacetSet], NDArray[np.int64]] = attrgetter("labels")  # of the real images
 
     @classmethod
     def parse(cls, text: str, steps: int | None) -> Method:
@@ -105,7 +109,8 @@ class Method:
             return images, (time.process_time() - began) / steps / len(images)
 
         identity = fingerprint(source=inspect.getsource(function), steps=steps)
-        return cls(f"{name}-{steps}", identity, draw, function not in NO_FACETS)
+        labels = COMPARED_WITH.get(function, cls.labels)
+        return cls(f"{name}-{steps}", identity, draw, function not in NO_FACETS, labels)
 
 
 def _render(scene: Scene, recipe: Recipe) -> tuple[list[Tensor], float]:
@@ -135,11 +140,11 @@ class Suite:
         done = {row["recipe"]: row.get("fingerprint") for row in self.rows() if row["cell"] == cell.name}
         scene = None
         if "real images" not in done:
-            scene = self._scene(cell)
+            scene = self.scene(cell)
             self._add(cell, "real images", _real_scores(scene))
         for method in methods:
             if method.name not in done:
-                scene = scene or self._scene(cell)
+                scene = scene or self.scene(cell)
                 scores = _scores(scene, method, self.out / "images" / method.name / cell.name)
                 self._add(cell, method.name, {**scores, "fingerprint": method.identity})
             elif done[method.name] != method.identity:
@@ -168,7 +173,7 @@ class Suite:
         tops = top_images(model, units, photos, _TOP_K, input_spec=spec, store=store)
         return (top := tops[units.index(cell.unit)]), top.input_spec
 
-    def _scene(self, cell: Cell) -> Scene:
+    def scene(self, cell: Cell) -> Scene:
         """Return a cell's input; facets and the other networks' output are read from files where these exist."""
         model, _ = self._network(cell.network)
         images, spec = self._images(cell)
@@ -198,10 +203,11 @@ def _scores(scene: Scene, method: Method, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     for k, image in enumerate(images):
         to_pil(image).save(folder / f"facet_{k:02}.png")
-    judged = {}
+    judged, labels = {}, method.labels(scene.facets)
     for name, judge in scene.judges.items():
-        ordered = images if method.has_facets else matched(images, judge, scene.real[name])
-        scores = judge_scores(judge(ordered), scene.real[name])
+        real = LabeledOutput(scene.real[name].images, labels)
+        ordered = images if method.has_facets else matched(images, judge, real)
+        scores = judge_scores(judge(ordered), real)
         judged[name] = {key: one.value for key, one in vars(scores).items() if one}
     activations = collect(scene.model, scene.facets.unit, images, input_spec=scene.spec).activations
     return {
@@ -262,11 +268,11 @@ def print_table(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], cells
         n_units = len({cell.cluster for cell in chosen})
         title = f"{network or 'all'}, {n_units} {'hidden units' if hidden else 'classes'}"
         for name in shown if chosen else ():
-            figures = (_figure([found[cell.name, name] for cell in chosen], column) for column in COLUMNS)
+            figures = (figure([found[cell.name, name] for cell in chosen], column) for column in COLUMNS)
             print(f"| {title} | {name} | {' | '.join(figures)} |")
 
 
-def _figure(rows: Sequence[Mapping[str, Any]], column: str) -> str:
+def figure(rows: Sequence[Mapping[str, Any]], column: str) -> str:
     """Return the mean over classes of a class's mean over cells; empty if no row has the score."""
     clusters: dict[str, list[float]] = {}
     for row in rows:
