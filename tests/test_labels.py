@@ -209,6 +209,17 @@ def test_a_label_has_its_score_its_runners_up_and_held_out_evidence(clear):
     assert list(scores[list(first.evidence), 0]) == sorted(scores[list(first.evidence), 0], reverse=True)
 
 
+def test_of_comparable_words_only_those_are_chosen_that_are_among_the_highest():
+    rng = np.random.default_rng(6)
+    kinds = np.repeat([0, 1], 20)
+    scores = rng.normal(size=(40, 30)) + np.linspace(0, 20, 30)
+    scores[:, 0] += np.where(kinds == 0, 9, 0)  # differs most, but is far below the highest words
+    scores[:, 29] += np.where(kinds == 0, 3, 0)
+    words = [str(i) for i in range(30)]
+    assert labels_from_scores(facet_set(kinds), scores, words)[0].text == "0"
+    assert labels_from_scores(facet_set(kinds), scores, words, comparable=True)[0].text == "29"
+
+
 def test_the_same_seed_gives_the_same_labels(clear):
     facets, scores = clear
     assert labels_from_scores(facets, scores, ["a", "b"], seed=7) == labels_from_scores(

@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _N_CANDIDATES = 5  # words of a facet that are tested on held-out images
+_N_TOP, _PRESENT = 10, 0.25  # a word is present if it is one of so many highest words on such a share of images
 _N_EVIDENCE = 4
 
 
@@ -72,7 +73,8 @@ def label_facets(
 
     Each facet's images are divided at random into two halves. On one half, the five words with the largest AUROC are
     chosen; on the other, they are tested. The label is the word with the largest AUROC of those whose interval lies
-    above .5; without such a word, the facet has no label.
+    above .5; without such a word, the facet has no label. Of a namer whose words can be compared, only words are chosen
+    that are among the ten highest on at least a quarter of the facet's images.
 
     Args:
         facets: the facets.
@@ -106,6 +108,7 @@ def label_facets(
         namer.words,
         others=None if others is None else word_scores(namer, others, **options),
         renderings=None if renderings is None else word_scores(namer, stack(renderings, range(len(facets))), **options),
+        comparable=getattr(namer, "comparable", False),
         alpha=alpha,
         seed=seed,
     )
@@ -118,6 +121,7 @@ def labels_from_scores(
     *,
     others: NDArray[Any] | None = None,
     renderings: NDArray[Any] | None = None,
+    comparable: bool = False,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> list[Label]:
@@ -129,6 +133,7 @@ def labels_from_scores(
         words: the words.
         others: (n, n_words) scores of images of other units, for one facet.
         renderings: (n_facets, n_words) scores of synthesized images; NaN for facets without one.
+        comparable: whether scores of different words can be compared, the namer's ``comparable``.
         alpha, seed: as for `label_facets`.
 
     Raises:
@@ -148,19 +153,24 @@ def labels_from_scores(
         rows = np.concatenate([rows, _checked(others, len(others), words, "others")])
         groups = np.append(groups, np.ones(len(others), np.int64))  # a second group, beside facet 0
     kept = np.flatnonzero((groups >= 0) & ~np.isnan(rows).any(1))
-    split = _Split(rows[kept], groups[kept], kept, _held_out(groups[kept], rng), len(facets) + (others is not None))
+    held_out, n_groups = _held_out(groups[kept], rng), len(facets) + (others is not None)
+    split = _Split(rows[kept], groups[kept], kept, held_out, n_groups, comparable)
     return [split.label(k, words, None if drawn is None else drawn[k], alpha) for k in range(len(facets))]
 
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """Scores of images, (n, n_words), their groups and dataset indices, and which of them are held out."""
+    """Scores of images, (n, n_words), their groups and dataset indices, and which of them are held out.
+
+    ``comparable``: whether scores of different words can be compared.
+    """
 
     scores: Floats
     groups: Rows
     indices: Rows
     held_out: NDArray[np.bool_]
     n_groups: int
+    comparable: bool
 
     def label(self, k: int, words: Sequence[str], drawn: Floats | None, alpha: float) -> Label:
         """Return the label of group k; ``drawn`` are the scores of its synthesized image."""
@@ -197,6 +207,9 @@ class _Split:
         difference = scores[own].mean(0) - scores[~own].mean(0)
         spread = scores.std(0)
         difference = np.divide(difference, spread, out=np.zeros_like(spread), where=spread > 0)
+        if self.comparable:
+            places = (-scores[own]).argsort(1, kind="stable").argsort(1)
+            found = np.where((places < _N_TOP).mean(0) >= _PRESENT, found, 0)
         best = np.lexsort((-difference, -found))[:_N_CANDIDATES]
         return [int(column) for column in best if found[column] > 0.5]
 

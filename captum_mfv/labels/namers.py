@@ -32,7 +32,8 @@ _AT_ONCE = 256
 class Namer(Protocol):
     """Function from images in [0, 1], (N, C, H, W), to scores, (N, n_words); larger: more of that word.
 
-    Scores of different words need not be comparable; only images are compared, word by word.
+    Images are compared, word by word. If scores of different words can be compared too, as probabilities of classes
+    can, an attribute ``comparable`` that is True lets `label_facets` choose only words that are among the highest.
     """
 
     @property
@@ -65,6 +66,8 @@ class ClassifierNamer:
         >>> namer.words[namer(mfv.datasets.digits()[0][:1]).argmax()]
         'zero'
     """
+
+    comparable = True
 
     def __init__(
         self, model: nn.Module, words: Sequence[str] | None = None, input_spec: InputSpec | None = None
@@ -100,6 +103,8 @@ class ImageTextNamer:
     Raises:
         LabelError: if the template has no ``{}``, or errors of `check_words`.
     """
+
+    comparable = True
 
     def __init__(self, model: ImageTextModel, words: Sequence[str], template: str = "a photo of {}") -> None:
         if not isinstance(model, ImageTextModel):
