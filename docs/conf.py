@@ -2,6 +2,7 @@
 
 import builtins
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -155,15 +156,16 @@ def spread_executed_pages(app: Sphinx, env: BuildEnvironment, docnames: list[str
 
 
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of names in ``__all__`` that the reference doesn't describe."""
+    """Warn of names in ``__all__`` that the reference doesn't describe; constants are described where they are set."""
     described = env.domains.python_domain.objects
-    modules = [name for name, entry in described.items() if entry.objtype == "module"]
-    names = [
-        f"{module}.{name}" for module in modules for name in getattr(importlib.import_module(module), "__all__", ())
-    ]
-    for name in names:
-        if name not in described:
-            logging.getLogger(__name__).warning("%s is public, and the reference doesn't describe it", name)
+    for module in [name for name, entry in described.items() if entry.objtype == "module"]:
+        source = Path(str(importlib.import_module(module).__file__)).read_text(encoding="utf-8")
+        for name in getattr(sys.modules[module], "__all__", ()):
+            value = getattr(sys.modules[module], name)
+            own = inspect.isclass(value) or inspect.isfunction(value) or re.search(rf"^{name}\b", source, re.MULTILINE)
+            if own and f"{module}.{name}" not in described:
+                message = "%s.%s is public, and the reference doesn't describe it"
+                logging.getLogger(__name__).warning(message, module, name)
 
 
 def setup(app: Sphinx) -> None:

@@ -65,6 +65,10 @@ NAMES = {
         percentile polysemanticity predicts real_off_facet real_predicts redundancy retained same_over_seeds
         score_images shuffled spread two_choice
     """,
+    "captum_mfv.labels": """
+        APPEARANCE AppearanceNamer ClassifierNamer ConceptScores ImageTextNamer Label Namer REFERENCE_COLORS
+        common_words concept_scores label_facets labels_from_scores read_words word_scores
+    """,
     "captum_mfv.figures": "plot_attributions plot_embedding plot_facets plot_history",
     "captum_mfv.jobs": "RunSettings evaluate run",
     "captum_mfv.jobs.atlas": "AtlasSettings Estimate estimate run",

@@ -9,8 +9,9 @@ __all__ = ["COLORS", "NOISE", "SHAPES", "Polygon", "facet_color", "facet_marker"
 Polygon = tuple[tuple[float, float], ...]
 """Corners (x, y) around (0, 0), y downwards."""
 
-# Paul Tol's "muted" scheme, distinguishable for color-blind readers; orange replaces its pale gray.
 COLORS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#ee7733")
+"""Paul Tol's "muted" scheme, distinguishable for color-blind readers; orange replaces its pale gray."""
+
 NOISE = "#999999"
 """Color of images in no facet."""
 

@@ -29,6 +29,7 @@ from captum_mfv.storage.files import Checkpoint
 __all__ = ["Callback", "RenderLoop"]
 
 Callback: TypeAlias = Callable[[int, Tensor], None]
+"""Called with the number of steps so far and the images."""
 
 
 @dataclass(eq=False)

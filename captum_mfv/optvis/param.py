@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 ParamF: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[], Tensor]]]
+"""Returns parameters and a function that returns images, (B, C, H, W) in [0, 1], as Lucent's parameterizations do."""
 
 # Square root of the covariance of ImageNet's colors, as in Lucid and Lucent (lucent.optvis.param.color).
 _COLOR_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))

@@ -49,6 +49,7 @@ _KNEE = 0.1  # width of the bend at the cap, as a share of the cap
 _CAP = 1.5  # the cap in recipes, in largest activations on real images
 
 Tensors: TypeAlias = Mapping[str, Tensor]
+"""Activations or constants by name."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -243,4 +243,7 @@ class AtlasOptions:
 
 
 RUN = OptionTable("run", (RunSettings, CommandOptions), _HEADINGS)
+"""The options of ``captum-mfv run``."""
+
 ATLAS = OptionTable("atlas", (AtlasSettings, AtlasOptions), _HEADINGS)
+"""The options of ``captum-mfv atlas``."""
