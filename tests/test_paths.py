@@ -34,7 +34,9 @@ def test_the_layers_are_those_with_positions_in_order_and_a_matrix_has_a_row_for
     assert (found.within > found.between).all()
     one = path_check(model, made, images, labels, layers=["relu1"], input_spec=SPEC)
     assert np.array_equal(one.scaled[0], found.scaled[2])
+    above, span = found.similarity - found.between, found.within - found.between
     assert [layer.n for layer in found.estimates] == [3] * 5
+    assert [layer.value for layer in found.estimates] == pytest.approx(above.sum(1) / span.sum(1))
 
 
 def test_noise_and_images_of_other_facets_score_lower_than_real_images(model, planted):

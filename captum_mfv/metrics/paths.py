@@ -18,7 +18,7 @@ from captum_mfv.activations.capture import capture, guard, layer_name
 from captum_mfv.activations.layers import LayerCall, spatial_layers, trace
 from captum_mfv.errors import FacetError, UnitError
 from captum_mfv.images import Images, InputSpec, batches
-from captum_mfv.metrics.intervals import Estimate, estimate
+from captum_mfv.metrics.intervals import Estimate, estimate_ratio
 from captum_mfv.units import channels_second
 
 __all__ = ["PathCheck", "path_check"]
@@ -52,14 +52,22 @@ class PathCheck:
         NaN where the facet's real images are not more similar to each other than to others: the layer does not
         distinguish the facet. An image of another facet has about 0, an image unlike any real image less.
         """
-        span = np.where(self.within > self.between, self.within - self.between, np.nan)
-        return np.asarray((self.similarity - self.between) / span)
+        return np.asarray((self.similarity - self.between) / self._span)
 
     @property
     def estimates(self) -> list[Estimate | None]:
-        """Mean of `scaled` over facets for each layer, with its interval; None for a layer of which no facet has it."""
-        rows = [row[np.isfinite(row)] for row in self.scaled]
-        return [estimate(row) if len(row) else None for row in rows]
+        """Means over facets for each layer, scaled as `scaled`, with intervals; None if the layer distinguishes none.
+
+        These are ratios of means, so that facets which the layer hardly distinguishes count little.
+        """
+        return [
+            estimate_ratio(above[(kept := np.isfinite(span))], span[kept])
+            for above, span in zip(self.similarity - self.between, self._span, strict=True)
+        ]
+
+    @property
+    def _span(self) -> Doubles:
+        return np.where(self.within > self.between, self.within - self.between, np.nan)
 
 
 def path_check(
