@@ -135,5 +135,11 @@ def test_shards_in_any_order_merge_to_the_same_files(order, root, plain, tmp_pat
         with pytest.raises(RunError, match="of 5 units aren't done; run the shards that are left"):
             atlas.run(settings(root), tmp_path / "out", merge=True)
         atlas.run(settings(root), tmp_path / "out", shard=shard)
-    made = content(atlas.run(settings(root), tmp_path / "out", merge=True).path)
-    assert differing(made, plain) == []
+    out = atlas.run(settings(root), tmp_path / "out", merge=True).path
+    assert differing(made := content(out), plain) == []
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
+    atlas.run(settings(root), out)
+    assert {path: path.stat().st_mtime_ns for path in times} == times, "a finished atlas is left as it is"
+    (out / "index.html").unlink()
+    atlas.run(settings(root), out)
+    assert differing(content(out), made) == [], "what is missing is written again"

@@ -127,6 +127,7 @@ def test_a_unit_that_fails_is_redone_alone(root, plain, tmp_path, capsys, monkey
         assert printed.out.startswith("5 units: 3 done, 1 failed, 1 dead; 6 facets\n")
         assert command(root, out, "--quiet", capsys=capsys)[0] == 3, "it is not repeated by itself"
         assert command(root, out, "--quiet", "--retry-failed", capsys=capsys)[0] == 3
+        assert command(root, tmp_path / "shard", "--quiet", "--shard", "0/1", capsys=capsys)[0] == 3
     folder = AtlasFolder.read(out)
     assert folder.finished
     assert [row["status"] for row in folder.units] == ["done", "failed", "dead", "done", "done"]

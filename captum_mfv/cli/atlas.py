@@ -15,7 +15,7 @@ from captum_mfv.display.progress import waiting
 __all__ = ["SOME_FAILED", "atlas", "status"]
 
 SOME_FAILED = 3
-"""Exit status of an atlas with units that failed."""
+"""Exit status of an atlas, or of a shard, with units that failed."""
 
 
 @click.command(cls=DeclaredCommand)
@@ -56,7 +56,7 @@ def atlas(out: str, quiet: bool, verbose: bool, dry_run: bool, **options: Any) -
         folder = jobs.run(job, out, progress=not quiet, **options)
     if not quiet and options["shard"] is None:
         _print_summary(folder)
-    if options["shard"] is None and any(row["status"] == "failed" for row in folder.units):
+    if folder.failed:
         sys.exit(SOME_FAILED)
 
 

@@ -36,6 +36,7 @@ STABLE = 0.6
 
 _FEW = 1000
 _LEVEL = 0.05  # significance level: clusters explain more of the codes than of one cloud
+_DRAWS = 3  # of the null distributions of separated clusters
 
 
 class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -173,13 +174,24 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _count(self, codes: Floats, reduced: Floats, seed: int) -> NDArray[np.int64]:
         """Return the separated clusters or, where there are no gaps, those that explain more than one cloud does."""
-        labels, self.p_value_ = separate(reduced, seed)
+        labels, self.p_value_ = _separated(reduced, seed)
         if not labels.any():
             found = excess(codes)
             self.p_value_ = found.p_value
             if found.p_value < _LEVEL:
                 labels = KMeans(found.n_clusters, n_init=10, random_state=seed).fit_predict(reduced).astype(np.int64)
         return labels if self.max_facets is None else merge_clusters(reduced, labels, self.max_facets)
+
+
+def _separated(codes: Floats, seed: int) -> tuple[NDArray[np.int64], float]:
+    """Return the separated clusters of two of three draws that agree on their number; if none do, of the middle one."""
+    found: dict[int, tuple[NDArray[np.int64], float]] = {}
+    for draw in range(_DRAWS):
+        labels, p_value = separate(codes, seed + draw)
+        if (number := int(labels.max())) in found:
+            return found[number]
+        found[number] = labels, p_value
+    return found[sorted(found)[_DRAWS // 2]]
 
 
 def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, seed: int = 0) -> tuple[Floats, Floats]:

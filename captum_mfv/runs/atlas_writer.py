@@ -31,12 +31,20 @@ __all__ = ["SCAN", "AtlasWriter"]
 SCAN = ".scan.safetensors"
 """State of a scan, in the atlas's folder or in that of a shard."""
 
+_OF_ALL = ("units.json", "facets.json", "codes.safetensors", "index.html")
 _COMPONENTS = 50
 _OF_UNIT = re.compile(r"(\d+|direction-[0-9a-f]{8})(?:_\d+(?:_members)?)?\.(?:json|safetensors|webp|npy)")
 
 
 class AtlasWriter(AtlasFolder):
     """An `AtlasFolder` that is written to."""
+
+    failed = 0  # units that failed; of a shard, its own
+
+    @property
+    def complete(self) -> bool:
+        """Whether the atlas is finished and has its tables and its page."""
+        return self.finished and all((self.path / name).exists() for name in _OF_ALL)
 
     @classmethod
     def open(

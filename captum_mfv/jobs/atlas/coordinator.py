@@ -23,7 +23,6 @@ from captum_mfv.jobs.atlas.results import UnitResult
 from captum_mfv.jobs.atlas.scan import ScanState, scan_part
 from captum_mfv.jobs.atlas.unit import process
 from captum_mfv.report import atlas as page
-from captum_mfv.runs.atlas import AtlasFolder
 from captum_mfv.runs.atlas_writer import SCAN, AtlasWriter
 from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import AtlasOptions, AtlasSettings
@@ -43,7 +42,7 @@ _SHARD = re.compile(r"(\d{1,6})-of-(\d{1,6})")
 _DEATHS = 3  # deaths of workers in a row, without a result between them
 
 
-def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = False, **options: Any) -> AtlasFolder:
+def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = False, **options: Any) -> AtlasWriter:
     """Make or resume the atlas with these settings, and write it to a folder.
 
     All input is checked before anything is written. Units that the folder already has are skipped; an interruption
@@ -126,7 +125,8 @@ class Work:
             with connect(self.options) as engine:
                 state = None if self.plan.images is None else self._scan(engine)
                 self._process(engine, left, state)
-        if self.shard is None:
+        self.folder.failed = sum(record["row"]["status"] == "failed" for record in self.records.values())
+        if self.shard is None and (left or not self.folder.complete):
             self._finish()
 
     def _look_up(self, position: int) -> None:
