@@ -202,3 +202,14 @@ def test_conv_units_directions_and_modules_can_be_units(planted):
         found = find_facets(model, unit, planted[0], n_facets=3, input_spec=SPEC)
         assert found.unit.layer == "conv2"
         assert found.code.layer == "relu1"
+
+
+@pytest.mark.parametrize(("draws", "n_facets"), [([3, 2, 4], 3), ([2, 1], 1), ([1], 1), ([4, 4, 1], 1)])
+def test_auto_counts_gaps_that_each_draw_finds(draws, n_facets, monkeypatch):
+    left = list(draws)
+    monkeypatch.setattr(
+        "captum_mfv.facets.finder.separate", lambda codes, seed: (np.arange(len(codes)) % left.pop(0), 0.001)
+    )
+    codes = np.random.default_rng(0).normal(size=(60, 5))
+    found = FacetFinder("auto", embedding=None, n_bootstraps=0, random_state=0).fit(codes)
+    assert (found.n_facets_, left) == (n_facets, [])

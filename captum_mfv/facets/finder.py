@@ -184,14 +184,13 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _separated(codes: Floats, seed: int) -> tuple[NDArray[np.int64], float]:
-    """Return the separated clusters of two of three draws that agree on their number; if none do, of the middle one."""
-    found: dict[int, tuple[NDArray[np.int64], float]] = {}
+    """Return the separated clusters if each of a few draws finds any, of the draw of middle number; otherwise one."""
+    found = []
     for draw in range(_DRAWS):
-        labels, p_value = separate(codes, seed + draw)
-        if (number := int(labels.max())) in found:
-            return found[number]
-        found[number] = labels, p_value
-    return found[sorted(found)[_DRAWS // 2]]
+        found.append(separate(codes, seed + draw))
+        if not found[-1][0].any():
+            return found[-1]
+    return sorted(found, key=lambda one: int(one[0].max()))[_DRAWS // 2]
 
 
 def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, seed: int = 0) -> tuple[Floats, Floats]:
