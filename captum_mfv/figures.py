@@ -26,6 +26,7 @@ from captum_mfv.display.palette import facet_color, facet_marker
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import Images, image_at
+from captum_mfv.labels import Label
 from captum_mfv.optvis.render import Rendering
 
 __all__ = ["plot_attributions", "plot_embedding", "plot_facets", "plot_history"]
@@ -42,7 +43,7 @@ def plot_facets(
     renderings: Rendering | Sequence[Rendering],
     axes: AxesLike | None = None,
     *,
-    titles: Sequence[str] | None = None,
+    titles: Sequence[str | Label] | None = None,
     starts: bool = False,
     images: Images | None = None,
     n_nearest: int = 3,
@@ -56,7 +57,7 @@ def plot_facets(
         renderings: what `render_facets` returned, or a run's `RunFolder.read_renderings`.
         axes: one for each picture, the pictures of a facet in succession; None: a new figure. The axes are returned,
             (n_renderings,), or (n_renderings, n_pictures) with start images or members.
-        titles: one for each rendering; by default the facet's number.
+        titles: a text or a label for each rendering; by default the facet's number.
         starts: show the start images too.
         images: the dataset in which the facets were found, to show the n_nearest members of each facet.
         transparency: draw the image with its transparency, which fades out pixels that don't affect the facet.
@@ -68,7 +69,7 @@ def plot_facets(
         FacetError: if there are no renderings, or the number of axes or titles is wrong.
     """
     shown = _listed(renderings)
-    names = _titled(shown) if titles is None else list(titles)
+    names = _titled(shown) if titles is None else [one.title if isinstance(one, Label) else one for one in titles]
     _check_count(len(shown), "renderings", names, "titles")
     strips = [_strip(one, starts, images, n_nearest, transparency) for one in shown]
     n_pictures = len(strips[0])
@@ -138,7 +139,7 @@ def plot_embedding(
     facets: FacetSet,
     axis: Axes | None = None,
     *,
-    titles: Sequence[str] | None = None,
+    titles: Sequence[str | Label] | None = None,
     legend: bool = False,
     size: float = 14.0,
     width: float = 3.25,
@@ -148,7 +149,7 @@ def plot_embedding(
     Args:
         facets: the facets; the first two axes of their embedding are drawn.
         axis: the axis, which is returned; None: a new square figure.
-        titles: one for each facet; by default its number.
+        titles: a text or a label for each facet; by default its number.
         legend: list the facets and their numbers of images beside the plot.
         size: size of a point in square typographic points.
         width: width of a new figure in inches, without the legend.
@@ -159,7 +160,8 @@ def plot_embedding(
     """
     if not isinstance(facets, FacetSet):
         raise TypeError(f"facets must be a FacetSet, not {type(facets).__name__}")
-    names = [str(facet.index) for facet in facets] if titles is None else list(titles)
+    texts = [facet.index for facet in facets] if titles is None else list(titles)
+    names = [one.title if isinstance(one, Label) else str(one) for one in texts]
     _check_count(len(facets), "facets", names, "titles")
     axis = Figure(figsize=(width + 1.4 * legend, width), layout="constrained").subplots() if axis is None else axis
     plane = facets.embedding[:, :2] if facets.embedding.shape[1] > 1 else np.pad(facets.embedding, ((0, 0), (0, 1)))

@@ -34,8 +34,9 @@ import captum_mfv as mfv
 from captum_mfv import models, report
 from captum_mfv.activations.codes import Store
 from captum_mfv.images import read_image, to_pil
-from captum_mfv.jobs import RunSettings, atlas, run
+from captum_mfv.jobs import RunSettings, atlas, label, run
 from captum_mfv.jobs.evaluation import evaluate
+from captum_mfv.labels import AppearanceNamer
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, read_recipe
 from captum_mfv.runs.atlas_writer import AtlasWriter
@@ -217,6 +218,7 @@ def _tiny_run(folder: Path, secret: Path) -> Path:
         to_pil(torch.rand(3, 20, 20, generator=generator)).save(secret / f"{i}.png")
     path: Path = run(_job(images), folder / "run").path
     _judge(path, images)
+    label(mfv.RunFolder.read(path), AppearanceNamer(), namer_name="colors")
     return path
 
 
@@ -307,10 +309,18 @@ def _runs(folder: Path, made: Path, secret: Path, values: st.SearchStrategy[Any]
         finally:
             _copy(made, copy)
 
+    def labeled(pair: tuple[str, Any]) -> None:
+        try:
+            with changed(*pair):
+                label(mfv.RunFolder.read(copy), AppearanceNamer(), namer_name="colors")
+        finally:
+            _copy(made, copy)
+
     folders = made, copy, folder / "images"
     return [
         Target("run folders", inputs, read, folders, listed=(secret,)),
         Target("run folders: evaluate", inputs, evaluated, folders, listed=(secret,)),
+        Target("run folders: label", inputs, labeled, folders, listed=(secret,)),
     ]
 
 
@@ -340,6 +350,7 @@ def _atlases(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> list
         "fuzz_targets:network", units="0:0-1", images=str(folder / "images"), top_k=4, facets=2, steps=2, batch=1
     )
     made, stopped = atlas.run(job, folder / "atlas").path, folder / "stopped atlas"
+    label(mfv.AtlasFolder.read(made), AppearanceNamer(), namer_name="colors")
     with (
         patch.object(AtlasWriter, "finish", side_effect=KeyboardInterrupt),
         suppress(KeyboardInterrupt),
@@ -358,6 +369,7 @@ def _atlases(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> list
         one = mfv.AtlasFolder.read(replaced(made, *pair))
         assert one.progress()
         assert len(one.to_pandas("units")) == len(one.units)
+        one.to_pandas("labels")
         for row in one.ranked():
             unit = one.unit(row["unit"])
             assert unit.images[0].shape[0] == 3
@@ -373,9 +385,13 @@ def _atlases(folder: Path, secret: Path, values: st.SearchStrategy[Any]) -> list
         finally:
             os.chdir(before)
 
+    def labeled(pair: tuple[str, Any]) -> None:
+        label(mfv.AtlasFolder.read(replaced(made, *pair)), AppearanceNamer(), namer_name="colors")
+
     folders = copies, folder / "images", made, stopped
     return [
         Target("atlas folders", _changes(made, secret, values), read, folders),
+        Target("atlas folders: label", _changes(made, secret, values), labeled, folders, listed=(secret,)),
         Target("atlas folders: resume", _changes(stopped, secret, values), resumed, folders),
     ]
 

@@ -99,7 +99,7 @@ def test_tables_are_data_frames_and_units_without_facets_are_errors(made):
     frame = made.to_pandas()
     assert frame.set_index("unit").loc["unit:4", "n_facets"] == 3
     assert len(made.to_pandas("facets")) == len(made.facets)
-    with pytest.raises(RunError, match="table must be units or facets, not 'rows'"):
+    with pytest.raises(RunError, match="table must be units, facets or labels, not 'rows'"):
         made.to_pandas("rows")
     with pytest.raises(UnitError, match="unit:2 is dead, and has no facets"):
         made.unit("unit:2")

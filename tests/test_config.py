@@ -125,6 +125,7 @@ def test_every_declared_option_is_in_the_command_and_in_the_schema(table):
     ("name", "field"),
     [
         *(("recipe", "phases"), ("run", "top-k"), ("manifest", "settings"), ("metrics", "multifacetedness")),
+        *(("labels", "facets"), ("atlas-labels", "units")),
         *(("atlas", "max-facets"), ("atlas-manifest", "n_units")),
     ],
 )

@@ -12,7 +12,7 @@ from captum_mfv.errors import MFVWarning
 pytestmark = posix
 
 EXAMPLES = {"run folders": 25, "run folders: evaluate": 25, "run folders: resume": 15, "images": 150}
-EXAMPLES |= {"atlas folders": 30, "atlas folders: resume": 10}
+EXAMPLES |= {"atlas folders": 30, "atlas folders: resume": 10, "run folders: label": 20, "atlas folders: label": 20}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,10 @@ def found(tmp_path_factory):
         "configs",
         "run folders",
         "run folders: evaluate",
+        "run folders: label",
         "run folders: resume",
         "atlas folders",
+        "atlas folders: label",
         "atlas folders: resume",
     ],
 )

@@ -11,6 +11,7 @@ from captum_mfv._version import __version__
 from captum_mfv.cli.atlas import atlas, status
 from captum_mfv.cli.commands import demo, evaluate, run
 from captum_mfv.cli.console import plain_warnings
+from captum_mfv.cli.labeling import label
 from captum_mfv.cli.lists import list_
 from captum_mfv.cli.pages import compare, publish, report, view
 from captum_mfv.errors import MFVError
@@ -49,7 +50,7 @@ def app() -> None:
     """
 
 
-for _command in (run, atlas, status, demo, list_, view, report, compare, evaluate, publish):
+for _command in (run, atlas, status, demo, list_, view, report, compare, evaluate, label, publish):
     app.add_command(_command)
 
 

@@ -35,8 +35,8 @@ def recipes(name: str | None) -> None:
 
 
 _SCHEMAS = (
-    *("recipe", "run", "manifest", "facets", "metrics"),
-    *("atlas", "atlas-manifest", "atlas-units", "atlas-facets"),
+    *("recipe", "run", "manifest", "facets", "metrics", "labels"),
+    *("atlas", "atlas-manifest", "atlas-units", "atlas-facets", "atlas-labels"),
 )
 
 
@@ -51,6 +51,7 @@ def schema(name: str) -> None:
     captum-mfv list schema recipe > recipe.schema.json
     """
     from captum_mfv.optvis.recipes import Recipe
+    from captum_mfv.runs.labels import AtlasLabels, RunLabels
     from captum_mfv.runs.records import AtlasFacetRow, AtlasManifest, AtlasUnitRow, FacetRow, Manifest, Metrics
     from captum_mfv.runs.settings import ATLAS, RUN
     from captum_mfv.storage.schema import json_schema
@@ -61,10 +62,12 @@ def schema(name: str) -> None:
         "manifest": Manifest,
         "facets": list[FacetRow],
         "metrics": Metrics,
+        "labels": RunLabels,
         "atlas": ATLAS.model,
         "atlas-manifest": AtlasManifest,
         "atlas-units": list[AtlasUnitRow],
         "atlas-facets": list[AtlasFacetRow],
+        "atlas-labels": AtlasLabels,
     }
     click.echo(json.dumps(json_schema(kinds[name]), indent=2))
 

@@ -13,6 +13,7 @@ from captum_mfv.jobs import steps
 from captum_mfv.jobs.inputs import load_inputs
 from captum_mfv.runs.folder import BASELINE, RunFolder, array_path
 from captum_mfv.runs.images import TOP_IMAGES
+from captum_mfv.runs.labels import LABELS
 from captum_mfv.runs.records import check_place
 from captum_mfv.runs.settings import RunSettings
 from captum_mfv.runs.writer import RunWriter
@@ -29,7 +30,7 @@ class Stage:
     """One stage of a run."""
 
     name: str
-    function: Callable[[steps.Work], None] | None  # None: `jobs.evaluate` does the work
+    function: Callable[[steps.Work], None] | None  # None: `jobs.evaluate` or `jobs.label` does the work
     reads: Sequence[str] | None  # settings; None: all
     after: Sequence[str]  # stages whose output the stage reads
     writes: Sequence[str]  # as `runs.folder` describes outputs; removed before the stage is redone
@@ -89,11 +90,12 @@ STAGES = (
         after=("facets", "images"),
         writes=("metrics.json#judge", "controls"),
     ),
+    Stage("labels", None, reads=(), after=("facets", "images"), writes=(LABELS,)),
     Stage(
         "report",
         steps.build_report,
         reads=None,
-        after=("facets", "images", "baseline", "attributions", "metrics", "evaluation"),
+        after=("facets", "images", "baseline", "attributions", "metrics", "evaluation", "labels"),
         writes=("report.html", "run.toml", "recipe.json"),
     ),
 )

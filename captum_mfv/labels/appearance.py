@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_mfv.errors import ImageError
 from captum_mfv.images.preprocessing import resize
+from captum_mfv.storage.identity import fingerprint
 
 __all__ = ["APPEARANCE", "REFERENCE_COLORS", "AppearanceNamer"]
 
@@ -87,6 +88,11 @@ class AppearanceNamer:
     """
 
     words: tuple[str, ...] = tuple(APPEARANCE)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the words, their definitions and the reference colors."""
+        return fingerprint(words=APPEARANCE, colors=REFERENCE_COLORS)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return scores, (N, n_words), in float32.

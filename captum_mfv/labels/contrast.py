@@ -56,6 +56,11 @@ class Label:
     n_words: int
     agrees: bool | None
 
+    @property
+    def title(self) -> str:
+        """The facet's number and the label, as a title of a figure; ``$`` is escaped for matplotlib."""
+        return f"{self.index} {self.text or ''}".strip().replace("$", r"\$")
+
 
 def label_facets(
     facets: FacetSet,

@@ -22,6 +22,7 @@ from captum_mfv.errors import ImageError, LabelError
 from captum_mfv.images import Images, InputSpec, batches
 from captum_mfv.labels.words import check_words
 from captum_mfv.models.image_text import ImageTextModel
+from captum_mfv.storage.identity import fingerprint
 
 __all__ = ["ClassifierNamer", "ImageTextNamer", "Namer", "word_scores"]
 
@@ -80,6 +81,11 @@ class ClassifierNamer:
             raise LabelError(f"words must name each of the {n_classes} classes of the model, not {len(self.words)}")
         self._at_once = cpu_batch_size(model, self.input_spec, _AT_ONCE)
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights, the words and the preprocessing."""
+        return fingerprint(model=self.model, words=self.words, input_spec=self.input_spec)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return log probabilities, (N, n_classes), in float32."""
         return torch.cat([self._logits(part).float().log_softmax(1) for part in torch.split(images, self._at_once)])
@@ -111,12 +117,18 @@ class ImageTextNamer:
             raise TypeError(f"model must be an ImageTextModel, as load_image_text returns, not {type(model).__name__}")
         if "{}" not in template:
             raise LabelError(f"template must contain {{}}, which a word replaces, not {template!r}")
-        self.model = model
+        self.model, self.template = model, template
         self.words = check_words(words)
         texts = [template.replace("{}", word) for word in self.words]
         with guard(model.model), torch.no_grad():
             parts = [model.encode_texts(texts[i : i + _AT_ONCE]) for i in range(0, len(texts), _AT_ONCE)]
         self._texts = normalize(torch.cat(parts).float(), dim=1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights, the words, the template and the preprocessing."""
+        parts = {"words": self.words, "template": self.template, "input_spec": self.model.input_spec}
+        return fingerprint(model=self.model.model, **parts)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return cosine similarities, (N, n_words), in float32."""

@@ -19,7 +19,8 @@ from PIL import Image
 
 from captum_mfv.errors import ImageError, RunError
 from captum_mfv.images.files import open_image
-from captum_mfv.report.provenance import Provenance
+from captum_mfv.labels import Label
+from captum_mfv.report.provenance import Provenance, without_folders
 from captum_mfv.report.templates import fill, save
 from captum_mfv.runs.atlas import AtlasFolder, image_file
 from captum_mfv.runs.settings import AtlasSettings, RunSettings
@@ -138,7 +139,8 @@ class _Content:
             some = range(first, min(first + _UNITS, len(self.facets)))
             rows = [[self._facet(row, neighbors) for row in self.facets[position]] for position in some]
             commands = [self._command(position) for position in some] if self.real else []
-            yield f"facets-{number}", {"rows": rows, "commands": commands}
+            scores = [self._scores(position) for position in some]
+            yield f"facets-{number}", {"rows": rows, "commands": commands, "scores": scores}
         yield "map", self._map()
 
     def _columns(self) -> dict[str, Any]:
@@ -153,8 +155,9 @@ class _Content:
             "index": [str(row["index"]) for row in rows],
             "status": [row["status"] for row in rows],
             "error": {n: self._error(row) for n, row in enumerate(rows) if row.get("error") is not None},
-            "label": {n: visible(row["label"]) for n, row in enumerate(rows) if row.get("label") is not None},
-            "labels": {n: labels for n, its in enumerate(self.facets) if (labels := _labels(its))},
+            "label": {n: label for n, row in enumerate(rows) if (label := _text(row))},
+            "labels": {n: labels for n, its in enumerate(self.facets) if any(labels := list(map(_text, its)))},
+            "namer": self._namer(),
             "sizes": [[row["size"] for row in its] for its in self.facets],
             "stability": [_short(float(np.mean(values))) if values else None for values in stabilities],
         }
@@ -172,10 +175,23 @@ class _Content:
         return {
             **{name: _short(row.get(name)) for name in _OF_FACET},
             "retention": row["retention"],
-            "label": None if row.get("label") is None else visible(row["label"]),
             "members": members,
             "neighbors": neighbors[row["unit"], row["index"]],
         }
+
+    def _namer(self) -> list[Any] | None:
+        """Return the name of what labeled the facets and the number of its words; None without labels."""
+        labels = self.folder.labels
+        if labels is None:
+            return None
+        name = labels.namer if self.real else without_folders("model", labels.namer)
+        return [visible(name), labels.n_words]
+
+    def _scores(self, position: int) -> list[Any] | None:
+        """Return how well the label of a unit, and then that of each of its facets, holds; None without labels."""
+        units = {} if self.folder.labels is None else self.folder.labels.units
+        its = units.get(self.folder.units[position]["unit"])
+        return None if its is None else [_score(label) for label in (its.unit, *its.facets)]
 
     def _neighbors(self) -> dict[tuple[str, int], list[tuple[int, int, float]]]:
         """Return the facets of other units that are nearest to each facet: place of the unit, facet, cosine."""
@@ -266,9 +282,18 @@ class _Content:
         return None if function else visible(run.command(f"out/{self.layers[row['layer']]}-{row['index']}"))
 
 
-def _labels(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the labels of facets, for the search."""
-    return " ".join(visible(row["label"]) for row in rows if row.get("label") is not None)
+def _text(row: Mapping[str, Any]) -> str:
+    """Return the label of a unit or a facet; "" without one."""
+    return "" if row.get("label") is None else visible(row["label"])
+
+
+def _score(label: Label) -> dict[str, Any] | None:
+    """Return the tested words of a label, the best one's AUROC with its interval, and whether the image agrees."""
+    if label.score is None:
+        return None
+    interval = [_short(value) for value in (label.score.value, label.score.low, label.score.high)]
+    others = [[visible(word), _short(value)] for word, value in label.runners_up]
+    return {"best": visible(label.best), "auroc": interval, "others": others, "agrees": label.agrees}
 
 
 def _largest(values: NDArray[Any]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from captum_mfv.images import to_pil
 from captum_mfv.report import templates
 from captum_mfv.report.page import Parts, read_parts
 from captum_mfv.runs.folder import RunFolder
+from captum_mfv.runs.labels import RunLabels
 
 __all__ = ["compare"]
 
@@ -135,6 +136,7 @@ def _cells(
             "activation": scores[k]["activation"],
             "stability": row["stability"],
             "overlap": shared.get(k),
+            "label": parts.labels and parts.labels.facets[k].text,
         }
         for k, row in enumerate(parts.rows)
     }
@@ -156,9 +158,18 @@ def _figures(folder: RunFolder, parts: Parts) -> dict[str, str]:
         "mean stability": float(np.mean(stable)) if stable else None,
         "mean share of real images that activate the unit less": np.mean([s["percentile"] for s in metrics["facets"]]),
         "adjusted Rand index against known groups": metrics.get("adjusted_rand_index"),
+        "facets with a label": _n_labeled(parts.labels),
         "seconds": sum(seconds for stage, seconds in folder.manifest["timings"].items() if stage != "report"),
     }
     return {name: _short(value) for name, value in found.items() if value is not None}
+
+
+def _n_labeled(labels: RunLabels | None) -> str | None:
+    """Return how many facets have a label, and by which namer; None without labels."""
+    if labels is None:
+        return None
+    n_labeled = sum(label.text is not None for label in labels.facets)
+    return f"{n_labeled} of {len(labels.facets)}, by {templates.short_name(labels.namer)}"
 
 
 def _judged(judge: Mapping[str, Any] | None) -> dict[str, str]:

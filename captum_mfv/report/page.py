@@ -18,6 +18,7 @@ from captum_mfv.report.charts import SPARK, Strip, plane, strip
 from captum_mfv.report.provenance import Provenance, without_folders
 from captum_mfv.report.templates import THUMBNAIL, data_url, fill, pixel_class, save, small_url
 from captum_mfv.runs.folder import NEAREST, RunFolder, overlay_path
+from captum_mfv.runs.labels import RunLabels
 from captum_mfv.storage.untrusted import is_folder
 
 __all__ = ["Parts", "build", "fill_page", "read_parts"]
@@ -28,11 +29,12 @@ _LARGE = 2048  # pixels; larger starts and overlays are scaled down
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A run's facets, the rows of ``facets.json`` and its metrics."""
+    """A run's facets, the rows of ``facets.json``, its metrics and, if it has them, its labels."""
 
     facets: FacetSet
     rows: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, Any]
+    labels: RunLabels | None
 
 
 def read_parts(folder: RunFolder) -> Parts:
@@ -59,7 +61,13 @@ def read_parts(folder: RunFolder) -> Parts:
     whole = history.ndim == 2 and history.dtype.kind == "f" and len(history) == len(sizes)
     if not whole or not np.isfinite(history[:, :1]).all() or not history.size:
         raise RunError(f"{folder.path}: tensors.safetensors holds no activation of each step")
-    return Parts(facets, rows, metrics)
+    labels = folder.read_labels()
+    if labels is not None:
+        members = [set(facet.members.tolist()) for facet in facets]
+        same = len(labels.facets) == len(members)
+        if not same or not all(members[label.index].issuperset(label.evidence) for label in labels.facets):
+            raise RunError(f"{folder.path}: labels.json isn't of the facets in tensors.safetensors")
+    return Parts(facets, rows, metrics, labels)
 
 
 def build(folder: RunFolder) -> Path:
@@ -90,7 +98,7 @@ def fill_page(folder: RunFolder, provenance: Provenance | None = None) -> bytes:
         [score["activation"] for score in metrics["facets"]],
     )
     if provenance is None:
-        members, shown = _members(folder, facets, rows), _shown(settings)
+        members, shown = _members(folder, parts), _shown(settings)
     else:
         members, shown = [[] for _ in rows], dict(provenance.settings)
         settings = {**provenance.settings, "command": provenance.command, "recipe_data": settings.get("recipe_data")}
@@ -103,6 +111,7 @@ def fill_page(folder: RunFolder, provenance: Provenance | None = None) -> bytes:
         provenance=provenance,
         metrics=metrics,
         judge=_judge(metrics, provenance),
+        labels=_labels(parts.labels, provenance),
         unit=facets.unit,
         code=facets.code,
         n_images=len(real),
@@ -134,6 +143,7 @@ def _cards(
     ascents = folder.read_histories()["activation"]
     total = sum(row["size"] for row in rows)
     judged = (metrics.get("judge") or {}).get("confusion")
+    labels = _labels(parts.labels, None)
     return [
         {
             "index": k,
@@ -147,8 +157,10 @@ def _cards(
             "overlay": _overlay(folder, k, None, _LARGE),
             "bars": activations.path(facets[k].activations),
             "ascent": ascents[k],
+            "label": None if labels is None else labels["facets"][k],
+            "evidence": [] if labels is None else _evidence(labels["facets"][k], own),
             "members": own[:NEAREST],
-            "others": own[NEAREST:],
+            "others": [member for member in own[NEAREST:] if member["shown"]],
         }
         for k, (row, own) in enumerate(zip(rows, members, strict=True))
     ]
@@ -160,9 +172,23 @@ def _judge(metrics: Mapping[str, Any], provenance: Provenance | None) -> dict[st
     return {**judge, "name": without_folders("model", judge["name"])} if judge and provenance else judge
 
 
-def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the real images of each facet, nearest to the center first, up to the page's limit."""
-    peaks = folder.read_peaks()
+def _labels(labels: RunLabels | None, provenance: Provenance | None) -> dict[str, Any] | None:
+    """Return the labels of the facets, or None."""
+    if labels is None:
+        return None
+    return {**labels.model_dump(), "namer": without_folders("model", labels.namer) if provenance else labels.namer}
+
+
+def _evidence(label: Mapping[str, Any], members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the members that a label names as evidence, in its order."""
+    rows = {member["row"]: member for member in members}
+    return [rows[index] for index in label["evidence"] if index in rows]
+
+
+def _members(folder: RunFolder, parts: Parts) -> list[list[dict[str, Any]]]:
+    """Return the real images of each facet, nearest to the center first: up to the page's limit, and evidence."""
+    facets, rows, peaks = parts.facets, parts.rows, folder.read_peaks()
+    evidence = [set[int]() if parts.labels is None else set(parts.labels.facets[k].evidence) for k in range(len(rows))]
     pictures, n_shown = folder.member_images(), max(NEAREST, _SHOWN // len(rows))
     if pictures.refused is not None and is_folder(pictures.root):
         warnings.warn(f"the page shows no real images: {pictures.refused}", MFVWarning, stacklevel=4)
@@ -173,11 +199,15 @@ def _members(folder: RunFolder, facets: FacetSet, rows: Sequence[Mapping[str, An
         except ImageError:
             thumbnail = None
         overlay = _overlay(folder, k, n, THUMBNAIL) if n < NEAREST else None
-        shown = {"thumbnail": thumbnail, "overlay": overlay, "peak": peaks.get(overlay_path(k, n))}
-        return {"row": int(index), "name": row["path"], "activation": row["activation"], **shown}
+        found = {"thumbnail": thumbnail, "overlay": overlay, "peak": peaks.get(overlay_path(k, n))}
+        return {"row": index, "name": row["path"], "activation": row["activation"], "shown": n < n_shown, **found}
 
     return [
-        [member(k, n, *pair) for n, pair in enumerate(zip(facet.members[:n_shown], row["members"], strict=False))]
+        [
+            member(k, n, int(index), its)
+            for n, (index, its) in enumerate(zip(facet.members, row["members"], strict=True))
+            if n < n_shown or int(index) in evidence[k]
+        ]
         for k, (facet, row) in enumerate(zip(facets, rows, strict=True))
     ]
 

@@ -22,6 +22,7 @@ from captum_mfv.errors import FacetError, RunError, UnitError
 from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet
 from captum_mfv.images import InputSpec
 from captum_mfv.images.files import from_pil, open_image
+from captum_mfv.runs.labels import AtlasLabels, read_labels
 from captum_mfv.runs.records import AtlasFacetRow, AtlasUnitRow, Spec, read_atlas_manifest
 from captum_mfv.storage.identity import fingerprint
 from captum_mfv.storage.schema import validate
@@ -125,7 +126,7 @@ class AtlasFolder:
     ``facets.json`` (a row for each unit and each facet), ``codes.safetensors`` (centers of all facets and their
     coordinates on the map, by layer), ``images/LAYER/UNIT_FACET.webp`` and ``UNIT_FACET_members.webp``, and
     ``units/LAYER/UNIT.json`` and ``UNIT.safetensors``, the same rows and the facet set of each unit, from which the
-    tables are made.
+    tables are made; and ``labels.json`` once the units have labels.
 
     Example:
         atlas = captum_mfv.AtlasFolder.read("out/atlas")
@@ -173,6 +174,20 @@ class AtlasFolder:
         """The rows of ``facets.json``; RunError if it can't be read."""
         return self._read("facets.json", AtlasFacetRow)
 
+    @cached_property
+    def labels(self) -> AtlasLabels | None:
+        """The labels of units and facets with their scores, ``labels.json``; None if ``captum-mfv label`` wasn't run.
+
+        The texts are also in the tables, in the column ``label``.
+
+        Raises:
+            RunError: if the file can't be read, or isn't of the units in the tables.
+        """
+        found = read_labels(self.path, AtlasLabels)
+        if found is not None and (other := found.other_unit(self.units, self.facets)):
+            raise RunError(f"{self.path}: labels.json isn't of {other} in the tables; label again")
+        return found
+
     def progress(self) -> str:
         """Return how many units are done, and how long the others will take at the rate so far."""
         n_units = self.manifest["n_units"]
@@ -191,10 +206,17 @@ class AtlasFolder:
         return sorted(done, key=lambda row: (row["p_value"], -row["multifacetedness"]))
 
     def to_pandas(self, table: str = "units") -> Any:
-        """Return the table ``units`` or ``facets`` as a data frame; ImportError if pandas isn't installed."""
-        if table not in ("units", "facets"):
-            raise RunError(f"table must be units or facets, not {table!r}")
-        return importlib.import_module("pandas").DataFrame(self.units if table == "units" else self.facets)
+        """Return a table as a data frame: ``units``, ``facets`` or ``labels``; ImportError if pandas isn't installed.
+
+        ``labels`` has a row for each unit (``index`` is None) and each facet: the label, the word that was tested, its
+        AUROC with the interval, and whether the synthesized image agrees.
+        """
+        if table not in ("units", "facets", "labels"):
+            raise RunError(f"table must be units, facets or labels, not {table!r}")
+        found = getattr(self, table)
+        if table == "labels":
+            found = [] if found is None else found.rows()
+        return importlib.import_module("pandas").DataFrame(found)
 
     def unit(self, name: str | Unit, encoder: nn.Module | None = None) -> AtlasUnit:
         """Read one unit: its rows, facets and images.
@@ -214,12 +236,40 @@ class AtlasFolder:
             raise UnitError(f"{wanted} {why}")
         rows = [one for one in self.facets if one["unit"] == wanted]
         try:
-            facets = FacetSet.load(inside(self.path, tensors_file(wanted)), encoder)
+            facets = self.read_facets(wanted, encoder)
             if [one["index"] for one in rows] != list(range(len(facets))):
                 raise ValueError(f"facets.json has {len(rows)} of its facets, not {len(facets)} in order")
-            return AtlasUnit(row, rows, facets, tuple(self._image(wanted, k) for k in range(len(facets))))
         except (ValueError, OSError) as error:
             raise RunError(f"{self.path}: {wanted} can't be read: {error}") from error
+        return AtlasUnit(row, rows, facets, tuple(self.read_image(wanted, k) for k in range(len(facets))))
+
+    def read_facets(self, unit: str, encoder: nn.Module | None = None) -> FacetSet:
+        """Read the facet set of a unit; the encoder and errors are those of `FacetSet.load`."""
+        try:
+            return FacetSet.load(inside(self.path, tensors_file(unit)), encoder)
+        except ValueError as error:
+            raise RunError(f"{self.path}: the facets of {unit} can't be read: {error}") from error
+
+    def read_key(self, unit: str) -> str:
+        """Return the fingerprint of everything that a unit's rows depend on; RunError if they can't be read."""
+        name = record_file(unit)
+        try:
+            return str(read_json(inside(self.path, name))["key"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.path / name} can't be read: {error}") from error
+
+    def read_image(self, unit: str, facet: int) -> Tensor:
+        """Read the synthesized image of a facet, (C, H, W) in [0, 1]; RunError if it can't be read."""
+        n = self.input_spec.channels
+        try:
+            if n in (1, 3):
+                return from_pil(open_image(inside(self.path, image_file(unit, facet)), ("WEBP",)))[:n]
+            values = read_array(inside(self.path, array_file(unit, facet)), _MOST).astype(np.float32)
+            if values.ndim != 3 or len(values) != n or not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"{array_file(unit, facet)} must hold an image of {n} channels in [0, 1]")
+            return torch.from_numpy(values)
+        except (ValueError, OSError) as error:
+            raise RunError(f"{self.path}: the image of {unit}, facet {facet}, can't be read: {error}") from error
 
     def nearest(self, unit: str, facet: int, n: int = 12) -> list[tuple[dict[str, Any], float]]:
         """Return the facets of all units of a layer that are nearest to a facet, with the cosine of their codes.
@@ -260,15 +310,6 @@ class AtlasFolder:
             return found
         except (SafetensorError, TypeError, AttributeError, OSError, ValueError) as error:
             raise RunError(f"{self.path}: codes.safetensors can't be read: {error}") from error
-
-    def _image(self, unit: str, facet: int) -> Tensor:
-        if (n := self.input_spec.channels) not in (1, 3):
-            values = read_array(inside(self.path, array_file(unit, facet)), _MOST).astype(np.float32)
-            if values.ndim != 3 or len(values) != n or not ((values >= 0) & (values <= 1)).all():
-                raise ValueError(f"{array_file(unit, facet)} must hold an image of {n} channels in [0, 1]")
-            return torch.from_numpy(values)
-        image = from_pil(open_image(inside(self.path, image_file(unit, facet)), ("WEBP",)))
-        return image[: self.input_spec.channels]
 
     def _read(self, name: str, kind: Any) -> list[dict[str, Any]]:
         try:

@@ -17,8 +17,8 @@ from sklearn.manifold import TSNE
 from typing_extensions import Self
 
 from captum_mfv.errors import RunError
-from captum_mfv.facets.facet_set import FacetSet
-from captum_mfv.runs.atlas import AtlasFolder, image_file, record_file, tensors_file, unit_name
+from captum_mfv.runs.atlas import AtlasFolder, image_file, record_file, unit_name
+from captum_mfv.runs.labels import LABELS, AtlasLabels, read_labels
 from captum_mfv.runs.records import ATLAS_FORMAT, AtlasFacetRow, AtlasUnitRow, check_place, installed_versions
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
 from captum_mfv.storage.identity import canonical, check_same
@@ -111,16 +111,18 @@ class AtlasWriter(AtlasFolder):
         write_whole(self._inside(record_file(row["unit"])), record.encode())
 
     def finish(self, records: Sequence[Mapping[str, Any]], seed: int) -> None:
-        """Write the tables and the map of all units, and mark the atlas as finished."""
+        """Write the tables and the map of all units, and mark the atlas as finished.
+
+        Labels of units that were redone are left out.
+        """
         rows = [dict(record["row"]) for record in records]
         _adjust(rows)
         facets = [row for record in records for row in record["facets"]]
-        self._write_json("units.json", rows)
-        self._write_json("facets.json", facets)
+        self._write_tables(rows, facets, self._kept_labels(records))
         arrays = dict[str, NDArray[Any]]()
         for layer in dict.fromkeys(row["layer"] for row in rows):
             names = [row["unit"] for row in rows if row["layer"] == layer and row["status"] == "done"]
-            sets = [FacetSet.load(self._inside(tensors_file(name))) for name in names]
+            sets = [self.read_facets(name) for name in names]
             if len({one.codes.shape[1] for one in sets}) > 1:
                 raise RunError(f"codes of {layer} differ in length; remove {self.path / 'units'} to redo all")
             centers = np.concatenate([one.centers for one in sets]) if sets else np.zeros((0, 1), np.float32)
@@ -128,6 +130,38 @@ class AtlasWriter(AtlasFolder):
         write_whole(self._inside("codes.safetensors"), tensor_file(arrays, {"format": str(ATLAS_FORMAT)}))
         self.manifest["status"] = "finished"
         self.write_manifest()
+
+    def write_labels(self, labels: AtlasLabels) -> None:
+        """Write ``labels.json``, and the texts to the tables."""
+        self._write_json(LABELS, labels.model_dump(mode="json"))
+        self._write_tables(self.units, self.facets, labels)
+
+    def _kept_labels(self, records: Sequence[Mapping[str, Any]]) -> AtlasLabels | None:
+        """Remove the labels of units that were redone or are gone; return the others."""
+        labels = read_labels(self.path, AtlasLabels)
+        if labels is None:
+            return None
+        known = {record["row"]["unit"]: (record["key"], len(record["facets"])) for record in records}
+        kept = {name: its for name, its in labels.units.items() if known.get(name) == (its.key, len(its.facets))}
+        labels = labels.model_copy(update={"units": kept})
+        if kept:
+            self._write_json(LABELS, labels.model_dump(mode="json"))
+        else:
+            remove(self._inside(LABELS))
+        return labels
+
+    def _write_tables(
+        self, rows: Sequence[dict[str, Any]], facets: Sequence[dict[str, Any]], labels: AtlasLabels | None
+    ) -> None:
+        """Write ``units.json`` and ``facets.json`` with the texts of labels."""
+        units = {} if labels is None else labels.units
+        for row in rows:
+            if row["status"] == "done":
+                row["label"] = units[row["unit"]].unit.text if row["unit"] in units else None
+        for row in facets:
+            row["label"] = units[row["unit"]].facets[row["index"]].text if row["unit"] in units else None
+        self._write_json("units.json", rows)
+        self._write_json("facets.json", facets)
 
     def add_timings(self, seconds: Mapping[str, float]) -> None:
         """Add the seconds of each part of the work to the manifest's."""

@@ -28,6 +28,7 @@ from captum_mfv.images.files import from_pil, open_image
 from captum_mfv.images.loading import check_range
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.images import MemberImages, why_not_read
+from captum_mfv.runs.labels import RunLabels, read_labels
 from captum_mfv.runs.records import FacetRow, FinishedSettings, Metrics, Peaks, read_manifest
 from captum_mfv.storage.schema import validate
 from captum_mfv.storage.untrusted import inside, read_array, read_json, within
@@ -65,9 +66,9 @@ class RunFolder:
     ``images/facet_NN.png``, ``facet_NN_start.png`` and ``plain.png``, ``attributions/facet_NN.png`` and
     ``facet_NN_member_M.png`` (the M-th nearest), ``attributions/peaks.json`` if overlays outline the patch of the
     unit's peak, ``controls/NAME/facet_NN.png`` where controls were rendered, ``tensors.safetensors``,
-    ``metrics.json``, ``report.html`` and ``run.toml``, which repeats the run. Beside the PNG file of an image of other
-    than 1 or 3 channels, which shows some of them, ``.npy`` holds all, (C, H, W). Hidden files are for the run itself:
-    its lock, and the state from which interrupted stages resume.
+    ``metrics.json``, ``labels.json`` if the facets are labeled, ``report.html`` and ``run.toml``, which repeats the
+    run. Beside the PNG file of an image of other than 1 or 3 channels, which shows some of them, ``.npy`` holds all,
+    (C, H, W). Hidden files are for the run itself: its lock, and the state from which interrupted stages resume.
     """
 
     path: Path
@@ -118,6 +119,10 @@ class RunFolder:
         """Read ``metrics.json``."""
         metrics: dict[str, Any] = _read_record(self.path, "metrics.json", Metrics)
         return metrics
+
+    def read_labels(self) -> RunLabels | None:
+        """Read ``labels.json``, the labels of the facets; None if ``captum-mfv label`` wasn't run."""
+        return read_labels(self.path, RunLabels)
 
     def member_images(self) -> MemberImages:
         """Return every facet's images as a dataset that reads the run's image folder.

@@ -22,6 +22,7 @@ from captum_mfv.facets.facet_set import FacetSet
 from captum_mfv.images import to_pil
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.folder import PEAKS, RunFolder, array_path, control_path, find_outputs, image_path, own
+from captum_mfv.runs.labels import LABELS, RunLabels
 from captum_mfv.runs.records import check_place, new_manifest
 from captum_mfv.storage.files import remove, sweep, tensor_file, write_whole
 from captum_mfv.storage.identity import check_same
@@ -184,6 +185,10 @@ class RunWriter(RunFolder):
             self.write_json("metrics.json", merged)
         else:
             remove(own(self.path, "metrics.json"))
+
+    def write_labels(self, labels: RunLabels) -> None:
+        """Write ``labels.json``, the labels of the facets."""
+        self.write_json(LABELS, labels.model_dump(mode="json"))
 
     def _write_manifest(self) -> None:
         self.write_json("manifest.json", self.manifest)

@@ -190,8 +190,9 @@ class Work:
             _log.debug("%s: %s", result.row["unit"], message)
         if result.row["status"] == "failed":
             _log.warning("%s failed: %s", result.row["unit"], result.row["error"])
-        self.folder.store(self.plan.keys[result.position], result.row, result.facets, result.files)
-        self.records[result.position] = {"row": result.row, "facets": result.facets}
+        key = self.plan.keys[result.position]
+        self.folder.store(key, result.row, result.facets, result.files)
+        self.records[result.position] = {"key": key, "row": result.row, "facets": result.facets}
 
     def _results(
         self, engine: Run[Any], function: Callable[..., T], tasks: Mapping[int, tuple[Any, ...]]

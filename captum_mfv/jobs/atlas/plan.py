@@ -25,7 +25,16 @@ from captum_mfv.storage.identity import dataset_fingerprint, fingerprint, weight
 from captum_mfv.storage.untrusted import is_file, read_json, read_text
 from captum_mfv.units import Code, Unit
 
-__all__ = ["BATCH", "Plan", "load_plan", "load_plan_once", "parse_units"]
+__all__ = [
+    "BATCH",
+    "Plan",
+    "load_plan",
+    "load_plan_once",
+    "names_function",
+    "open_dataset",
+    "parse_units",
+    "unit_key",
+]
 
 BATCH = 32  # images of a forward pass
 _PART = 1024  # images of a part of a small dataset
@@ -86,10 +95,7 @@ class Plan(Network):
         """The fingerprint of everything that each unit's result depends on."""
         shared = fingerprint(**self.settings)
         folders = [folder.fingerprint for folder in self.folders] or [""] * len(self.units)
-        return [
-            fingerprint(settings=shared, unit=replace(unit, encoder=None), images=images)
-            for unit, images in zip(self.units, folders, strict=True)
-        ]
+        return [unit_key(shared, *its) for its in zip(self.units, folders, strict=True)]
 
     @cached_property
     def parts(self) -> list[range]:
@@ -122,6 +128,17 @@ class Plan(Network):
             self.images.listing.write(path)
 
 
+def unit_key(settings: str, unit: Unit, images: str) -> str:
+    """Return the fingerprint of everything that a unit's result depends on.
+
+    Args:
+        settings: fingerprint of `Plan.settings`.
+        unit: the unit.
+        images: fingerprint of the images of the unit's class; "" of a dataset that is scanned.
+    """
+    return fingerprint(settings=settings, unit=replace(unit, encoder=None), images=images)
+
+
 @lru_cache(maxsize=1)
 def load_plan_once(job: AtlasSettings, device: str | None, listing: Path) -> Plan:
     """Return what `load_plan` returns, which a worker process loads once."""
@@ -143,7 +160,7 @@ def load_plan(job: AtlasSettings, listing: Path, progress: bool = False) -> Plan
     get_recipe(job.recipe)
     images, folders = None, dict[int, Path]()
     if job.images is not None:
-        images = _dataset(job.images, listing)
+        images = open_dataset(job.images, listing)
         if job.facets != "auto" and job.facets > len(images):
             raise FacetError(f"{job.facets} facets can't be found in {len(images)} images; ask for at most as many")
     else:
@@ -202,10 +219,19 @@ def _expanded(texts: Sequence[Unit | str], network: Network, options: Mapping[st
         raise UnitError("units must name at least one unit, such as features.12:0-127")
 
 
-def _dataset(name: str, listing: Path) -> Images:
-    """Return the images of a folder or of tar archives, or the dataset that ``file.py:function`` returns."""
+def names_function(name: str) -> bool:
+    """Return whether the name of a dataset is ``file.py:function`` or ``package.module:function``, and no path."""
     source, colon, _ = name.rpartition(":")
-    if not colon or not (source.endswith(".py") or "." in source) or Path(name).exists():
+    return bool(colon) and "." in source and not Path(name).exists()
+
+
+def open_dataset(name: str, listing: Path | None = None) -> Images:
+    """Return the images of a folder or of tar archives, or the dataset that ``file.py:function`` returns.
+
+    Raises:
+        ImageError: if there are no images, or the dataset has no fingerprint.
+    """
+    if not names_function(name):
         return open_images(name, listing)
     with as_model_error(name, False):
         images = call_function(name)

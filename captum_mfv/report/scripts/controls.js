@@ -24,7 +24,7 @@ const controls = (() => {
     layers.closest("label").hidden = data.layers.length < 2;
     const most = Math.max(1, ...data.units.map((unit) => unit.n_facets));
     for (const key of ["facets_min", "facets_max"]) bar.querySelector(`[data-key=${key}]`).max = most;
-    bar.querySelector("[data-key=label]").closest("label").hidden = !data.units.some((unit) => unit.label);
+    bar.querySelector("[data-key=label]").closest("label").hidden = !data.units.some((unit) => unit.labels);
   };
 
   const show = (now, found) => {

@@ -31,11 +31,13 @@ const data = (() => {
   const layers = [];
   let perChunk = 1;
   let isReal = true;  // whether members and their images are among the files
+  let namer = null;  // name of what labeled the facets, and number of its words
 
   const open = async () => {
     const table = await load("units");
     perChunk = table.chunk;
     isReal = table.real;
+    namer = table.namer;
     layers.push(...table.layers);
     const figures = ["n_images", "peak", "multifacetedness", "p_value", "p_adjusted", "coverage", "retention", "stability"];
     table.index.forEach((index, position) => {
@@ -44,10 +46,13 @@ const data = (() => {
       unit.status = table.status[position];
       unit.error = table.error[position] ?? null;
       unit.label = table.label[position] ?? "";
+      unit.facetLabels = table.labels[position] ?? [];
+      const others = [...new Set(unit.facetLabels)].filter((label) => label && label !== unit.label).join(", ");
+      unit.labels = [unit.label, others].filter(Boolean).join(": ");  // as it is shown, sorted and searched
       unit.sizes = table.sizes[position];
       unit.n_facets = unit.sizes.length;
       for (const name of figures) unit[name] = table[name][position];
-      unit.text = `${unit.name} ${unit.label} ${table.labels[position] ?? ""}`.toLowerCase();
+      unit.text = `${unit.name} ${unit.labels}`.toLowerCase();
       units.push(unit);
       byName.set(unit.name, unit);
     });
@@ -56,10 +61,10 @@ const data = (() => {
   const facetsOf = async (unit) => {
     const chunk = await load(`facets-${Math.floor(unit.position / perChunk)}`);
     const place = unit.position % perChunk;
-    return { rows: chunk.rows[place], command: chunk.commands[place] };
+    return { rows: chunk.rows[place], command: chunk.commands[place], scores: chunk.scores[place] };
   };
 
   const image = (unit, facet) => `images/${unit.folder}/${unit.index}_${facet}.webp`;
   const members = (unit, facet) => `images/${unit.folder}/${unit.index}_${facet}_members.webp`;
-  return { open, load, units, byName, layers, facetsOf, image, members, get isReal() { return isReal; } };
+  return { open, load, units, byName, layers, facetsOf, image, members, get isReal() { return isReal; }, get namer() { return namer; } };
 })();

@@ -148,10 +148,11 @@ const map = (() => {
     if (place < 0) return;
     const unit = data.units[plane.unit[place]];
     const text = `facet ${plane.facet[place]} of ${unit.n_facets}`;
+    const label = unit.facetLabels[plane.facet[place]] || unit.label;
     tip.replaceChildren(dom.make("img", { src: data.image(unit, plane.facet[place]), alt: "" }),
       dom.make("p", {}, dom.make("b", {}, dom.name(unit.name)), dom.make("br"), dom.make("small", {}, text),
-        unit.label && dom.make("br"), unit.label && dom.name(unit.label)));
-    if (byKeys) spoken.textContent = `${unit.name}, ${text}${unit.label ? `, ${unit.label}` : ""}`;
+        label && dom.make("br"), label && dom.name(label)));
+    if (byKeys) spoken.textContent = `${unit.name}, ${text}${label ? `, ${label}` : ""}`;
     const [x, y] = toScreen(place);
     const half = side() / 2 + 10;
     const left = x + half + tip.offsetWidth > size.width ? x - half - tip.offsetWidth : x + half;

@@ -13,7 +13,7 @@ const query = (() => {
     return (unit) => words.every((word) => unit.text.includes(word))
       && (now.layer === "" || unit.layer === layer)
       && (now.status === "" || unit.status === now.status)
-      && (now.label === "" || (unit.label !== "") === (now.label === "with"))
+      && (now.label === "" || (unit.labels !== "") === (now.label === "with"))
       && (now.facets_max === "" || unit.n_facets <= Number(now.facets_max))
       && (now.p_max === "" || (unit.p_adjusted ?? 2) <= Number(now.p_max))
       && bounds.every(([name, bound]) => (unit[name] ?? -1) >= bound);
@@ -24,7 +24,7 @@ const query = (() => {
     const { sort } = now;
     const direction = isDescending(now) ? -1 : 1;
     if (sort === "unit") return (a, b) => direction * (a.position - b.position);
-    const value = { label: (unit) => unit.label || null, status: (unit) => ranks[unit.status] }[sort]
+    const value = { label: (unit) => unit.labels || null, status: (unit) => ranks[unit.status] }[sort]
       ?? ((unit) => (unit.status === "done" ? unit[sort] ?? null : null));
     return (a, b) => {
       const [x, y] = [value(a), value(b)];

@@ -11,7 +11,7 @@ const table = (() => {
     ["stability", (unit) => dom.figure(unit.stability)],
     ["coverage", (unit) => dom.percent(unit.coverage)],
     ["retention", (unit) => dom.percent(unit.retention)],
-    ["label", (unit) => (unit.label ? dom.name(unit.label) : "")],
+    ["label", (unit) => (unit.labels ? dom.make("bdi", { title: unit.labels }, unit.labels) : "")],
     ["status", (unit) => unit.status],
   ];
   let order = [];

@@ -24,13 +24,26 @@ const unitView = (() => {
       low === undefined ? "" : ` (${dom.figure(low)} to ${dom.figure(high)} in 95 % of samples)`,
       row.stability < 0.6 ? ", low: resampled images often don't show this facet" : ": resampled images show the facet again");
   };
+  const auroc = (score) => `${dom.figure(score.auroc[0])} (${dom.figure(score.auroc[1])} to ${dom.figure(score.auroc[2])})`;
+  const words = (score) => score.others.flatMap(([word, value], place) => [place ? ", " : " Next: ", name(word), ` ${dom.figure(value)}`]);
+  const image = (score) => (score.agrees === null ? "" : `; the synthesized image ${score.agrees ? "shows it too" : "doesn’t show it"}`);
+  const labeled = (label, score) => fact("Label", ...(label
+    ? [make("strong", {}, name(label)), `, AUROC ${auroc(score)}${image(score)}.`]
+    : [make("strong", {}, "none"), " of the words holds; the best, ", name(score.best), `, has an AUROC of ${auroc(score)}.`]), ...words(score));
+  const meaning = (unit, score) => data.namer && make("p", { class: "note" },
+    unit.n_facets > 1
+      ? "A label is a word of which a facet’s images have more than those of the unit’s other facets; the unit’s label, one of which its images have more than images of the layer’s other units."
+      : "A label is a word of which these images have more than images of the layer’s other units.",
+    " It was chosen, of ", dom.count(data.namer[1], "word"), " scored by ", name(data.namer[0]), ", on half of the images and tested on the other half. AUROC: the share of pairs of images in which the facet’s has more of it; .5 is chance.",
+    unit.n_facets > 1 && score !== null && (unit.label ? [" The unit’s label has an AUROC of ", auroc(score), "."]
+      : [" The unit has no label; the best word, ", name(score.best), `, has an AUROC of ${auroc(score)}.`]));
   const neighbors = (unit, index, row) => row.neighbors.length > 0 && make("div", { class: "neighbors" },
     make("h3", {}, "Nearest facets of other units"),
     make("ul", {}, row.neighbors.map(([position, facet, cosine]) => {
       const other = data.units[position];
       return make("li", {}, make("a", { href: state.hash({ unit: other.name }), title: `cosine of the codes ${dom.figure(cosine)}` },
         make("img", { src: data.image(other, facet), alt: "", loading: "lazy", decoding: "async" }),
-        make("span", {}, name(other.name)), make("span", { class: "sr" }, `, facet ${facet}, cosine ${dom.figure(cosine)}`)));
+        make("span", {}, name(other.name)), other.facetLabels[facet] && make("span", {}, name(other.facetLabels[facet])), make("span", { class: "sr" }, `, facet ${facet}, cosine ${dom.figure(cosine)}`)));
     })));
   const others = (row) => make("details", {},
     make("summary", {}, `The ${row.members.length} nearest images`),
@@ -40,21 +53,21 @@ const unitView = (() => {
         make("tbody", {}, row.members.map(([path, activation, distance]) => make("tr", {},
           make("th", { scope: "row" }, name(path)), make("td", {}, dom.number(activation)), make("td", {}, dom.number(distance))))))));
 
-  const card = (unit, row, index) => {
+  const card = (unit, row, index, score) => {
     const share = row.size / unit.sizes.reduce((sum, size) => sum + size, 0);
     const title = `facet-${index}-title`;
     const above = row.activation_percentile === 1 ? "all" : dom.percent(row.activation_percentile);
     return make("article", { class: "facet", "aria-labelledby": title },
       make("img", { class: "result", src: data.image(unit, index), alt: `Synthesized image of facet ${index}`, "data-small": "" }),
       make("div", { class: "about" },
-        make("h2", { id: title }, `Facet ${index}`, row.label && make("span", {}, " ", name(row.label)),
+        make("h2", { id: title }, `Facet ${index}`, unit.facetLabels[index] && make("span", {}, " ", name(unit.facetLabels[index])),
           make("small", {}, `${dom.count(row.size, "image")} · ${dom.percent(share)}`)),
         data.isReal && make("img", { class: "sheet", src: data.members(unit, index), alt: `The ${Math.min(row.size, 9)} images nearest to the center of facet ${index}` }),
         make("dl", { class: "facts" },
           fact("Activation", make("strong", {}, dom.number(row.image_activation)),
             `, above ${above} of the real images; mean of the facet's real images ${dom.number(row.activation)}`),
           fact("Nearest facet", make("strong", {}, row.retention ? "its own" : "another"), ", in the codes of the network that made the image"),
-          row.stability !== null && stable(row)),
+          row.stability !== null && stable(row), score && labeled(unit.facetLabels[index], score)),
         neighbors(unit, index, row), data.isReal && others(row)));
   };
 
@@ -93,14 +106,14 @@ const unitView = (() => {
       box.replaceChildren(...head.filter(Boolean), make("p", {}, unit.status === "dead" ? "Dead: no image activates this unit above zero."
         : "Failed: "), unit.error ? make("p", {}, name(unit.error)) : "");
     } else {
-      const { rows, command: text } = await data.facetsOf(unit);
+      const { rows, command: text, scores } = await data.facetsOf(unit);
       if (state.now !== now) return;  // another unit was opened meanwhile
-      const parts = [figures(unit), make("div", { class: "cards" }, rows.map((row, index) => card(unit, row, index)))];
+      const parts = [[figures(unit), scores && meaning(unit, scores[0])], make("div", { class: "cards" }, rows.map((row, index) => card(unit, row, index, scores?.[index + 1])))];
       box.replaceChildren(...head.filter(Boolean), rows.length < 2 ? "" : make("ul", { class: "strip", "aria-label": "The facets' images" },
         rows.map((row, index) => make("li", {}, make("button", { type: "button", "aria-label": `Go to facet ${index}`,
           onclick: () => box.querySelectorAll(".facet")[index].scrollIntoView({ block: "start" }) },
         make("img", { src: data.image(unit, index), alt: "", "data-small": "" }))))),
-      ...(rows.length < 2 ? parts.reverse() : parts), data.isReal ? command(text)
+      ...(rows.length < 2 ? parts.reverse() : parts).flat().filter(Boolean), data.isReal ? command(text)
         : make("p", { class: "note" }, "The real images nearest to each facet aren't published."));
     }
     window.scrollTo(0, 0);

@@ -22,7 +22,7 @@ const wall = (() => {
       const tile = Math.floor(Math.min(room / slots, (last ? 1 : 1.8) * target) * 100) / 100;
       let left = 0;
       let tallest = 0;
-      const caption = 6 + 19 * Math.max(...row.map(({ unit, columns }) => 1 + (unit.label !== "") + (columns === 1)));
+      const caption = 6 + 19 * Math.max(...row.map(({ unit, columns }) => 1 + (unit.labels !== "") + (columns === 1)));
       for (const { unit, columns } of row) {
         const lines = Math.max(1, Math.ceil(unit.n_facets / columns));
         const own = columns * tile + inner * (columns - 1);
@@ -64,7 +64,7 @@ const wall = (() => {
   const image = (source, more) => dom.make("img", {  // while the wall flies by, images wait
     [isFast ? "data-src" : "src"]: source, alt: "", decoding: "async", draggable: "false", ...more,
   });
-  const picture = (unit, facet) => image(data.image(unit, facet), { "data-small": "" });
+  const picture = (unit, facet) => image(data.image(unit, facet), { "data-small": "", title: unit.facetLabels[facet] || null });
 
   const card = ({ unit, left, top, width, height, tile }, place) => {
     const facets = Array.from({ length: unit.n_facets }, (_, facet) => facet);
@@ -73,7 +73,7 @@ const wall = (() => {
         image(data.members(unit, facet), { class: "sheet" }))
       : picture(unit, facet))), facets.length === 0 && dom.make("span", { class: "nothing" }, unit.status));
     const caption = dom.make("span", { class: "caption" }, dom.make("b", {}, dom.name(unit.name)),
-      unit.label && dom.make("i", {}, dom.name(unit.label)), dom.make("small", { title: "number of facets · multifacetedness" }, figures(unit)));
+      unit.labels && dom.make("i", {}, dom.name(unit.labels)), dom.make("small", { title: "number of facets · multifacetedness" }, figures(unit)));
     const link = dom.make("a", { href: state.hash({ unit: unit.name }), tabindex: unit === focused ? 0 : -1,
       "data-unit": unit.position }, density === "members" ? [caption, pictures] : [pictures, caption]);
     const element = dom.make("div", { class: `unit ${density}${unit.n_facets < 2 ? " narrow" : ""}`, role: "listitem", "aria-setsize": order.length,
