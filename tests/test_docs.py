@@ -96,7 +96,8 @@ ISE = "central|character|custom|emphas|equal|final|general|initial|local|maxim|m
 ISE += "|priorit|random|real|recogn|regular|serial|special|standard|summar|synthes|token|util|vector|visual"
 BRITISH = re.compile(
     rf"\w*(?:{ISE})is(?:e|ed|er|es|ing|ation)s?\b|\w*(?:behavi|col|fav|hon|lab|neighb)our\w*|\b(?:cent|lit|met)re[sd]?\b"
-    r"|\banalys(?:e|ed|ing)\b|\bgrey|\w*(?:cancell|labell|modell|travell)(?:ed|ing)\b|\b(?:artefact|licence|whilst|learnt)",
+    r"|\banalys(?:e|ed|ing)\b|\bgrey(?!hound)|\w*(?:cancell|labell|modell|travell)(?:ed|ing)\b"
+    r"|\b(?:artefact|licence|whilst|learnt)",
     re.IGNORECASE,
 )
 

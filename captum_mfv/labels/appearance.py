@@ -19,6 +19,7 @@ __all__ = ["APPEARANCE", "REFERENCE_COLORS", "AppearanceNamer"]
 
 _SIDE, _BORDER = 64, 6  # pixels
 _SMALLEST = 20  # pixels of a region that counts as an object
+_LEAST = 0.03  # share of pixels of a color that counts: edges between two colors look like a third
 _TINY = 1e-6
 
 REFERENCE_COLORS: Mapping[str, tuple[tuple[int, int, int], ...]] = MappingProxyType(
@@ -41,7 +42,10 @@ REFERENCE_COLORS: Mapping[str, tuple[tuple[int, int, int], ...]] = MappingProxyT
 
 APPEARANCE: Mapping[str, str] = MappingProxyType(
     {
-        **{color: f"share of pixels whose nearest reference color is {color}" for color in REFERENCE_COLORS},
+        **{
+            color: f"share of pixels whose nearest reference color is {color}; 0 below .03"
+            for color in REFERENCE_COLORS
+        },
         "bright": "mean lightness",
         "dark": "minus the mean lightness",
         "colorful": "mean chroma",
@@ -119,7 +123,8 @@ def _colors(lab: Tensor) -> dict[str, Tensor]:
     named = torch.from_numpy(owners).to(lab.device)[nearest].view(lab.shape[:-1])
     border, found = _border(lab.device), {}
     for i, color in enumerate(REFERENCE_COLORS):
-        found[color] = (named == i).float().mean((1, 2))
+        share = (named == i).float().mean((1, 2))
+        found[color] = torch.where(share < _LEAST, 0, share)
         found[f"{color} background"] = (named == i)[:, border].float().mean(1)
     return found
 
