@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import in_browser
 
 import captum_mfv as mfv
@@ -138,6 +139,24 @@ def test_a_classifier_names_facets_by_its_classes(root, out, capsys):
     assert (out / "labels.json").read_bytes() == before
     assert call(["label", out, "--with", "colors", "--quiet"], capsys)[0] == 0  # other labels replace them
     assert run.read_labels().namer == "colors"
+
+
+@pytest.mark.parametrize("kind", ["run", "atlas"])
+def test_words_that_a_namer_declares_comparable_are_chosen_among_the_highest(kind, out, many, tmp_path):
+    """One word differs most between facets, but is never among the ten highest."""
+    colors = AppearanceNamer()
+
+    def namer(images):
+        few = colors(images)[:, :3]
+        return torch.cat([few - 100, torch.zeros(len(images), 10)], 1)
+
+    namer.words, namer.comparable = [str(i) for i in range(13)], True
+    if kind == "run":
+        found = jobs.label(RunFolder.read(out), namer, namer_name="ours").facets
+    else:
+        units = jobs.label(AtlasFolder.read(shutil.copytree(many, tmp_path / "atlas")), namer, namer_name="ours").units
+        found = [label for unit in units.values() for label in (unit.unit, *unit.facets)]
+    assert {label.best for label in found} == {None}
 
 
 def test_an_update_keeps_labels_unless_facets_or_images_change(root, finished, out, capsys):

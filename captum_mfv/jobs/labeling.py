@@ -91,6 +91,7 @@ def _label_run(
         namer.words,
         others=None if others is None else word_scores(namer, others, progress=progress),
         renderings=word_scores(namer, folder.read_images(facets)),
+        comparable=getattr(namer, "comparable", False),
         seed=seed,
     )
     made = RunLabels(namer=namer_name, n_words=len(namer.words), seed=seed, facets=tuple(labels))

@@ -49,7 +49,7 @@ def label_atlas(
     found = dict[str, UnitLabels]()
     for group in groups:
         scores = scoring.scores(group, f"crops-{group.side}")
-        labeling = _Labeling(writer, namer.words, scores, group.rows, drawn, seed)
+        labeling = _Labeling(writer, namer, scores, group.rows, drawn, seed)
         with Progress(group.rows, "labels", unit="unit", disable=not progress) as units:
             found |= {unit: labeling.unit(unit, keys[unit]) for unit in units}
     labels = AtlasLabels(
@@ -131,7 +131,7 @@ class _Labeling:
 
     Args:
         folder: the atlas.
-        words: the namer's words.
+        namer: the namer.
         scores: (n, n_words) scores of the units' images, each image once.
         rows: the rows of ``scores`` of each unit's images, by the unit's name.
         drawn: (n_facets, n_words) scores of the synthesized images of each unit.
@@ -139,7 +139,7 @@ class _Labeling:
     """
 
     folder: AtlasWriter
-    words: Sequence[str]
+    namer: Namer
     scores: Scores
     rows: Mapping[str, NDArray[np.int64]]
     drawn: Mapping[str, Scores]
@@ -159,14 +159,15 @@ class _Labeling:
         facets, rows, drawn = self.folder.read_facets(name), self.rows[name], self.drawn[name]
         scores, others = self.scores[rows], self.samples[name.rpartition(":")[0]]
         others = others[~np.isin(others, rows)][:_OTHERS]
-        alone = len(facets) == 1
+        alone, words = len(facets) == 1, self.namer.words
+        options: dict[str, Any] = {"comparable": getattr(self.namer, "comparable", False), "seed": self.seed}
         (whole,) = labels_from_scores(
             facets.as_one_facet(),
             scores,
-            self.words,
+            words,
             others=self.scores[others] if len(others) else None,
             renderings=drawn if alone else None,
-            seed=self.seed,
+            **options,
         )
-        own = [whole] if alone else labels_from_scores(facets, scores, self.words, renderings=drawn, seed=self.seed)
+        own = [whole] if alone else labels_from_scores(facets, scores, words, renderings=drawn, **options)
         return UnitLabels(key=key, unit=whole, facets=tuple(own))
