@@ -31,7 +31,6 @@ __all__ = ["SCAN", "AtlasWriter"]
 SCAN = ".scan.safetensors"
 """State of a scan, in the atlas's folder or in that of a shard."""
 
-_OF_ALL = ("units.json", "facets.json", "codes.safetensors", "index.html")
 _COMPONENTS = 50
 _OF_UNIT = re.compile(r"(\d+|direction-[0-9a-f]{8})(?:_\d+(?:_members)?)?\.(?:json|safetensors|webp|npy)")
 
@@ -40,11 +39,6 @@ class AtlasWriter(AtlasFolder):
     """An `AtlasFolder` that is written to."""
 
     failed = 0  # units that failed; of a shard, its own
-
-    @property
-    def complete(self) -> bool:
-        """Whether the atlas is finished and has its tables and its page."""
-        return self.finished and all((self.path / name).exists() for name in _OF_ALL)
 
     @classmethod
     def open(
@@ -74,7 +68,8 @@ class AtlasWriter(AtlasFolder):
     def sweep(self, units: Sequence[Unit]) -> None:
         """Remove temporary files of killed writes, and files of units other than these; no process may be writing."""
         wanted = {Path(record_file(unit_name(unit))).with_suffix("").parts[1:] for unit in units}
-        for folder in (self.path, *self.path.glob("images/*/"), *self.path.glob("units/*/")):
+        folders = [folder for name in ("data/", "images/*/", "units/*/") for folder in self.path.glob(name)]
+        for folder in (self.path, *folders):
             if not folder.resolve().is_relative_to(self.path.resolve()):
                 continue
             sweep(folder)

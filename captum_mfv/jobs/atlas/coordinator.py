@@ -126,7 +126,7 @@ class Work:
                 state = None if self.plan.images is None else self._scan(engine)
                 self._process(engine, left, state)
         self.folder.failed = sum(record["row"]["status"] == "failed" for record in self.records.values())
-        if self.shard is None and (left or not self.folder.complete):
+        if self.shard is None:
             self._finish()
 
     def _look_up(self, position: int) -> None:
