@@ -94,9 +94,12 @@ def label(
         labels = jobs.label(
             found, chosen, namer_name=namer, others=contrast, images=dataset, seed=seed, progress=not quiet
         )
-    is_run = isinstance(labels, RunLabels)
-    click.echo("\n".join(_run_table(labels.facets) if isinstance(labels, RunLabels) else _atlas_lines(labels.units)))
-    click.echo(os.fsencode(f"page: {found.path / ('report.html' if is_run else 'index.html')}"))
+    if isinstance(labels, RunLabels):
+        lines, page = _run_table(labels.facets), "report.html"
+    else:
+        lines, page = _atlas_lines(labels.units), "index.html"
+    click.echo("\n".join(lines))
+    click.echo(os.fsencode(f"page: {found.path / page}"))
 
 
 def _run_table(labels: Any) -> list[str]:
@@ -119,10 +122,9 @@ def _atlas_lines(units: Any) -> list[str]:
     """Return how many units and facets have a label."""
     facets = [one for its in units.values() for one in its.facets]
     labeled = sum(its.unit.text is not None for its in units.values())
-    tested = [one for one in facets if one.agrees is not None]
+    agrees = [one.agrees for one in facets if one.agrees is not None]
     return [
         f"units with a label: {labeled} of {len(units)}",
         f"facets with a label: {sum(one.text is not None for one in facets)} of {len(facets)}",
-        f"synthesized images that agree with their facet's label: {sum(map(bool, (one.agrees for one in tested)))} of "
-        f"{len(tested)}",
+        f"synthesized images that agree with their facet's label: {sum(agrees)} of {len(agrees)}",
     ]
