@@ -2,7 +2,7 @@
 
     python benchmarks/gallery.py ATLAS [--docs docs] [--size 224] [--leave-out UNIT …]
 
-Writes docs/_extra/gallery/ (`captum-mfv publish`), and docs/images/gallery.webp and gallery_strip.webp: the facets of
+Writes docs/_extra/gallery/ (`captum-mfv publish`, without the page, which docs/conf.py makes), and docs/images/gallery.webp and gallery_strip.webp: the facets of
 the best units, each unit's side by side. The best units have several facets with a mean stability of at least .6, and
 each image is nearest to its own facet; the most multifaceted come first. Prints the units.
 """
@@ -97,6 +97,7 @@ def main() -> None:
     folder = AtlasFolder.read(options.atlas)
     place = options.docs / "_extra" / "gallery"
     sizes = publish(folder, place, title=TITLE, source=SOURCE, license=LICENSE, size=options.size)
+    (place / "index.html").unlink()
     print(f"{place}: {len(folder.units)} units, {len(folder.facets)} facets, {sum(sizes.values()) / 1e6:.2f} MB")
     units = best(folder, options.leave_out)
     print(f"{len(units)} units have several facets")

@@ -20,6 +20,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
+from captum_mfv.report.publication import rebuild
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # notebooks run beside each other, on small tensors
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # notebooks run the command too
 os.environ["PYTHONWARNINGS"] = ",".join(  # kornia's, when lucent imports it
@@ -74,7 +76,7 @@ nb_output_stderr = "remove"
 html_theme = "furo"
 html_title = "captum-mfv"
 html_static_path = ["_static"]
-html_extra_path = ["_extra"]  # the gallery, copied as it is
+html_extra_path = ["_extra"]  # the gallery, but for its page, which `write_gallery` makes
 html_css_files = ["pages.css"]
 html_show_sphinx = False
 templates_path = ["_templates"]
@@ -168,6 +170,13 @@ def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
                 logging.getLogger(__name__).warning(message, module, name)
 
 
+def write_gallery(app: Sphinx, error: Exception | None) -> None:
+    """Write the gallery's page beside its data and images; a source distribution has no gallery."""
+    gallery = Path(app.outdir) / "gallery"
+    if error is None and app.builder.name == "html" and gallery.is_dir():
+        (gallery / "index.html").write_bytes(rebuild(gallery))
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
     for name, module in list(sys.modules.items()):
@@ -175,6 +184,7 @@ def setup(app: Sphinx) -> None:
             module.stringify_annotation = without_constraints(module.stringify_annotation)
     app.connect("env-before-read-docs", spread_executed_pages)
     app.connect("env-check-consistency", check_public_names)
+    app.connect("build-finished", write_gallery)
     app.connect("missing-reference", shortened)
     app.connect("autodoc-process-docstring", plain_words, priority=400)  # before napoleon
     app.connect("object-description-transform", short_arrays, priority=400)  # before autodoc writes them down

@@ -85,8 +85,8 @@ NAMES = {
         unit_name
     """,
     "captum_mfv.report": "Parts build compare read_parts",
-    "captum_mfv.report.atlas": "build page_files",
-    "captum_mfv.report.publication": "publish",
+    "captum_mfv.report.atlas": "build fill_page page_files",
+    "captum_mfv.report.publication": "publish rebuild",
     "captum_mfv.datasets": """
         DIGITS_SPEC PLANTED_SPEC digits even_or_odd planted_codes planted_images planted_network ten_digits
         write_even_digits

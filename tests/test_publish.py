@@ -1,6 +1,7 @@
 """Publications: what they hold, where they are written, and what is refused before anything is written."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from captum_mfv import AtlasFolder
 from captum_mfv.cli import app
 from captum_mfv.errors import RunError
 from captum_mfv.report.provenance import without_folders
-from captum_mfv.report.publication import publish
+from captum_mfv.report.publication import publish, rebuild
 from captum_mfv.runs.atlas import image_file
 from captum_mfv.storage.files import write_folder
 
@@ -54,6 +55,28 @@ def test_a_publication_has_no_file_name_path_or_error_text(folder, tmp_path):
     }
     assert b"ImageError" in found["data/units.js"]
     assert "captum-mfv atlas" in json.loads(found["publication.json"])["command"]
+
+
+def test_the_page_of_a_publication_is_made_again_from_its_data(folder, tmp_path):
+    publish(folder, tmp_path / "site", title="A layer", source="https://example.org", license="CC0")
+    assert rebuild(tmp_path / "site") == (tmp_path / "site" / "index.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": ["index.html"]}, "'data/units.js'"),
+        ({"files": ["data/../../secret"]}, "leads out"),
+        ({"settings": None}, "NoneType"),
+        ({"source": "javascript:alert(1)"}, "begins with https://"),
+    ],
+)
+def test_a_page_is_not_made_of_another_folder(change, message, folder, tmp_path):
+    publish(folder, tmp_path)
+    record = json.loads((tmp_path / "publication.json").read_text())
+    (tmp_path / "publication.json").write_text(json.dumps(record | change))
+    with pytest.raises(RunError, match=re.escape(message)):
+        rebuild(tmp_path)
 
 
 def test_the_images_of_a_publication_are_those_of_facets(folder, tmp_path):

@@ -27,7 +27,7 @@ from captum_mfv.runs.settings import AtlasSettings, RunSettings
 from captum_mfv.storage.files import remove, write_whole
 from captum_mfv.storage.untrusted import inside, visible, within
 
-__all__ = ["build", "page_files"]
+__all__ = ["build", "fill_page", "page_files"]
 
 _SCRIPTS = ("dom", "data", "state", "query", "wall", "table", "map", "unit", "controls", "keyboard")
 _UNITS = 100  # units of a chunk
@@ -36,6 +36,7 @@ _TILE, _TILES = 32, 64  # pixels of a tile on the map, tiles of a sprite's side
 _BLOCK = 512  # rows of a block of cosines
 _INDEX = re.compile(r"[0-9]+|direction-[0-9a-f]{8}")
 _OWN = re.compile(r"(?:units|facets-[0-9]+|map)\.js|sprites-[0-9]+\.webp")
+_START, _END = 'atlasChunk("%s", ', ");\n"  # of a script in data/
 _FIGURES = ("n_images", "peak", "multifacetedness", "p_value", "p_adjusted", "n_facets", "coverage", "retention")
 _OF_FACET = (*("size", "activation", "stability", "stability_interval", "image_activation"), "activation_percentile")
 
@@ -73,27 +74,33 @@ def page_files(folder: AtlasFolder, provenance: Provenance | None = None) -> dic
     content = _Content(folder, provenance is None)
     files = {f"data/{name}.js": _chunk(name, value) for name, value in content.chunks()}
     files |= {f"data/{name}": sprite for name, sprite in content.sprites()}
+    model = (provenance.settings if provenance else folder.manifest["settings"]).get("model", "a network")
+    return files | {"index.html": fill_page(files, str(model), provenance)}
+
+
+def fill_page(files: Mapping[str, bytes], model: str, provenance: Provenance | None = None) -> bytes:
+    """Return ``index.html`` for the files that it loads, ``data/…`` by their paths, of an atlas of a model."""
+    units = json.loads(files["data/units.js"][len(_START % "units") : -len(_END)])
     nonce = base64.b64encode(
         hashlib.sha256(b"".join(files.values())).digest()
     ).decode()  # no text in the files can contain it
-    files["index.html"] = fill(
+    return fill(
         "atlas.html",
         parts=("atlas", *(f"scripts/{name}" for name in _SCRIPTS)),
         images="'self' file: data:",
         scripts=f"'nonce-{nonce}'",  # of the scripts that the page adds; hosts and schemes differ between browsers
         nonce=nonce,
         provenance=provenance,
-        model=(provenance.settings if provenance else folder.manifest["settings"]).get("model", "a network"),
-        layers=list(content.layers),
-        n_units=len(folder.units),
-        n_facets=len(folder.facets),
+        model=model,
+        layers=[layer["name"] for layer in units["layers"]],
+        n_units=len(units["layer"]),
+        n_facets=sum(map(len, units["sizes"])),
     )
-    return files
 
 
 def _chunk(name: str, value: Any) -> bytes:
     """Return a script that hands a value to the page."""
-    return f"atlasChunk({json.dumps(name)}, {json.dumps(value, separators=(',', ':'))});\n".encode()
+    return f"{_START % name}{json.dumps(value, separators=(',', ':'))}{_END}".encode()
 
 
 @dataclass(eq=False)

@@ -28,6 +28,9 @@ class Provenance:
         license: license of the images.
         command: the command that made the run or the atlas, with names of files instead of paths.
         settings: its settings by name, with names of files instead of paths.
+
+    Raises:
+        RunError: if the source isn't an address of the web.
     """
 
     title: str | None
@@ -35,6 +38,10 @@ class Provenance:
     license: str | None
     command: str
     settings: Mapping[str, str | int | float]
+
+    def __post_init__(self) -> None:
+        if self.source is not None and not _is_address(self.source):
+            raise RunError(f"source must be an address that begins with https:// or http://, not {self.source!r}")
 
 
 def describe(
@@ -49,8 +56,6 @@ def describe(
     Raises:
         RunError: if the source isn't an address of the web, or the manifest's settings can't be used.
     """
-    if source is not None and not _is_address(source):
-        raise RunError(f"source must be an address that begins with https:// or http://, not {source!r}")
     given = {field.name: settings[field.name] for field in fields(kind) if settings.get(field.name) is not None}
     public = {name: without_folders(name, value) for name, value in given.items() if name != "device"}
     try:

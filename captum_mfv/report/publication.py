@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, fields
 from io import BytesIO
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from captum_mfv.runs.settings import AtlasSettings, RunSettings
 from captum_mfv.storage.files import write_folder
 from captum_mfv.storage.untrusted import inside, read_json
 
-__all__ = ["publish"]
+__all__ = ["publish", "rebuild"]
 
-_RECORD = "publication.json"  # title, source, license and list of a publication's files
+_RECORD = "publication.json"  # provenance and list of a publication's files
 _FORMAT = 1
 _QUALITY = 80  # of WebP
 
@@ -68,7 +69,7 @@ def publish(
     else:
         found = describe(folder.settings, RunSettings, title, source, license)
         files = {"index.html": page.fill_page(folder, found)}
-    record = {"format": _FORMAT, "kind": "publication", **_shown(found), "version": __version__, "files": sorted(files)}
+    record = {"format": _FORMAT, "kind": "publication", **asdict(found), "version": __version__, "files": sorted(files)}
     files[_RECORD] = json.dumps(record, indent=1).encode()
     total = sum(map(len, files.values()))
     if total > most:
@@ -76,6 +77,21 @@ def publish(
         raise RunError(f"{total / 1e6:.1f} MB is more than {most / 1e6:g} MB; --max-size allows more{remedy}")
     write_folder(place, files)
     return {name: len(content) for name, content in files.items()}
+
+
+def rebuild(path: Path) -> bytes:
+    """Return ``index.html`` of an atlas's publication, made again by this version from the publication's data.
+
+    Raises:
+        RunError: if the folder isn't an atlas's publication, or its files can't be read.
+    """
+    try:
+        record = read_json(inside(path, _RECORD))
+        found = Provenance(**{field.name: record[field.name] for field in fields(Provenance)})
+        files = {name: inside(path, name).read_bytes() for name in record["files"] if name.startswith("data/")}
+        return atlas.fill_page(files, str(found.settings.get("model", "a network")), found)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} isn't the publication of an atlas: {error}") from error
 
 
 def _files(path: Path) -> set[str] | None:
@@ -95,10 +111,6 @@ def _check_place(path: Path) -> None:
     others = sorted(there - (_files(path) or set()))
     if others:
         raise RunError(f"{path} holds {others[0]}, which is of no publication; choose another folder")
-
-
-def _shown(found: Provenance) -> dict[str, str | None]:
-    return {"title": found.title, "source": found.source, "license": found.license, "command": found.command}
 
 
 def _images(folder: AtlasFolder, size: int | None) -> dict[str, bytes]:
