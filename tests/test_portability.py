@@ -4,19 +4,24 @@ import ast
 import ntpath
 import os
 import sys
+import time
 from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
+from click.testing import CliRunner
 from small_atlas import NET, content, settings, write_inputs
 
 import captum_mfv
 from captum_mfv import AtlasFolder
+from captum_mfv.cli import app
+from captum_mfv.errors import RunError
 from captum_mfv.jobs import atlas
 from captum_mfv.jobs.atlas import engines
 from captum_mfv.jobs.atlas.estimate import _peak_memory
 from captum_mfv.runs.atlas import array_file, image_file, members_file, record_file, tensors_file
-from captum_mfv.storage.files import Checkpoint, write_folder
+from captum_mfv.storage.files import Checkpoint, write_folder, write_whole
+from captum_mfv.storage.untrusted import read_json
 
 ROOT = Path(captum_mfv.__file__).parent
 
@@ -142,6 +147,52 @@ def test_a_state_that_was_read_does_not_keep_its_file_open(tmp_path):
     with checkpoint.path.open("r+b") as file:  # a map of the file would show it, and Windows replaces no mapped file
         file.write(bytes(size))
     assert torch.equal(state["values"], torch.arange(1000.0))
+
+
+class Denied:
+    """A method of paths that raises PermissionError as often as given, as Windows does of a file in use."""
+
+    def __init__(self, monkeypatch, name, times):
+        self.times, method = times, getattr(Path, name)
+
+        def denied(path, *args, **kwargs):
+            self.times -= 1
+            if self.times >= 0:
+                raise PermissionError(13, "Access is denied", str(path))
+            return method(path, *args, **kwargs)
+
+        monkeypatch.setattr(Path, name, denied)
+
+
+def test_a_file_that_is_being_replaced_is_read_and_one_that_is_being_read_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "manifest.json"
+    read = Denied(monkeypatch, "read_text", 0)
+    replaced = Denied(monkeypatch, "replace", 3)
+    write_whole(path, b"{}")
+    read.times = 3
+    assert read_json(path) == {}
+    assert (read.times, replaced.times) == (-1, -1)
+    assert [one.name for one in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_status_is_read_while_the_atlas_writes_its_manifest(tmp_path, monkeypatch):
+    root = write_inputs(tmp_path)
+    atlas.run(settings(root), root / "out")
+    Denied(monkeypatch, "read_text", 2)
+    result = CliRunner().invoke(app, ["status", str(root / "out")])
+    assert result.output.startswith("finished: "), result.output
+
+
+def test_a_file_that_stays_denied_is_an_error_of_the_system(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for name in ("read_text", "replace"):
+        Denied(monkeypatch, name, 100)
+    with pytest.raises(PermissionError, match="Access is denied"):
+        write_whole(tmp_path / "manifest.json", b"{}")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(RunError, match="holds no atlas that can be read: .*Access is denied"):
+        AtlasFolder.read(tmp_path)
 
 
 LAYERS = [

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from captum_mfv.errors import RunError
 from captum_mfv.storage.identity import canonical, check_same, content_fingerprint, fingerprint
+from captum_mfv.storage.sharing import retry_denied
 from captum_mfv.storage.untrusted import inside, parse_json
 
 __all__ = ["Checkpoint", "hold", "remove", "sweep", "tensor_file", "write_folder", "write_whole"]
@@ -55,7 +56,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        retry_denied(lambda: beside.replace(path))
         if os.name == "posix":  # elsewhere, folders can't be synced
             folder = os.open(path.parent, os.O_RDONLY)
             try:

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captum_mfv.storage.sharing import retry_denied
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -41,7 +43,7 @@ def read_text(path: Path) -> str:
         raise ValueError("not a regular file")
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"more than {_MOST_BYTES} bytes")
-    return path.read_text(encoding="utf-8", errors="surrogateescape")
+    return retry_denied(lambda: path.read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def read_json(path: Path) -> Any:
