@@ -84,49 +84,65 @@ def patch_swap(
     polysemanticity index and causal patch interventions", arXiv 2508.16950.
     """
     side, rng = check_integer(side, "side", 1, FacetError), np.random.default_rng(check_seed(seed))
-    n, height, width = len(images), *images.shape[-2:]
-    if attributions.shape[:1] != images.shape[:1] or images.shape[-2:] != attributions.shape[-2:]:
-        shapes = f"{tuple(images.shape)} and {tuple(attributions.shape)}"
-        raise FacetError(f"images and attributions must have the same rows and pixels, not {shapes}")
-    if not n or not len(hosts) or hosts.shape[1:] != images.shape[1:]:
-        raise FacetError(f"there must be hosts of the shape of the images, {tuple(images.shape)}: {tuple(hosts.shape)}")
-    if side >= min(height, width):
-        raise FacetError(f"side must be smaller than an image of {height} x {width} pixels, not {side}")
-    if not bool(attributions.isfinite().all()):
-        raise FacetError("attributions must be finite")
-    targets = torch.as_tensor(target).cpu().numpy()
-    if targets.shape not in ((), (n,)):
-        raise FacetError(f"target must be an index, or one for each of the {n} images, not {target!r}")
-    targets = np.broadcast_to(targets, n)
+    _check(images, attributions, hosts, side)
+    targets = _targets(target, len(images))
     others = _others(targets) if others is None else list(others)
-    if others and (len(others) != n or not all(0 <= other < n for other in others)):
-        raise FacetError(f"others must have an index of an image for each of the {n} images, not {others}")
+    if others and (len(others) != len(images) or not all(0 <= other < len(images) for other in others)):
+        raise FacetError(f"others must have an index of an image for each of the {len(images)} images, not {others}")
     places = _largest(attributions, side)
-    corners = (height - side + 1, width - side + 1)
-
     bare = {int(t): target_scores(forward_func, hosts, int(t)) for t in np.unique(targets)}
 
     def gain(i: int, sources: Tensor, corners: NDArray[np.int64]) -> Floats:
         """Return gains by patches of the sources, one for each host, pasted at the place of image i."""
-        (top, left), changed = places[i], hosts.clone()
-        for host, source, (row, column) in zip(changed, sources, corners, strict=True):
-            host[:, top : top + side, left : left + side] = source[:, row : row + side, column : column + side]
+        changed = _pasted(hosts, places[i], sources, np.broadcast_to(corners, (len(hosts), 2)), side)
         return target_scores(forward_func, changed, int(targets[i])) - bare[int(targets[i])]
 
-    def everywhere(place: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.tile(place, (len(hosts), 1))
+    def random_corners() -> NDArray[np.int64]:
+        return rng.integers([pixels - side + 1 for pixels in images.shape[-2:]], size=(len(hosts), 2))
 
     own, controls = [], dict[str, list[Floats]]()
     for i, image in enumerate(images):
         same = image.expand_as(hosts)
-        own.append(gain(i, same, everywhere(places[i])))
-        found = {"random place": gain(i, same, rng.integers(corners, size=(len(hosts), 2)))}
+        own.append(gain(i, same, places[i]))
+        found = {"random place": gain(i, same, random_corners())}
         if others:
-            found["another target"] = gain(i, images[others[i]].expand_as(hosts), everywhere(places[others[i]]))
-        found["host"] = gain(i, hosts, rng.integers(corners, size=(len(hosts), 2)))
+            found["another target"] = gain(i, images[others[i]].expand_as(hosts), places[others[i]])
+        found["host"] = gain(i, hosts, random_corners())
         for name, gains in found.items():
             controls.setdefault(name, []).append(gains)
     return PatchSwap(np.stack(own), {name: np.stack(gains) for name, gains in controls.items()}, places)
+
+
+def _check(images: Tensor, attributions: Tensor, hosts: Tensor, side: int) -> None:
+    """Raise FacetError unless images, attributions, hosts and the side of a patch fit each other."""
+    if attributions.shape[:1] != images.shape[:1] or images.shape[-2:] != attributions.shape[-2:]:
+        shapes = f"{tuple(images.shape)} and {tuple(attributions.shape)}"
+        raise FacetError(f"images and attributions must have the same rows and pixels, not {shapes}")
+    if not len(images) or not len(hosts) or hosts.shape[1:] != images.shape[1:]:
+        raise FacetError(f"there must be hosts of the shape of the images, {tuple(images.shape)}: {tuple(hosts.shape)}")
+    height, width = images.shape[-2:]
+    if side >= min(height, width):
+        raise FacetError(f"side must be smaller than an image of {height} x {width} pixels, not {side}")
+    if not bool(attributions.isfinite().all()):
+        raise FacetError("attributions must be finite")
+
+
+def _targets(target: Any, n: int) -> NDArray[np.int64]:
+    """Return the index of the target of each image."""
+    targets = torch.as_tensor(target).cpu().numpy()
+    if targets.shape not in ((), (n,)):
+        raise FacetError(f"target must be an index, or one for each of the {n} images, not {target!r}")
+    return np.broadcast_to(targets, n)
+
+
+def _pasted(
+    hosts: Tensor, place: NDArray[np.int64], sources: Tensor, corners: NDArray[np.int64], side: int
+) -> Tensor:
+    """Return a copy of the hosts with a patch of each one's source, at the source's corner, pasted at the place."""
+    (top, left), changed = place, hosts.clone()
+    for host, source, (row, column) in zip(changed, sources, corners, strict=True):
+        host[:, top : top + side, left : left + side] = source[:, row : row + side, column : column + side]
+    return changed
 
 
 def _others(targets: NDArray[Any]) -> list[int]:
