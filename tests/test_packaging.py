@@ -24,7 +24,7 @@ ROOT = Path(captum_mfv.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIREMENTS = [Requirement(line) for line in PROJECT["dependencies"]]
 FILES = [*("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md")]
-FILES += ["pyproject.toml", "setup.cfg"]
+FILES += ["pyproject.toml", "setup.cfg", "setup.py"]
 FOLDERS = ("captum_mfv", "docs", "examples", "recipe", "tests")
 JUNK = [
     *("captum_mfv/notes.txt", "captum_mfv/optvis/presets/mine.json.orig", "captum_mfv/__pycache__/x.cpython-311.pyc"),
@@ -86,6 +86,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions):
     assert metadata["Requires-Python"] == ">=3.10"
     assert wheel.name.endswith("-py3-none-any.whl")
     assert wheel.stat().st_size < 1e6
+
+
+def test_links_and_pictures_of_the_readme_are_absolute_in_the_metadata(distributions):
+    wheel = next(path for path in distributions if path.suffix == ".whl")
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = email.message_from_bytes(archive.read(f"captum_mfv-{captum_mfv.__version__}.dist-info/METADATA"))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", metadata.get_payload())
+    source = PROJECT["urls"]["Source"]
+    assert [target for _, target in links if not target.startswith("https://")] == []
+    pictures = [target.removeprefix(f"{source}/raw/main/") for image, target in links if image]
+    assert pictures == re.findall(r"^!\[.*\]\((.+)\)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"{source}/blob/main/docs/start.md#in-python" in {target for _, target in links}
 
 
 def test_twine_accepts_the_distributions(distributions):
