@@ -2,9 +2,10 @@
 
     python benchmarks/gallery.py ATLAS [--docs docs] [--size 224] [--leave-out UNIT …]
 
-Writes docs/_extra/gallery/ (`captum-mfv publish`, without the page, which docs/conf.py makes), and docs/images/gallery.webp and gallery_strip.webp: the facets of
-the best units, each unit's side by side. The best units have several facets with a mean stability of at least .6, and
-each image is nearest to its own facet; the most multifaceted come first. Prints the units.
+Writes docs/_extra/gallery/ (`captum-mfv publish`, without the page, which docs/conf.py makes), and
+docs/images/gallery.webp and gallery_strip.webp: the facets of the best units, each unit's side by side. The best
+units have several facets with a mean stability of at least .6, and each image is nearest to its own facet; the most
+multifaceted come first. Prints the units.
 """
 
 from __future__ import annotations

@@ -81,9 +81,8 @@ def page_files(folder: AtlasFolder, provenance: Provenance | None = None) -> dic
 def fill_page(files: Mapping[str, bytes], model: str, provenance: Provenance | None = None) -> bytes:
     """Return ``index.html`` for the files that it loads, ``data/…`` by their paths, of an atlas of a model."""
     units = json.loads(files["data/units.js"][len(_START % "units") : -len(_END)])
-    nonce = base64.b64encode(
-        hashlib.sha256(b"".join(files.values())).digest()
-    ).decode()  # no text in the files can contain it
+    content = b"".join(files[name] for name in sorted(files))
+    nonce = base64.b64encode(hashlib.sha256(content).digest()).decode()  # no text in the files can contain it
     return fill(
         "atlas.html",
         parts=("atlas", *(f"scripts/{name}" for name in _SCRIPTS)),
