@@ -191,7 +191,7 @@ def test_a_file_that_stays_denied_is_an_error_of_the_system(tmp_path, monkeypatc
         write_whole(tmp_path / "manifest.json", b"{}")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "manifest.json").write_bytes(b"{}")
-    with pytest.raises(RunError, match="holds no atlas that can be read: .*Access is denied"):
+    with pytest.raises(RunError, match=r"holds no atlas that can be read: .*Access is denied"):
         AtlasFolder.read(tmp_path)
 
 

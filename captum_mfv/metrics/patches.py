@@ -135,9 +135,7 @@ def _targets(target: Any, n: int) -> NDArray[np.int64]:
     return np.broadcast_to(targets, n)
 
 
-def _pasted(
-    hosts: Tensor, place: NDArray[np.int64], sources: Tensor, corners: NDArray[np.int64], side: int
-) -> Tensor:
+def _pasted(hosts: Tensor, place: NDArray[np.int64], sources: Tensor, corners: NDArray[np.int64], side: int) -> Tensor:
     """Return a copy of the hosts with a patch of each one's source, at the source's corner, pasted at the place."""
     (top, left), changed = place, hosts.clone()
     for host, source, (row, column) in zip(changed, sources, corners, strict=True):
