@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Compare codes in which facets are found: python benchmarks/codes.py --data DATA --out out/suite
+"""Compare codes in which facets are found: python benchmarks/codes.py --data DATA --out out/bench
 
-The images of each class cell (`cells.py`) are clustered into as many facets as in `suite.py`, in several codes:
+The images of each class cell of `suite.json` are clustered into as many facets as there, in several codes:
 
 default       output of the last layer with positions before the unit, averaged over positions
-earlier       the same of an earlier layer, that of the network's first hidden unit in `cells.py`
+earlier       the same of an earlier layer, that of the network's first hidden unit there
 both          default and earlier, each scaled to a total variance of 1, concatenated
 PURE          positive part of gradient times activation of the default's layer (`attr.pure_code`)
 standardized  default, each channel scaled to a variance of 1
@@ -29,16 +29,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import NETWORKS, Cell, all_cells
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
-from suite import Scene, Suite, figure
 
 from captum_mfv import FacetFinder
 from captum_mfv.activations.codes import collect
 from captum_mfv.attr import pure_code
+from captum_mfv.bench import Cell, Scene, Scenes, get_suite
+from captum_mfv.bench.table import figure
+from captum_mfv.metrics import estimate
+from captum_mfv.metrics.comparison import cluster_means
 from captum_mfv.metrics.scores import real_predicts
 
+SUITE = get_suite(Path(__file__).with_name("suite.json"))
 CODES = ("default", "earlier", "both", "PURE", "standardized")
 SCORES = ("agreement", "predicts")
 
@@ -47,7 +50,7 @@ Codes = NDArray[np.float32]
 
 def codes(scene: Scene, cell: Cell) -> dict[str, Codes]:
     """Return the codes of a cell's images by name, (n, D) each."""
-    earlier, _, _ = NETWORKS[cell.network].hidden[0].rpartition(":")
+    earlier = next(one.unit for one in SUITE.units if one.network == cell.network).rpartition(":")[0]
     pure = pure_code(scene.model, cell.unit, input_spec=scene.spec)
     found = collect(scene.model, cell.unit, scene.images, code=earlier, code_fn=pure, input_spec=scene.spec)
     assert found.fn_codes is not None
@@ -72,10 +75,10 @@ def scores(scene: Scene, cell: Cell, seeds: int) -> dict[str, dict[str, float]]:
     """Return the scores of each code, means over the other networks and seeds."""
     kept = scene.facets.labels >= 0
     others = [real.images.codes[kept] for real in scene.real.values()]
-    theirs = [clusters(values, cell.n_facets, seeds) for values in others]
+    theirs = [clusters(values, cell.source.n_facets, seeds) for values in others]
     found = {}
     for name, values in codes(scene, cell).items():
-        ours = clusters(values, cell.n_facets, seeds)
+        ours = clusters(values, cell.source.n_facets, seeds)
         agreement = [adjusted_rand_score(*pair) for labels in theirs for pair in zip(ours, labels, strict=True)]
         predicted = [real_predicts(values, labels).mean() for values in others for labels in ours]
         found[name] = {"agreement": fmean(agreement), "predicts": fmean(map(float, predicted))}
@@ -86,15 +89,17 @@ def print_table(found: Mapping[str, Mapping[str, Any]], cells: list[Cell]) -> No
     """Print scores and differences from the default's, of all networks and each."""
     heads = [head for score in SCORES for head in (score, "difference")]
     print(f"\n{len(cells)} cells\n\n| networks | code | {' | '.join(heads)} |\n{'|---' * (len(heads) + 2)}|")
-    for network in ("", *NETWORKS):
+    for network in ("", *SUITE.networks):
         chosen = [cell for cell in cells if network in ("", cell.network)]
         for code in CODES if chosen else ():
             columns = []
             for score in SCORES:
-                rows = [{"cluster": cell.cluster, "value": found[cell.name][code][score]} for cell in chosen]
-                base = [found[cell.name]["default"][score] for cell in chosen]
-                changes = [{**row, "value": row["value"] - own} for row, own in zip(rows, base, strict=True)]
-                columns += [figure(rows, "value"), "" if code == "default" else figure(changes, "value")]
+                names = [cell.cluster for cell in chosen]
+                values, base = (
+                    np.array([found[cell.name][one][score] for cell in chosen]) for one in (code, "default")
+                )
+                texts = [figure(estimate(cluster_means(one, names)), 3) for one in (values, values - base)]
+                columns += [texts[0], "" if code == "default" else texts[1]]
             print(f"| {network or 'all'}, {len(chosen)} | {code} | {' | '.join(columns)} |")
 
 
@@ -102,19 +107,19 @@ def main() -> None:
     """Add the missing cells and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--out", type=Path, default=Path("out/suite"))
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--cells", nargs="+", help="names; default: all class cells that are reported")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    cells = [cell for cell in all_cells(tuning=False) if cell.category and cell.name in (args.cells or [cell.name])]
-    suite, path = Suite(args.data, args.out), args.out / "codes.jsonl"
+    cells = [cell for cell in SUITE.choose(args.cells) if cell.class_name]
+    scenes, path = Scenes(SUITE, args.data, args.out / "cells"), args.out / "codes.jsonl"
     found = {row["cell"]: row["codes"] for row in map(json.loads, path.open() if path.exists() else ())}
     for cell in cells:
         if cell.name not in found:
-            found[cell.name] = scores(suite.scene(cell), cell, args.seeds)
+            found[cell.name] = scores(scenes.scene(cell), cell, args.seeds)
             with path.open("a") as file:
                 file.write(json.dumps({"cell": cell.name, "codes": found[cell.name]}) + "\n")
             print(cell.name, json.dumps(found[cell.name]), flush=True)

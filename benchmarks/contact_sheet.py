@@ -2,7 +2,7 @@
 """Draw the images of runs on one sheet: python benchmarks/contact_sheet.py PICTURE RUN [RUN …] [--columns 5] [--starts]
 
 A run is a folder with images/facet_NN.png, as `captum-mfv run` and benchmarks/quality.py write it, or with
-facet_NN.png, as benchmarks/suite.py does.
+facet_NN.png, as `captum-mfv bench` does.
 """
 
 from __future__ import annotations

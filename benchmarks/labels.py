@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Label the facets of bell pepper and of ten class units, and score the labels: python benchmarks/labels.py DATA OUT
 
-The units are logits of SqueezeNet 1.0 (`cells.py`). Facets are labeled by EfficientNet-Lite2's class names and by
+The units are logits of SqueezeNet 1.0 (`suite.json`). Facets are labeled by EfficientNet-Lite2's class names and by
 `AppearanceNamer`, which sees colors and composition. For each label, the tables show
 
 auroc      AUROC on held-out images of the facet against those of the unit's other facets, with its corrected interval
@@ -30,15 +30,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import NETWORKS, REPORTED, Cell
 from contact_sheet import sheet
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets
+from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit
 from captum_mfv.activations.capture import capture, guard
+from captum_mfv.bench import Cell, Scenes, get_suite
 from captum_mfv.images import Images, batches, image_at, read_image, to_pil
 from captum_mfv.labels import (
     AppearanceNamer,
@@ -52,6 +52,7 @@ from captum_mfv.labels import (
 from captum_mfv.metrics import shuffled
 from captum_mfv.optvis.render import render_facets
 
+SUITE = get_suite(Path(__file__).with_name("suite.json"))
 N_CLASSES = 10
 N_SHOWN = 20  # images of a word
 N_BETWEEN = 5  # one of so many photographs of caltech101 is in the pool
@@ -66,14 +67,19 @@ class Bench:
     out: Path
 
     @cached_property
+    def scenes(self) -> Scenes:
+        """The suite's networks, images and facets."""
+        return Scenes(SUITE, self.data, self.out)
+
+    @cached_property
     def network(self) -> tuple[torch.nn.Module, InputSpec]:
         """SqueezeNet, whose facets are labeled."""
-        return NETWORKS["SqueezeNet"].load(self.data)
+        return self.scenes.network("SqueezeNet")
 
     @cached_property
     def namers(self) -> Mapping[str, Namer]:
         """The two namers whose labels are scored."""
-        model, spec = NETWORKS["Lite2"].load(self.data)
+        model, spec = self.scenes.network("Lite2")
         return {"class names": ClassifierNamer(model, input_spec=spec), "appearance": AppearanceNamer()}
 
     @cached_property
@@ -96,11 +102,11 @@ class Bench:
     def pool_scores(self) -> dict[str, NDArray[Any]]:
         """Return, of the pool, the scores by which images of a word are chosen, the network's codes and logits."""
         images, _ = self.pool
-        judge, spec = NETWORKS["MobileNet"].load(self.data)
+        judge, spec = self.scenes.network("MobileNet")
 
         def compute() -> dict[str, NDArray[Any]]:
             model, own_spec = self.network
-            layers, found = [UNIT_CODE, NETWORKS["SqueezeNet"].classes], {"codes": [], "logits": []}
+            layers, found = [UNIT_CODE, SUITE.networks["SqueezeNet"].class_layer], {"codes": [], "logits": []}
             with guard(model), torch.no_grad(), capture(model, layers) as run:
                 for _, batch in batches(images, 16):
                     outputs = run(own_spec.feed(model)(batch))
@@ -112,28 +118,12 @@ class Bench:
 
         return self.kept("pool", compute)
 
-    def images(self, cell: Cell) -> ImageFolder:
-        """Return a cell's images."""
-        spec = self.network[1]
-        if cell.category == "bell pepper":
-            return ImageFolder(self.data / "bell_pepper/images", replace(spec, crop_fraction=1.0))
-        return ImageFolder(self.data / "caltech101" / str(cell.category), spec)
-
-    def facets(self, cell: Cell) -> FacetSet:
-        """Return a cell's facets, of seed 0."""
-        path = self.out / cell.name / "facets.safetensors"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            model, spec = self.network
-            find_facets(model, cell.unit, self.images(cell), n_facets=cell.n_facets, input_spec=spec).save(path)
-        return FacetSet.load(path)
-
-    def drawn(self, cell: Cell, facets: FacetSet) -> list[Tensor]:
+    def drawn(self, cell: Cell, facets: FacetSet, images: Images) -> list[Tensor]:
         """Return the facets' synthesized images."""
         model, spec = self.network
         paths = [self.out / cell.name / f"facet_{k:02}.png" for k in range(len(facets))]
         if not all(path.exists() for path in paths):
-            for one, path in zip(render_facets(model, facets, self.images(cell), input_spec=spec), paths, strict=True):
+            for one, path in zip(render_facets(model, facets, images, input_spec=spec), paths, strict=True):
                 to_pil(one.image).save(path)
         return [read_image(path, replace(spec, crop_fraction=1.0)) for path in paths]
 
@@ -143,10 +133,10 @@ UNIT_CODE = "features.12"
 
 def label(bench: Bench, cell: Cell) -> list[dict[str, Any]]:
     """Return a row for each facet and namer of a cell, and draw the contact sheets."""
-    facets, images = bench.facets(cell), bench.images(cell)
+    facets, (images, _) = bench.scenes.facets(cell), bench.scenes.images(cell)
     assert facets.code.layer == UNIT_CODE
-    drawn, pool, (_, names) = bench.drawn(cell, facets), bench.pool_scores(), bench.pool
-    others = np.array([name != cell.category for name in names])
+    drawn, pool, (_, names) = bench.drawn(cell, facets, images), bench.pool_scores(), bench.pool
+    others = np.array([name != cell.class_name for name in names])
     facet_scores = facets.head()(torch.from_numpy(pool["codes"])).log_softmax(1).numpy()
     rows = []
     for kind, namer in bench.namers.items():
@@ -249,10 +239,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     bench, rows = Bench(args.data, args.out), []
-    for category, index in list(REPORTED.items())[: N_CLASSES + 1]:
-        unit = Unit(NETWORKS["SqueezeNet"].classes, index)
-        rows += label(bench, Cell("SqueezeNet", category, unit, 10 if category == "bell pepper" else 4))
-        print(f"{category}: done", flush=True)
+    cells = [cell for cell in SUITE.cells() if cell.network == "SqueezeNet" and cell.class_name]
+    for cell in cells[: N_CLASSES + 1]:
+        rows += label(bench, cell)
+        print(f"{cell.class_name}: done", flush=True)
     (args.out / "labels.json").write_text(json.dumps(rows, indent=1))
     print_tables(rows)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The path check and the patch swap on cells of the suite.
 
-    python benchmarks/paths_and_patches.py PHOTOS --data DATA --images IMAGES --suite SUITE --out OUT
+    python benchmarks/paths_and_patches.py PHOTOS --data DATA --suite OUT --out out/two_choice
 
 Path check (`captum_mfv.metrics.path_check`), in the network that has the unit and in another one: similarity to the
 facet's 15 nearest real images in twelve layers, 1 for two real images of the facet and 0 for images of other facets.
@@ -11,7 +11,7 @@ images in the wrong order, and real images that were left out of their facet.
 Patch swap (`captum_mfv.metrics.patch_swap`): the patch of a third of the image's side in which an attribution
 (`attr.facet_maps`, each facet against the others) is largest, of the five nearest images of each facet, pasted into
 four photographs of other categories. Scores are the facet's logit minus the mean of the other facets' and the unit's
-activation, in standard deviations over these images. IMAGES, SUITE and OUT are those of two_choice.py, whose images
+activation, in standard deviations over these images. The folders are those of two_choice.py, whose images
 without facets are used.
 """
 
@@ -22,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cells import NETWORKS
-from suite import Suite
 from torch import Tensor
-from two_choice import Comparison, Scene
+from two_choice import SUITE, Comparison, Scene
 
 from captum_mfv import ImageFolder
 from captum_mfv.attr import FacetModel, facet_maps, unit_forward
+from captum_mfv.bench import Scenes
 from captum_mfv.images import batches, image_at, stack
 from captum_mfv.metrics import Estimate, estimate_ratio, patch_swap, path_check
 from captum_mfv.optvis.initializer import mean_images
@@ -55,7 +54,7 @@ def print_paths(comparison: Comparison, scene: Scene) -> None:
     kept = np.full_like(labels, -1)
     for facet in scene.facets:
         kept[np.setdiff1d(facet.members[:_N_REAL], left)] = facet.index
-    facets, (plain,) = scene.rendered(comparison.args.images), comparison.references(scene, "without facets")
+    facets, (plain,) = scene.rendered(comparison.args.suite), comparison.references(scene, "without facets")
     pictures = {
         "facet": facets,
         "start": list(mean_images(scene.facets.facets, scene.images)),
@@ -63,7 +62,7 @@ def print_paths(comparison: Comparison, scene: Scene) -> None:
         "facet, wrong order": facets[1:] + facets[:1],
         "real, left out": [image_at(scene.images, int(i)) for i in left],
     }
-    for name in (scene.cell.network, min(NETWORKS.keys() - {scene.cell.network})):
+    for name in (scene.cell.network, min(SUITE.networks.keys() - {scene.cell.network})):
         model, spec, _ = comparison.network(name)
         for row, images in pictures.items():
             found = path_check(model, images, scene.images, kept, input_spec=spec)
@@ -117,13 +116,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--images", required=True, type=Path)
     parser.add_argument("--suite", required=True, type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/two_choice"))
     parser.add_argument("--cells", nargs="+", default=CELLS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    comparison = Comparison(args, Suite(args.data, args.suite))
+    comparison = Comparison(args, Scenes(SUITE, args.data, args.suite / "cells"))
     scenes = [comparison.scene(cell) for cell in comparison.cells() if cell.name in args.cells]
     print("\n| cell | network | images | first third of the layers | second third | last third |\n|" + "---|" * 6)
     for scene in scenes:

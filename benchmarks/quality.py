@@ -18,7 +18,7 @@ precision  share of images in the neighborhood of a real image
 covered    share of real images that have an image in their neighborhood
 seconds    time to render all images; MiB is the peak memory of the process, with model and images
 
-Other packages are called as `peers.py` and `vital.py` say. Lucent has no facets: it renders as many images of the unit,
+Other packages are called as by `captum-mfv bench`. Lucent has no facets: it renders as many images of the unit,
 which are matched to facets in the order that is best for retention.
 
 Images are written to OUT, one folder for each method and seed, with the facets as JSON; OUT/sheet.jpg shows all
@@ -40,14 +40,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peers
 import torch
-import vital
 from contact_sheet import sheet
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit, find_facets, models
+from captum_mfv.bench import find_method
+from captum_mfv.bench.peers import PEERS
+from captum_mfv.bench.scores import matched
 from captum_mfv.images import to_pil
 from captum_mfv.images.files import from_pil
 from captum_mfv.metrics import CONTROLS, Estimate, Judge, LabeledOutput, draw_control, evaluate_images, judge_scores
@@ -55,14 +56,15 @@ from captum_mfv.optvis import initializer
 from captum_mfv.optvis.recipes import RECIPES, Recipe, get_recipe
 from captum_mfv.optvis.render import render_facets
 
-PEERS = {
-    "Lucent, the recipe": peers.lucent_recipe,
-    "Lucent, defaults": peers.lucent_defaults,
-    "Lucent, diversity": peers.lucent_diversity,
-    "Horama, MACO": peers.horama_maco,
-    "Horama, accentuation": peers.horama_accentuation,
-    "VITAL": vital.vital,
+OTHERS = {
+    "Lucent, the recipe": "lucent-recipe",
+    "Lucent, defaults": "lucent",
+    "Lucent, diversity": "lucent-diversity",
+    "Horama, MACO": "horama-maco",
+    "Horama, accentuation": "horama-accentuation",
+    "VITAL": f"{Path(__file__).with_name('vital.py')}:vital",
 }
+NO_FACETS = [title for title, name in OTHERS.items() if name in PEERS and not PEERS[name].has_facets]
 
 COLUMNS = {
     "retention": "retention",
@@ -107,10 +109,9 @@ class Scene:
         drawn = draw_control(name, self.model, self.facets, self.images, self.recipe("facet"), **options)
         return [one.image for one in drawn]
 
-    def peer(self, function: Callable[..., Sequence[Tensor]]) -> Sequence[Tensor]:
-        """Return the images of another package, a function of `peers`."""
-        options = {"input_spec": self.spec, "seed": self.seed, "steps": self.steps}
-        return function(self.model, self.facets, self.images, **options)
+    def other(self, method: str) -> Sequence[Tensor]:
+        """Return the images of another package."""
+        return find_method(method, self.steps).render(self, self.seed).images
 
 
 METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
@@ -118,7 +119,7 @@ METHODS: Mapping[str, Callable[[Scene], Sequence[Tensor]]] = {
     "start alone": lambda scene: list(initializer.mean_images(scene.facets.facets, scene.images)),
     **{name: lambda scene, name=name: scene.control(name) for name in CONTROLS},
     **{name: lambda scene, name=name: scene.render(name) for name in RECIPES if name not in ("facet", "plain")},
-    **{name: lambda scene, function=function: scene.peer(function) for name, function in PEERS.items()},
+    **{title: lambda scene, name=name: scene.other(name) for title, name in OTHERS.items()},
 }
 
 
@@ -220,7 +221,7 @@ def main() -> None:
         for name in args.methods:
             task = Task(args, name, seed)
             made = task.images()
-            made = peers.matched(made, judge, real) if PEERS.get(name) in peers.NO_FACETS else made
+            made = matched(made, judge, real) if name in NO_FACETS else made
             labels = CONTROLS[name].facets(scene.facets, seed)[1] if name in CONTROLS else real.labels
             scores = judge_scores(judge(made), LabeledOutput(real.images, labels), seed=seed)
             table.setdefault(name, []).append(vars(scores))

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """Do a unit's images show which of two photographs activates the unit more? The two-choice test on the suite's cells.
 
-    python benchmarks/two_choice.py PHOTOS --data DATA --images OUT/images/facet --suite OUT/suite --out OUT/two_choice
+    captum-mfv bench facet --suite benchmarks/suite.json --data DATA --out OUT
+    python benchmarks/two_choice.py PHOTOS --data DATA --suite OUT --out out/two_choice
 
-For each cell of `cells.py`, the two networks that do not have the unit choose from each of 400 pairs of photographs
+For each cell of `suite.json`, the two networks that do not have the unit choose from each of 400 pairs of photographs
 the one more similar to the nearest reference (`captum_mfv.metrics.two_choice`). Methods share the pairs of a cell,
 and no pair contains a photograph of the cell's facets. References:
 
-facet            the images of the facets, rendered by suite.py (--images)
+facet            the images of the facets, rendered by `captum-mfv bench` (--suite)
 one facet        one of these images alone; mean over facets
 start            the mean images from which the facets' images start
 without facets   one image of the unit: recipe `plain` in 100 steps, as in a run's page
@@ -26,7 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -34,10 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import NETWORKS, REPORTED, Cell, all_cells, hidden_unit
-from peers import lucent_defaults
 from PIL import Image
-from suite import Suite
 from torch import Tensor
 
 from captum_mfv import FacetSet, ImageFolder, InputSpec, Unit
@@ -45,15 +43,19 @@ from captum_mfv.activations.batching import cpu_batch_size
 from captum_mfv.activations.capture import capture, guard
 from captum_mfv.activations.codes import collect
 from captum_mfv.activations.layers import resolve
+from captum_mfv.bench import Cell, ResultFolder, Scenes, find_method, get_suite
+from captum_mfv.bench.table import figure
 from captum_mfv.errors import RenderError
 from captum_mfv.images import Images, batches, image_at, to_pil
 from captum_mfv.images.files import from_pil
 from captum_mfv.metrics import TwoChoice, estimate, two_choice
+from captum_mfv.metrics.comparison import cluster_means
 from captum_mfv.optvis.initializer import mean_images
 from captum_mfv.optvis.recipes import get_recipe
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.units import Code
 
+SUITE = get_suite(Path(__file__).with_name("suite.json"))
 STEPS = 100
 N_PAIRS = 400
 GAPS = {"gap below 1/3": (0, 1 / 3), "1/3 to 2/3": (1 / 3, 2 / 3), "above 2/3": (2 / 3, 1)}
@@ -69,9 +71,9 @@ class Scene:
     images: Images
     facets: FacetSet
 
-    def rendered(self, folder: Path) -> list[Tensor]:
-        """Return the images in a folder of suite.py."""
-        paths = sorted((folder / self.cell.name).glob("facet_??.png"))
+    def rendered(self, folder: Path, method: str = "facet") -> list[Tensor]:
+        """Return a method's images in a folder of results."""
+        paths = sorted(ResultFolder(folder).images(method, self.cell.name, 0).glob("facet_??.png"))
         return [from_pil(Image.open(path).convert("RGB")) for path in paths]
 
 
@@ -84,7 +86,7 @@ def without_facets(scene: Scene) -> list[Tensor]:
 
 def lucent(scene: Scene) -> list[Tensor]:
     """Return images by Lucent's defaults."""
-    return lucent_defaults(scene.model, scene.facets, scene.images, input_spec=scene.spec, seed=0, steps=STEPS)
+    return find_method("lucent", STEPS).render(scene, 0).images
 
 
 def real(scene: Scene) -> list[Tensor]:
@@ -115,13 +117,13 @@ class Comparison:
     """Data and results; see the module's docstring."""
 
     args: argparse.Namespace
-    suite: Suite
+    scenes: Scenes
 
     @cache  # noqa: B019 - there is one object
     def network(self, name: str) -> tuple[torch.nn.Module, InputSpec, Code]:
         """Return a network, its preprocessing, and the code before its classes."""
-        model, spec = NETWORKS[name].load(self.args.data)
-        _, code = resolve(model, Unit(NETWORKS[name].classes, 0), None, spec)
+        model, spec = self.scenes.network(name)
+        _, code = resolve(model, Unit(SUITE.networks[name].class_layer, 0), None, spec)
         return model, spec, code
 
     @cache  # noqa: B019
@@ -130,8 +132,7 @@ class Comparison:
         model, spec, code = self.network(name)
         folder = ImageFolder(self.args.photos, spec)
         names = tuple(folder.name(i) for i in range(len(folder)))
-        units = [Unit(NETWORKS[name].classes, index) for index in REPORTED.values()]
-        units += [hidden_unit(text) for text in NETWORKS[name].hidden]
+        units = [cell.unit for cell in SUITE.cells() if cell.network == name]
         path = self.args.out / "photos" / f"{name}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,43 +157,42 @@ class Comparison:
     def codes(self, name: str, images: Sequence[Tensor]) -> np.ndarray:
         """Return a network's codes of images."""
         model, spec, code = self.network(name)
-        return collect(model, Unit(NETWORKS[name].classes, 0), images, code=code, input_spec=spec).codes
+        return collect(model, Unit(SUITE.networks[name].class_layer, 0), images, code=code, input_spec=spec).codes
 
     def scene(self, cell: Cell) -> Scene:
-        """Return a cell's facets, which suite.py has found, and its real images."""
+        """Return a cell's facets and its real images."""
         model, spec, _ = self.network(cell.network)
-        images, _ = self.suite._images(cell)
-        facets = FacetSet.load(self.args.suite / "cells" / cell.name / "facets.safetensors")
-        return Scene(cell, model, spec, images, facets)
+        return Scene(cell, model, spec, self.scenes.images(cell)[0], self.scenes.facets(cell))
 
     def held_out(self, scene: Scene) -> np.ndarray:
         """Return whether each photograph is none of the facets' images."""
         names = self.photos(scene.cell.network).names
-        if scene.cell.category is None:  # crops of photographs
+        if scene.cell.class_name is None:  # crops of photographs
             used = {f"caltech101/{scene.images.images.name(int(i))}" for i in scene.images.indices}
             return np.array([name not in used for name in names])
-        return np.array([not name.startswith(f"caltech101/{scene.cell.category}/") for name in names])
+        return np.array([not name.startswith(f"caltech101/{scene.cell.class_name}/") for name in names])
 
     def references(self, scene: Scene, method: str) -> list[list[Tensor]]:
         """Return the references of a method: one set of images, or several whose shares are averaged."""
         if method in ("facet", "one facet"):
-            images = scene.rendered(self.args.images)
+            images = scene.rendered(self.args.suite)
             return [images] if method == "facet" else [[image] for image in images]
         if method == "another unit":
             cells = [cell for cell in self.cells() if cell.network == scene.cell.network]
             following = cells[(cells.index(scene.cell) + 1) % len(cells)]
-            return [Scene(following, scene.model, scene.spec, scene.images, scene.facets).rendered(self.args.images)]
-        folder = self.args.out / "images" / method.replace(" ", "_")
-        if not (images := scene.rendered(folder)):
+            return [replace(scene, cell=following).rendered(self.args.suite)]
+        if not (images := scene.rendered(self.args.out, method)):
             images = DRAWN[method](scene)
-            (folder / scene.cell.name).mkdir(parents=True, exist_ok=True)
+            folder = ResultFolder(self.args.out).images(method, scene.cell.name, 0)
+            folder.mkdir(parents=True, exist_ok=True)
             for k, image in enumerate(images):
-                to_pil(image).save(folder / scene.cell.name / f"facet_{k:02}.png")
+                to_pil(image).save(folder / f"facet_{k:02}.png")
         return [images]
 
     def cells(self) -> list[Cell]:
         """Return the cells whose facets' images exist."""
-        return [cell for cell in all_cells(False) if (self.args.images / cell.name).is_dir()]
+        folder = ResultFolder(self.args.suite)
+        return [cell for cell in SUITE.cells() if folder.images("facet", cell.name, 0).is_dir()]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows so far."""
@@ -213,7 +213,7 @@ class Comparison:
             except RenderError as error:  # the unit is dead or saturated at the start
                 print(cell.name, method, error, flush=True)
                 continue
-            for judge in sorted(NETWORKS.keys() - {cell.network}):
+            for judge in sorted(SUITE.networks.keys() - {cell.network}):
                 codes = self.photos(judge).codes[free]
                 every = self.codes(judge, [image for one in sets for image in one])
                 found = [
@@ -221,7 +221,7 @@ class Comparison:
                     for references in np.split(every, np.cumsum([len(one) for one in sets])[:-1])
                 ]
                 row = {"cell": cell.name, "network": cell.network, "cluster": cell.cluster, "judge": judge}
-                row |= {"hidden": cell.category is None, "method": method, "pairs": N_PAIRS, **shares(found)}
+                row |= {"hidden": cell.class_name is None, "method": method, "pairs": N_PAIRS, **shares(found)}
                 with (self.args.out / "rows.jsonl").open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(cell.name, judge, method, f"{row['share']:.3f}", flush=True)
@@ -235,13 +235,10 @@ def shares(found: Sequence[TwoChoice]) -> dict[str, float]:
     return values
 
 
-def figure(rows: Sequence[Mapping[str, Any]], column: str = "share") -> str:
+def mean(rows: Sequence[Mapping[str, Any]], column: str = "share") -> str:
     """Return the mean over classes of a class's mean, and its interval: bootstrap samples of classes."""
-    clusters: dict[str, list[float]] = {}
-    for row in rows:
-        clusters.setdefault(row["cluster"], []).append(row[column])
-    found = estimate(np.array(list(map(fmean, clusters.values()))))
-    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+    means = cluster_means([row[column] for row in rows], [row["cluster"] for row in rows])
+    return figure(estimate(means), 3)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -249,7 +246,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     table = {(row["cell"], row["judge"], row["method"]): row for row in rows}
     print(f"\n| units | references | cells | pairs | share | {' | '.join(GAPS)} | facet minus this |\n|{'---|' * 9}")
     for hidden in (False, True):
-        for network in ("", *NETWORKS):
+        for network in ("", *SUITE.networks):
             chosen = [row for row in rows if row["hidden"] == hidden and network in ("", row["network"])]
             for method in METHODS:
                 own = [row for row in chosen if row["method"] == method]
@@ -259,10 +256,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
                 differences = [{**row, "share": best["share"] - row["share"]} for best, row in paired if best]
                 n_cells = len({row["cell"] for row in own})
                 title = f"{network or 'all'}, {'hidden units' if hidden else 'classes'}"
-                gaps = " | ".join(figure(own, name) for name in GAPS)
-                less = "" if method == "facet" else figure(differences)
+                gaps = " | ".join(mean(own, name) for name in GAPS)
+                less = "" if method == "facet" else mean(differences)
                 n_pairs = sum(row["pairs"] for row in own)
-                print(f"| {title} | {method} | {n_cells} | {n_pairs} | {figure(own)} | {gaps} | {less} |")
+                print(f"| {title} | {method} | {n_cells} | {n_pairs} | {mean(own)} | {gaps} | {less} |")
 
 
 def main() -> None:
@@ -270,8 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--images", required=True, type=Path, help="the facets' images, a folder for each cell")
-    parser.add_argument("--suite", required=True, type=Path, help="suite.py's results, with the cells' facets")
+    parser.add_argument("--suite", required=True, type=Path, help="folder of the benchmark, with facets and images")
     parser.add_argument("--out", type=Path, default=Path("out/two_choice"))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--cells", nargs="+", help="names; default: all that have images")
@@ -279,7 +275,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    comparison = Comparison(args, Suite(args.data, args.suite))
+    comparison = Comparison(args, Scenes(SUITE, args.data, args.suite / "cells"))
     for cell in comparison.cells():
         if not args.cells or cell.name in args.cells:
             comparison.run(cell, args.methods)

@@ -1,4 +1,5 @@
-"""VITAL's images of facets (arXiv 2503.22399), by its own code, as a peer of `suite.py`: `vital.py:vital`.
+"""VITAL's images of facets (arXiv 2503.22399), by its own code, as a method of
+`captum-mfv bench`: `benchmarks/vital.py:vital`.
 
 Clone https://github.com/adagorgun/VITAL (commit eb5de7e was measured) and name the folder in the environment variable
 VITAL. The code is that of class neurons, ``class_fvis``: an image's channels, sorted, are drawn toward those of real
@@ -40,7 +41,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from captum_mfv import FacetSet, InputSpec
+from captum_mfv import FacetSet, InputSpec, Unit
 from captum_mfv.images import Images, stack
 from captum_mfv.images.files import from_pil
 
@@ -71,7 +72,7 @@ class _FromImageNet(nn.Module):
 
 
 def vital(
-    model: nn.Module, facets: FacetSet, images: Images, *, input_spec: InputSpec, seed: int, steps: int
+    model: nn.Module, unit: Unit, facets: FacetSet, images: Images, *, input_spec: InputSpec, seed: int, steps: int
 ) -> list[Tensor]:
     code = _code()
     network = _FromImageNet(model, input_spec).eval()
@@ -114,7 +115,7 @@ def _image(
 def _code() -> ModuleType:
     """Return VITAL's module of class neurons."""
     if not (folder := os.environ.get("VITAL")):
-        raise SystemExit("the environment variable VITAL must name a clone of https://github.com/adagorgun/VITAL")
+        raise RuntimeError("the environment variable VITAL must name a clone of https://github.com/adagorgun/VITAL")
     if (path := str(Path(folder) / "class_fvis")) not in sys.path:
         sys.path.insert(0, path)
     return importlib.import_module("utils.opt_utils")

@@ -17,6 +17,7 @@ from captum_mfv.images import InputSpec, to_pil
 __all__ = [
     "DIGITS_SPEC",
     "PLANTED_SPEC",
+    "digit_classifier",
     "digits",
     "even_or_odd",
     "planted_codes",
@@ -52,7 +53,7 @@ def even_or_odd(seed: int = 0, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
     Returns:
         The model in evaluation mode, and its `InputSpec`.
     """
-    return _trained(2, seed, epochs)
+    return digit_classifier(2, seed, epochs)
 
 
 def ten_digits(seed: int = 1, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
@@ -60,10 +61,15 @@ def ten_digits(seed: int = 1, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
 
     The layer ``logits`` returns the logits. Returns the model and its `InputSpec`, as `even_or_odd` does.
     """
-    return _trained(10, seed, epochs)
+    return digit_classifier(10, seed, epochs)
 
 
-def _trained(n_classes: int, seed: int, epochs: int) -> tuple[nn.Module, InputSpec]:
+def digit_classifier(n_classes: int, seed: int = 0, epochs: int = 12) -> tuple[nn.Module, InputSpec]:
+    """Train a small network to classify digits by their remainder modulo a number of classes.
+
+    With five classes, the unit ``logits:2`` has two known facets: 2 and 7. Returns the model and its `InputSpec`, as
+    `even_or_odd` does.
+    """
     images, labels = digits()
     x, y = DIGITS_SPEC(images), labels % n_classes
     with torch.random.fork_rng():

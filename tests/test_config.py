@@ -126,14 +126,14 @@ def test_every_declared_option_is_in_the_command_and_in_the_schema(table):
     [
         *(("recipe", "phases"), ("run", "top-k"), ("manifest", "settings"), ("metrics", "multifacetedness")),
         *(("labels", "facets"), ("atlas-labels", "units")),
-        *(("atlas", "max-facets"), ("atlas-manifest", "n_units")),
+        *(("atlas", "max-facets"), ("atlas-manifest", "n_units"), ("suite", "networks"), ("result", "scores")),
     ],
 )
 def test_the_schema_of_every_file_is_listed(name, field):
     shown = CliRunner().invoke(app, ["list", "schema", name])
     schema = json.loads(shown.output)
     assert field in schema["properties"]
-    assert schema.get("additionalProperties") is (False if name in ("recipe", "run", "atlas") else None)
+    assert schema.get("additionalProperties") is (False if name in ("recipe", "run", "atlas", "suite") else None)
 
 
 def test_the_commands_help_does_not_wait_for_pydantic_or_torch():

@@ -11,7 +11,8 @@ import captum_mfv
 ROOT = Path(captum_mfv.__file__).parent
 ORDER = (
     *("_lazy", "_version", "errors", "storage", "units", "images", "display", "models", "activations", "facets"),
-    *("datasets", "optvis", "attr", "concept", "metrics", "labels", "figures", "runs", "report", "jobs", "cli"),
+    *("datasets", "optvis", "attr", "concept", "metrics", "labels", "figures", "runs", "report", "jobs", "bench"),
+    "cli",
 )
 """Folders and modules of the root; each imports only from earlier ones."""
 
@@ -53,8 +54,8 @@ def test_no_module_imports_itself_through_others():
     TopologicalSorter(graph).prepare()  # raises CycleError with the modules' names
 
 
-def test_the_root_holds_at_most_24_entries():
-    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 24
+def test_the_root_holds_at_most_25_entries():
+    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 25
 
 
 def test_a_module_has_at_most_350_lines_and_a_class_at_most_200():

@@ -84,6 +84,10 @@ NAMES = {
         AtlasFolder AtlasUnit MEMBERS SHEET array_file image_file members_file record_file tensors_file
         unit_name
     """,
+    "captum_mfv.bench": """
+        Cell CellScores Compared HiddenUnit ImageClass Method Network Rendered Result ResultFolder Row SCORES SUITES
+        Scene Scenes Suite Table find_method get_suite image_scores join make_table method_names real_scores run
+    """,
     "captum_mfv.report": "Parts build compare read_parts",
     "captum_mfv.report.atlas": "build fill_page page_files",
     "captum_mfv.report.publication": "publish rebuild",
@@ -104,6 +108,10 @@ COMMANDS = {
         --out --quiet --recipe --reduce --retry-failed --sae --seed --shard --size --steps --threads --top-k
         --units --update --verbose --weights --workers
     """,
+    "bench": """
+        METHODS --against --cells --controls --data --device --join --out --quiet --seeds --shard --steps --suite
+        --table --threads --tuning --update --verbose
+    """,
     "compare": "FOLDERS --out",
     "demo": "--out --quiet --verbose",
     "evaluate": """
@@ -112,6 +120,7 @@ COMMANDS = {
     """,
     "list controls": "",
     "list layers": "--model --unit",
+    "list methods": "",
     "list models": "PATTERN",
     "list recipes": "NAME",
     "list schema": "NAME",

@@ -9,6 +9,7 @@ import click
 
 from captum_mfv._version import __version__
 from captum_mfv.cli.atlas import atlas, status
+from captum_mfv.cli.benchmark import bench
 from captum_mfv.cli.commands import demo, evaluate, run
 from captum_mfv.cli.console import plain_warnings
 from captum_mfv.cli.labeling import label
@@ -23,7 +24,7 @@ _EPILOG = """\b
 Exit status:
   0    done; results are on standard output, all else on standard error
   2    the input can't be used; one line says why, and nothing that was there is lost
-  3    an atlas is done, but units failed; units.json says why
+  3    done, but units of an atlas or cells of a benchmark failed; units.json or the table says why
   130  interrupted; the same command goes on from there
   1    anything else, with a traceback: a bug, please report it
 
@@ -50,7 +51,7 @@ def app() -> None:
     """
 
 
-for _command in (run, atlas, status, demo, list_, view, report, compare, evaluate, label, publish):
+for _command in (run, atlas, status, demo, list_, view, report, compare, evaluate, label, publish, bench):
     app.add_command(_command)
 
 

@@ -15,7 +15,7 @@ from captum_mfv.display.progress import waiting
 __all__ = ["SOME_FAILED", "atlas", "status"]
 
 SOME_FAILED = 3
-"""Exit status of an atlas, or of a shard, with units that failed."""
+"""Exit status of an atlas, or of a shard, with units that failed, and of a benchmark with cells that failed."""
 
 
 @click.command(cls=DeclaredCommand)

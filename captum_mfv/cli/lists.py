@@ -14,7 +14,7 @@ __all__ = ["list_"]
 
 @click.group(name="list")
 def list_() -> None:
-    """List the choices for options: recipes, models, layers, controls, and JSON Schemas."""
+    """List the choices for options: recipes, models, layers, controls, methods, and JSON Schemas."""
 
 
 @list_.command()
@@ -36,20 +36,21 @@ def recipes(name: str | None) -> None:
 
 _SCHEMAS = (
     *("recipe", "run", "manifest", "facets", "metrics", "labels"),
-    *("atlas", "atlas-manifest", "atlas-units", "atlas-facets", "atlas-labels"),
+    *("atlas", "atlas-manifest", "atlas-units", "atlas-facets", "atlas-labels", "suite", "result"),
 )
 
 
 @list_.command()
 @click.argument("name", type=click.Choice(_SCHEMAS))
 def schema(name: str) -> None:
-    """JSON Schema of a file: a recipe, TOML options of a run or an atlas, or a JSON file in the folder of one.
+    """JSON Schema of a file: a recipe, TOML options of a run or an atlas, a JSON file in the folder of one, or a suite.
 
     Editors complete and check files with it.
 
     \b
     captum-mfv list schema recipe > recipe.schema.json
     """
+    from captum_mfv.bench import Result, Suite
     from captum_mfv.optvis.recipes import Recipe
     from captum_mfv.runs.labels import AtlasLabels, RunLabels
     from captum_mfv.runs.records import AtlasFacetRow, AtlasManifest, AtlasUnitRow, FacetRow, Manifest, Metrics
@@ -68,6 +69,8 @@ def schema(name: str) -> None:
         "atlas-units": list[AtlasUnitRow],
         "atlas-facets": list[AtlasFacetRow],
         "atlas-labels": AtlasLabels,
+        "suite": Suite,
+        "result": Result,
     }
     click.echo(json.dumps(json_schema(kinds[name]), indent=2))
 
@@ -79,6 +82,17 @@ def controls() -> None:
 
     for name, control in CONTROLS.items():
         click.echo(f"{name:22} {control.summary}")
+
+
+@list_.command()
+def methods() -> None:
+    """The methods that `bench` compares, a line each, and its suites."""
+    from captum_mfv.bench import SUITES, get_suite, method_names
+
+    for name, summary in method_names().items():
+        click.echo(f"{name:22} {summary}")
+    for name in SUITES:
+        click.echo(f"--suite {name:14} {get_suite(name).summary}")
 
 
 @list_.command()

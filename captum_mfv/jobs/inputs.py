@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from captum_mfv import models
 from captum_mfv.activations.layers import resolve
 from captum_mfv.display.progress import waiting
-from captum_mfv.errors import FacetError, ModelError
+from captum_mfv.errors import FacetError, ModelError, RunError
 from captum_mfv.images import ImageFolder, InputSpec
 from captum_mfv.optvis.recipes import Recipe, get_recipe
 from captum_mfv.runs.settings import AtlasSettings, RunSettings
@@ -23,7 +24,7 @@ from captum_mfv.storage.identity import fingerprint, weights_fingerprint
 from captum_mfv.storage.untrusted import read_json
 from captum_mfv.units import Code, Unit
 
-__all__ = ["Inputs", "Network", "find_device", "load_inputs", "load_network", "parse_code"]
+__all__ = ["Inputs", "Network", "find_device", "load_inputs", "load_network", "parse_code", "parse_shard"]
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,16 @@ def load_inputs(job: RunSettings, progress: bool = False) -> Inputs:
 def parse_code(job: RunSettings | AtlasSettings) -> Code | None:
     """Return the code that settings name; None: the default."""
     return (parsed := Code.parse(job.code)) and replace(parsed, n_prefix=job.n_prefix)
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Return the number of a shard and of all shards, of a text such as ``3/16``; RunError for any other text."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise RunError(f"--shard must be I/N, from 0/N to N-1/N, such as 3/16, not {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def find_device(name: str | None) -> torch.device:

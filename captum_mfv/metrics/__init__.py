@@ -1,6 +1,7 @@
 """Metrics of units, of facets' images and of attributions, with confidence intervals and controls."""
 
 from captum_mfv.metrics.attribution import Curve, Faithfulness, deletion_curve, faithfulness, insertion_curve
+from captum_mfv.metrics.comparison import Comparison, compare, holm
 from captum_mfv.metrics.controls import CONTROLS, Control, draw_control, halved, shuffled
 from captum_mfv.metrics.evaluation import (
     Evaluation,
@@ -33,6 +34,7 @@ from captum_mfv.metrics.unit_scores import ImageScores, Multifacetedness, multif
 
 __all__ = [
     "CONTROLS",
+    "Comparison",
     "Control",
     "Curve",
     "Estimate",
@@ -50,6 +52,7 @@ __all__ = [
     "PathCheck",
     "TwoChoice",
     "clarity",
+    "compare",
     "confusion",
     "deletion_curve",
     "diversity",
@@ -60,6 +63,7 @@ __all__ = [
     "evaluate_images",
     "faithfulness",
     "halved",
+    "holm",
     "insertion_curve",
     "judge_scores",
     "multifacetedness",

@@ -1,4 +1,4 @@
-"""What a user's function returns, a model or a dataset: ``file.py:function`` or ``package.module:function``."""
+"""Functions of a user's file or package, and the model or dataset that one returns: ``file.py:function``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captum_mfv.images import InputSpec
 from captum_mfv.storage.identity import fingerprint
 from captum_mfv.storage.untrusted import is_file
 
-__all__ = ["call_function", "from_function"]
+__all__ = ["call_function", "from_function", "run_file"]
 
 
 def from_function(name: str) -> tuple[nn.Module, InputSpec]:
@@ -32,13 +32,14 @@ def from_function(name: str) -> tuple[nn.Module, InputSpec]:
 def call_function(name: str) -> Any:
     """Return what the function of a name returns, called without arguments; ModelError if there is no such function."""
     source, _, function = name.rpartition(":")
-    module = _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    module = run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     if not callable(getattr(module, function, None)):
         raise ModelError(f"{source} has no function {function!r}")
     return getattr(module, function)()
 
 
-def _run_file(path: Path) -> ModuleType:
+def run_file(path: Path) -> ModuleType:
+    """Return a Python file as a module, run anew; it may import modules of its folder. ModelError without a file."""
     if not is_file(path):
         raise ModelError(f"there is no file {str(path)!r}")
     name = f"captum_mfv_model_{fingerprint(path=os.fsencode(path.resolve()).hex())}"

@@ -22,6 +22,7 @@ from captum_mfv.jobs.atlas.plan import Plan, load_plan, load_plan_once
 from captum_mfv.jobs.atlas.results import UnitResult
 from captum_mfv.jobs.atlas.scan import ScanState, scan_part
 from captum_mfv.jobs.atlas.unit import process
+from captum_mfv.jobs.inputs import parse_shard
 from captum_mfv.report import atlas as page
 from captum_mfv.runs.atlas_writer import SCAN, AtlasWriter
 from captum_mfv.runs.records import check_place
@@ -59,7 +60,7 @@ def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = Fal
         MFVError: if the input can't be used, naming what and why.
     """
     chosen = AtlasOptions(out=os.fspath(out), **options)
-    shard = _shard(chosen.shard)
+    shard = parse_shard(chosen.shard)
     if shard is not None and chosen.merge:
         raise RunError("--shard and --merge are mutually exclusive: first all shards, then one --merge")
     check_place(Path(out), "atlas")
@@ -72,16 +73,6 @@ def run(job: AtlasSettings, out: str | os.PathLike[str], *, progress: bool = Fal
         work = Work(plan, folder, chosen, shard, progress)
         work.run()
     return folder
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    """Return the number of a shard and of all shards."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not int(found[1]) < int(found[2]):
-        raise RunError(f"--shard must be I/N, from 0/N to N-1/N, such as 3/16, not {text!r}")
-    return int(found[1]), int(found[2])
 
 
 def _lock(out: Path, shard: tuple[int, int] | None) -> Path:

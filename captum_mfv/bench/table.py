@@ -1,0 +1,267 @@
+"""The table of a benchmark: means of each method, and paired comparisons with one of the methods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from captum_mfv.bench.methods import REAL
+from captum_mfv.bench.results import Result
+from captum_mfv.bench.scores import SCORES
+from captum_mfv.errors import RunError
+from captum_mfv.metrics.comparison import Comparison, cluster_means, compare, holm
+from captum_mfv.metrics.intervals import Estimate, estimate
+from captum_mfv.storage.files import write_whole
+from captum_mfv.storage.schema import suggest
+
+__all__ = ["Compared", "Row", "Table", "figure", "make_table"]
+
+_DIGITS = {"high": 3, "seconds": 3}  # of scores that are small; others have 2
+_FORMAT = 1
+
+Cells = Mapping[str, Result]  # by name, with scores that are means over seeds
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means of a method over a group of cells.
+
+    Args:
+        group: the cells: ``classes`` or ``hidden units``.
+        network: their network; None: all.
+        method: the method.
+        n_cells, n_clusters: numbers of cells, and of clusters of cells.
+        scores: means over clusters of a cluster's mean, with 95 % intervals, by score.
+    """
+
+    group: str
+    network: str | None
+    method: str
+    n_cells: int
+    n_clusters: int
+    scores: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method's scores minus those of the method it is compared with, on the cells that both have.
+
+    Args:
+        group, network, method, n_cells, n_clusters: as in `Row`.
+        scores: difference, effect size and p-value by score.
+        adjusted: p-values by score, adjusted by Holm's method for the number of methods in the group.
+    """
+
+    group: str
+    network: str | None
+    method: str
+    n_cells: int
+    n_clusters: int
+    scores: Mapping[str, Comparison]
+    adjusted: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of a benchmark.
+
+    Args:
+        suite: name of the suite.
+        against: the method with which the others are compared, or None.
+        rows: means over the cells that all methods of the table have.
+        comparisons: comparisons with ``against``.
+        n_cells: number of cells of each method, of which rows use those that all have.
+        failed: method, cell, seed and error of each failed result.
+    """
+
+    suite: str
+    against: str | None
+    rows: tuple[Row, ...]
+    comparisons: tuple[Compared, ...]
+    n_cells: Mapping[str, int]
+    failed: tuple[tuple[str, str, int, str], ...]
+
+    def write(self, folder: Path) -> None:
+        """Write ``table.json`` and ``table.md``."""
+        content = {"format": _FORMAT, **asdict(self)}
+        write_whole(folder / "table.json", json.dumps(content, indent=2).encode())
+        write_whole(folder / "table.md", self.markdown().encode())
+
+    def markdown(self) -> str:
+        """Return the tables as Markdown; comparisons of all networks together."""
+        scores = [name for name in SCORES if any(name in row.scores for row in self.rows)]
+        lines = [self._heading(), "", f"| units | method | cells | clusters | {' | '.join(scores)} |"]
+        lines.append("|---" * (len(scores) + 4) + "|")
+        for row in self.rows:
+            cells = [figure(row.scores.get(name), _DIGITS.get(name, 2)) for name in scores]
+            lines.append(f"| {_title(row)} | {row.method} | {row.n_cells} | {row.n_clusters} | {' | '.join(cells)} |")
+        shown = [one for one in self.comparisons if one.network is None]
+        if shown:
+            lines += [
+                "",
+                f"Differences from {self.against}: mean with 95 % interval, d, p adjusted by Holm's method",
+                "",
+            ]
+            scores = [name for name in SCORES if any(name in one.scores for one in shown)]
+            lines.append(f"| units | method | cells | clusters | {' | '.join(scores)} |")
+            lines.append("|---" * (len(scores) + 4) + "|")
+        for one in shown:
+            cells = [_compared(one, name) for name in scores]
+            lines.append(f"| {_title(one)} | {one.method} | {one.n_cells} | {one.n_clusters} | {' | '.join(cells)} |")
+        if self.failed:
+            lines += [
+                "",
+                *(f"failed: {method} on {cell}, seed {seed}: {error}" for method, cell, seed, error in self.failed),
+            ]
+        return "\n".join([*lines, ""])
+
+    def _heading(self) -> str:
+        counts = ", ".join(f"{name} {n}" for name, n in self.n_cells.items())
+        return f"Suite {self.suite}. Means over the cells that all methods have; cells of each method: {counts}."
+
+
+def make_table(
+    results: Sequence[Result], methods: Sequence[str] | None = None, *, against: str | None = None, tuning: bool = False
+) -> Table:
+    """Return the table of results.
+
+    Args:
+        results: the results; a cell's score is the mean over its seeds.
+        methods: names of the methods in their order; by default all. Real images are always there.
+        against: the method with which the others are compared; by default ``facet``, if it is there.
+        tuning: use the cells for tuning instead of the others.
+
+    Raises:
+        RunError: if there are no results that are done, or a method has none.
+    """
+    chosen = [result for result in results if result.tuning == tuning]
+    done = _by_method([result for result in chosen if result.status == "done"])
+    names = list(methods) if methods is not None else [name for name in done if name != REAL]
+    if not done:
+        raise RunError("there are no results yet" if not chosen else "all results failed; --verbose shows why")
+    for name in [*names, *([against] if against is not None else [])]:
+        if name not in done and not any(result.method == name for result in chosen):
+            raise RunError(f"there are no results of method {name!r}; there are {', '.join(done)}{suggest(name, done)}")
+    base = against or ("facet" if "facet" in done else None)
+    shown = [name for name in dict.fromkeys([REAL, *names]) if name in done]
+    common = [cell for cell in done[shown[0]].values() if all(cell.cell in done[name] for name in shown)]
+    rows = [
+        row
+        for group, network, cells in _groups(common)
+        for row in (_row(group, network, name, [done[name][cell.cell] for cell in cells]) for name in shown)
+    ]
+    comparisons = [] if base is None else _comparisons(done, base, [name for name in shown if name not in (REAL, base)])
+    failed = [one for one in chosen if one.status == "failed" and one.method in names]
+    return Table(
+        suite=chosen[0].suite,
+        against=base if comparisons else None,
+        rows=tuple(rows),
+        comparisons=tuple(comparisons),
+        n_cells={name: len(done[name]) for name in shown},
+        failed=tuple((one.method, one.cell, one.seed, one.error or "") for one in failed),
+    )
+
+
+def _by_method(results: Sequence[Result]) -> dict[str, dict[str, Result]]:
+    """Return results by method and cell, with means over seeds as scores."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        found.setdefault(result.method, {}).setdefault(result.cell, []).append(result)
+    return {method: {cell: _over_seeds(its) for cell, its in cells.items()} for method, cells in found.items()}
+
+
+def _over_seeds(results: Sequence[Result]) -> Result:
+    keys = set.intersection(*(set(result.scores) for result in results))
+    scores = {key: fmean(result.scores[key] for result in results) for key in keys}
+    return results[0].model_copy(update={"scores": scores})
+
+
+def _groups(cells: Sequence[Result]) -> list[tuple[str, str | None, list[Result]]]:
+    """Return the cells of classes and of hidden units: of all networks, and of each if there are several."""
+    found: list[tuple[str, str | None, list[Result]]] = []
+    for group in ("classes", "hidden units"):
+        own = [cell for cell in cells if (cell.class_name is None) == (group == "hidden units")]
+        networks = list(dict.fromkeys(cell.network for cell in own))
+        found += [(group, None, own)] if own else []
+        if len(networks) > 1:
+            found += [(group, network, [cell for cell in own if cell.network == network]) for network in networks]
+    return found
+
+
+def _row(group: str, network: str | None, method: str, cells: Sequence[Result]) -> Row:
+    scores = {}
+    for name in SCORES:
+        own = [cell for cell in cells if name in cell.scores]
+        if own:
+            scores[name] = estimate(cluster_means([one.scores[name] for one in own], [one.cluster for one in own]))
+    return Row(group, network, method, len(cells), len({cell.cluster for cell in cells}), scores)
+
+
+def _comparisons(done: Mapping[str, Mapping[str, Result]], base: str, methods: Sequence[str]) -> list[Compared]:
+    """Return the comparison of each method with one of them in each group, with adjusted p-values."""
+    found: dict[tuple[str, str | None], list[Compared]] = {}
+    for method in methods:
+        both = [cell for name, cell in done[base].items() if name in done[method]]
+        for group, network, cells in _groups(both):
+            scores = {}
+            for score in SCORES:
+                pairs = [
+                    (done[method][one.cell].scores.get(score), one.scores.get(score), one.cluster) for one in cells
+                ]
+                kept = [
+                    (own - other, cluster) for own, other, cluster in pairs if own is not None and other is not None
+                ]
+                if kept:
+                    scores[score] = compare([value for value, _ in kept], [cluster for _, cluster in kept])
+            n_clusters = len({cell.cluster for cell in cells})
+            found.setdefault((group, network), []).append(
+                Compared(group, network, method, len(cells), n_clusters, scores, {})
+            )
+    return [one for family in found.values() for one in _adjusted(family)]
+
+
+def _adjusted(family: Sequence[Compared]) -> list[Compared]:
+    """Return comparisons with p-values adjusted for the number of methods that have a score."""
+    adjusted: list[dict[str, float]] = [{} for _ in family]
+    for score in SCORES:
+        rows = [i for i, one in enumerate(family) if score in one.scores]
+        for i, p_value in zip(rows, holm([family[i].scores[score].p_value for i in rows]).tolist(), strict=True):
+            adjusted[i][score] = p_value
+    return [
+        Compared(one.group, one.network, one.method, one.n_cells, one.n_clusters, one.scores, own)
+        for one, own in zip(family, adjusted, strict=True)
+    ]
+
+
+def _title(row: Row | Compared) -> str:
+    return f"{row.group}, {row.network or 'all'}"
+
+
+def figure(found: Estimate | None, digits: int = 2) -> str:
+    """Return a mean and its interval as text, such as ``.82 (.77 to .88)``; empty for None."""
+    if found is None:
+        return ""
+    value, low, high = (_number(number, digits) for number in (found.value, found.low, found.high))
+    return f"{value} ({low} to {high})"
+
+
+def _compared(row: Compared, score: str) -> str:
+    if (found := row.scores.get(score)) is None:
+        return ""
+    effect = "" if found.effect is None else f"d {_number(found.effect, 2)}, "
+    return f"{figure(found.difference, _DIGITS.get(score, 2))}, {effect}p {_p_value(row.adjusted[score])}"
+
+
+def _p_value(value: float) -> str:
+    return _number(value, 3 if value < 0.1 else 2) if value >= 0.001 else "< .001"
+
+
+def _number(value: float, digits: int) -> str:
+    """Return a number without the zero before the point, and 1 or 0 without decimals."""
+    text = f"{value:.{digits}f}"
+    if float(text) == int(float(text)):
+        return str(int(float(text)))
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
