@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fingerprint, planted_images, same
+from conftest import fingerprint, planted_images, posix, same
 
 import captum_mfv
 from captum_mfv import FacetSet
@@ -430,6 +430,20 @@ def test_a_folder_without_results_and_a_damaged_result_are_errors(two_folders, t
         ResultFolder(tmp_path).read()
 
 
+@posix
+def test_links_and_control_characters_in_the_results_of_others_do_no_harm(two_folders, tmp_path):
+    result = results_of(two_folders[0])["first", "a-class_1", 0]
+    hostile = result.model_copy(update={"method": "x\x1b[2J | y\n", "status": "failed", "error": "\x1b[31m|\n"})
+    text = make_table([*results_of(two_folders[0]).values(), hostile]).markdown()
+    assert "failed: x␛[2J / y␊ on a-class_1, seed 0: ␛[31m/␊\n" in text
+    ResultFolder(tmp_path).write(result)
+    (path,) = tmp_path.glob("results/*/*.json")
+    path.rename(tmp_path.parent / "elsewhere.json")
+    path.symlink_to(tmp_path.parent / "elsewhere.json")
+    with pytest.raises(RunError, match="leads out of the folder"):
+        ResultFolder(tmp_path).read()
+
+
 def rows_of(two_folders, scores):
     """Return results of methods with some scores: of each (network, class), by name of the method."""
     template = results_of(two_folders[0])["first", "a-class_1", 0]
@@ -471,9 +485,19 @@ def test_the_table_has_means_over_common_cells_and_comparisons_over_shared_ones(
     assert families[None, "better"].adjusted["retention"] == pytest.approx(2 * 2 / 2**8)
     text = whole.markdown()
     assert "| classes, all | better | 16 | 8 | .64 (" in text
-    assert re.search(r"\| better \| 16 \| 8 \| \.1[01] \(\.10 to \.11\), d 19\.6\d, p \.008 \|", text)
-    with pytest.raises(RunError, match=r"no results of method 'bettr'; .*did you mean better"):
+    assert re.search(
+        r"\| better \| retention \| 16 \| 8 \| \.1[01] \(\.10 to \.11\) \| 19\.6\d \| \.008 \| \.008 \|", text
+    )
+    with pytest.raises(RunError, match=r"no results of method 'bettr' that are done; .*did you mean better"):
         make_table(results, ["bettr"])
+
+
+def test_methods_without_hidden_units_leave_those_of_the_others_in_the_table(two_folders):
+    classes = {("a", "c0"): 0.5, ("b", "c0"): 0.6}
+    results = rows_of(two_folders, {REAL: classes, "facet": classes, "few": {("a", "c0"): 0.4}})
+    hidden = results[2].model_copy(update={"cell": "unit", "cluster": "unit", "class_name": None})
+    rows = [(row.group, row.method, row.n_cells) for row in make_table([*results, hidden]).rows]
+    assert rows == [("classes", name, 1) for name in (REAL, "facet", "few")] + [("hidden units", "facet", 1)]
 
 
 def test_scores_are_means_over_seeds_and_tuning_cells_are_apart(two_folders):
@@ -501,7 +525,7 @@ def test_the_command_runs_resumes_joins_and_prints_the_table(data, method_file, 
     assert (table["format"], table["against"]) == (1, None)
     status, again, _ = call(["bench", "--table", "mine-2", "--against", "facet-2", "--out", out, "-q"], capsys)
     assert status == 0
-    assert "Differences from facet-2" in again
+    assert "Each method minus facet-2:" in again
     status, joined, _ = call(["bench", "--join", out, out, "--out", tmp_path / "joined", "-q"], capsys)
     assert (status, joined) == (0, printed)
 

@@ -14,7 +14,7 @@ from captum_mfv.bench.suite import safe_name
 from captum_mfv.errors import RunError
 from captum_mfv.storage.files import write_whole
 from captum_mfv.storage.schema import Flag, NotNegative, Number, Positive, Record, Seed, validate
-from captum_mfv.storage.untrusted import is_folder, read_json
+from captum_mfv.storage.untrusted import inside, is_folder, read_json
 
 __all__ = ["Result", "ResultFolder", "join"]
 
@@ -119,7 +119,7 @@ class ResultFolder:
 
     def _read(self, path: Path) -> Result:
         try:
-            return validate(Result, read_json(path))
+            return validate(Result, read_json(inside(self.path, str(path.relative_to(self.path)))))
         except (OSError, ValueError) as error:
             raise RunError(f"{path} isn't a result: {error}; remove it, and the result is computed again") from error
 

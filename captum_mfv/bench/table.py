@@ -16,6 +16,7 @@ from captum_mfv.metrics.comparison import Comparison, cluster_means, compare, ho
 from captum_mfv.metrics.intervals import Estimate, estimate
 from captum_mfv.storage.files import write_whole
 from captum_mfv.storage.schema import suggest
+from captum_mfv.storage.untrusted import visible
 
 __all__ = ["Compared", "Row", "Table", "figure", "make_table"]
 
@@ -71,7 +72,7 @@ class Table:
     Args:
         suite: name of the suite.
         against: the method with which the others are compared, or None.
-        rows: means over the cells that all methods of the table have.
+        rows: means over the cells that all methods have: of classes, and of hidden units if a method has these.
         comparisons: comparisons with ``against``.
         n_cells: number of cells of each method, of which rows use those that all have.
         failed: method, cell, seed and error of each failed result.
@@ -91,36 +92,34 @@ class Table:
         write_whole(folder / "table.md", self.markdown().encode())
 
     def markdown(self) -> str:
-        """Return the tables as Markdown; comparisons of all networks together."""
+        """Return the tables as Markdown, the comparisons of all networks together."""
         scores = [name for name in SCORES if any(name in row.scores for row in self.rows)]
         lines = [self._heading(), "", f"| units | method | cells | clusters | {' | '.join(scores)} |"]
         lines.append("|---" * (len(scores) + 4) + "|")
         for row in self.rows:
             cells = [figure(row.scores.get(name), _DIGITS.get(name, 2)) for name in scores]
-            lines.append(f"| {_title(row)} | {row.method} | {row.n_cells} | {row.n_clusters} | {' | '.join(cells)} |")
-        shown = [one for one in self.comparisons if one.network is None]
-        if shown:
-            lines += [
-                "",
-                f"Differences from {self.against}: mean with 95 % interval, d, p adjusted by Holm's method",
-                "",
-            ]
-            scores = [name for name in SCORES if any(name in one.scores for one in shown)]
-            lines.append(f"| units | method | cells | clusters | {' | '.join(scores)} |")
-            lines.append("|---" * (len(scores) + 4) + "|")
-        for one in shown:
-            cells = [_compared(one, name) for name in scores]
-            lines.append(f"| {_title(one)} | {one.method} | {one.n_cells} | {one.n_clusters} | {' | '.join(cells)} |")
+            lines.append(
+                f"| {_title(row)} | {_shown(row.method)} | {row.n_cells} | {row.n_clusters} | {' | '.join(cells)} |"
+            )
+        if self.comparisons:
+            lines += ["", f"Each method minus {self.against}:", ""]
+            lines.append("| units | method | score | cells | clusters | difference | d | p | p, adjusted |")
+            lines.append("|---" * 9 + "|")
+        for one in self.comparisons:
+            if one.network is None:
+                lines += _difference_lines(one)
         if self.failed:
             lines += [
                 "",
-                *(f"failed: {method} on {cell}, seed {seed}: {error}" for method, cell, seed, error in self.failed),
+                *(_shown(f"failed: {name} on {cell}, seed {seed}: {error}") for name, cell, seed, error in self.failed),
             ]
         return "\n".join([*lines, ""])
 
     def _heading(self) -> str:
-        counts = ", ".join(f"{name} {n}" for name, n in self.n_cells.items())
-        return f"Suite {self.suite}. Means over the cells that all methods have; cells of each method: {counts}."
+        counts = _shown(", ".join(f"{name} {n}" for name, n in self.n_cells.items()))
+        return (
+            f"Suite {_shown(self.suite)}. Means over the cells that all methods have; cells of each method: {counts}."
+        )
 
 
 def make_table(
@@ -139,22 +138,18 @@ def make_table(
     """
     chosen = [result for result in results if result.tuning == tuning]
     done = _by_method([result for result in chosen if result.status == "done"])
-    names = list(methods) if methods is not None else [name for name in done if name != REAL]
+    names = list(dict.fromkeys(one.method for one in chosen if one.method != REAL) if methods is None else methods)
     if not done:
         raise RunError("there are no results yet" if not chosen else "all results failed; --verbose shows why")
-    for name in [*names, *([against] if against is not None else [])]:
-        if name not in done and not any(result.method == name for result in chosen):
-            raise RunError(f"there are no results of method {name!r}; there are {', '.join(done)}{suggest(name, done)}")
     base = against or ("facet" if "facet" in done else None)
-    shown = [name for name in dict.fromkeys([REAL, *names]) if name in done]
-    common = [cell for cell in done[shown[0]].values() if all(cell.cell in done[name] for name in shown)]
-    rows = [
-        row
-        for group, network, cells in _groups(common)
-        for row in (_row(group, network, name, [done[name][cell.cell] for cell in cells]) for name in shown)
-    ]
-    comparisons = [] if base is None else _comparisons(done, base, [name for name in shown if name not in (REAL, base)])
     failed = [one for one in chosen if one.status == "failed" and one.method in names]
+    known = {*done, *(one.method for one in failed if one.method != against)}
+    if unknown := next((name for name in [*names, *([base] if base else [])] if name not in known), None):
+        hint = f"there are {', '.join(done)}{suggest(unknown, done)}"
+        raise RunError(f"there are no results of method {unknown!r} that are done; {hint}")
+    shown = [name for name in dict.fromkeys([REAL, *names]) if name in done]
+    rows = [row for hidden in (False, True) for row in _rows(done, shown, hidden)]
+    comparisons = [] if base is None else _comparisons(done, base, [name for name in shown if name not in (REAL, base)])
     return Table(
         suite=chosen[0].suite,
         against=base if comparisons else None,
@@ -189,6 +184,21 @@ def _groups(cells: Sequence[Result]) -> list[tuple[str, str | None, list[Result]
         if len(networks) > 1:
             found += [(group, network, [cell for cell in own if cell.network == network]) for network in networks]
     return found
+
+
+def _rows(done: Mapping[str, Mapping[str, Result]], methods: Sequence[str], hidden: bool) -> list[Row]:
+    """Return the rows of classes, or of hidden units, over the cells that all methods have that have any of these."""
+    own = {
+        name: {cell: one for cell, one in done[name].items() if (one.class_name is None) == hidden} for name in methods
+    }
+    own = {name: cells for name, cells in own.items() if cells}
+    first = next(iter(own.values()), {})
+    common = [one for cell, one in first.items() if all(cell in cells for cells in own.values())]
+    return [
+        _row(group, network, name, [cells[one.cell] for one in chosen])
+        for group, network, chosen in _groups(common)
+        for name, cells in own.items()
+    ]
 
 
 def _row(group: str, network: str | None, method: str, cells: Sequence[Result]) -> Row:
@@ -237,7 +247,12 @@ def _adjusted(family: Sequence[Compared]) -> list[Compared]:
 
 
 def _title(row: Row | Compared) -> str:
-    return f"{row.group}, {row.network or 'all'}"
+    return f"{row.group}, {_shown(row.network or 'all')}"
+
+
+def _shown(text: str) -> str:
+    """Return a name or an error of a result, which anybody may have written, as it can stand in a table."""
+    return visible(text).replace("|", "/")
 
 
 def figure(found: Estimate | None, digits: int = 2) -> str:
@@ -248,11 +263,15 @@ def figure(found: Estimate | None, digits: int = 2) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _compared(row: Compared, score: str) -> str:
-    if (found := row.scores.get(score)) is None:
-        return ""
-    effect = "" if found.effect is None else f"d {_number(found.effect, 2)}, "
-    return f"{figure(found.difference, _DIGITS.get(score, 2))}, {effect}p {_p_value(row.adjusted[score])}"
+def _difference_lines(row: Compared) -> list[str]:
+    """Return a line for each score."""
+    lines = []
+    for name, found in row.scores.items():
+        effect = "" if found.effect is None else _number(found.effect, 2)
+        figures = [figure(found.difference, _DIGITS.get(name, 2)), effect, _p_value(found.p_value)]
+        head = [_title(row), _shown(row.method), name, str(row.n_cells), str(row.n_clusters)]
+        lines.append(f"| {' | '.join([*head, *figures, _p_value(row.adjusted[name])])} |")
+    return lines
 
 
 def _p_value(value: float) -> str:
