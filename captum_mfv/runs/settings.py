@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import KW_ONLY, asdict
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
@@ -27,11 +27,9 @@ def _to_text(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_to_text)]
 
 
-@declare(RunError)
+@declare(RunError, kw_only=True)
 class _Shared:
     """Settings that a run and an atlas have in common."""
-
-    _: KW_ONLY
 
     weights: Annotated[Text | None, Option(_INPUT, "FILE", "the model's own", names="file")] = None
     """Weights file: safetensors, or a .pt/.pth that holds only tensors."""

@@ -51,12 +51,12 @@ class Record(pydantic.BaseModel):
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
-def declare(error: type[MFVError]) -> Callable[[type[T]], type[T]]:
+def declare(error: type[MFVError], *, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
     """Make a class a frozen pydantic dataclass without unknown fields; its constructor raises ``error`` in one line."""
 
     def decorate(cls: type[T]) -> type[T]:
         config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-        declared: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
+        declared: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=kw_only, config=config)(cls)
         construct, signature = declared.__init__, inspect.signature(declared)
 
         @functools.wraps(construct)
