@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.core import render
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -170,6 +171,31 @@ def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
                 logging.getLogger(__name__).warning(message, module, name)
 
 
+def short_code(app: Sphinx, doctree: nodes.document) -> None:
+    """Mark short inline code, which pages.css keeps in one line: browsers break ``--images`` after its hyphens."""
+    for code in doctree.findall(nodes.literal):
+        if len(code.astext()) <= 20:
+            code["classes"].append("short")
+
+
+def join_streams(coalesce: Callable[[list[Any]], list[Any]]) -> Callable[[list[Any]], list[Any]]:
+    """Join the pieces in which a cell's text arrives before myst-nb makes lines of them: one can end within a word."""
+
+    def joined(outputs: list[Any]) -> list[Any]:
+        streams: dict[str, Any] = {}
+        others = []
+        for output in outputs:
+            if output["output_type"] == "stream" and output["name"] in streams:
+                streams[output["name"]]["text"] += output["text"]
+                continue
+            others.append(output.copy())
+            if output["output_type"] == "stream":
+                streams[output["name"]] = others[-1]
+        return coalesce(others)
+
+    return joined
+
+
 def write_gallery(app: Sphinx, error: Exception | None) -> None:
     """Write the gallery's page beside its data and images; a source distribution has no gallery."""
     gallery = Path(app.outdir) / "gallery"
@@ -182,6 +208,8 @@ def setup(app: Sphinx) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("sphinx.ext.autodoc") and hasattr(module, "stringify_annotation"):
             module.stringify_annotation = without_constraints(module.stringify_annotation)
+    render.coalesce_streams = join_streams(render.coalesce_streams)
+    app.connect("doctree-read", short_code)
     app.connect("env-before-read-docs", spread_executed_pages)
     app.connect("env-check-consistency", check_public_names)
     app.connect("build-finished", write_gallery)
