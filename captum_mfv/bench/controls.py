@@ -47,7 +47,7 @@ def _start(model: nn.Module, unit: object, facets: FacetSet, images: Images, **o
 
 def _without_nearest(facets: FacetSet, seed: int) -> NDArray[np.int64]:
     """Return the labels without each facet's nearest image, unless it is the only one."""
-    labels = facets.labels.copy()
+    labels: NDArray[np.int64] = facets.labels.copy()
     labels[[facet.members[0] for facet in facets if len(facet) > 1]] = -1
     return labels
 

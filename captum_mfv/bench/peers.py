@@ -8,9 +8,11 @@ default size, where `render_facets` uses one image.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import chdir
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -101,12 +103,24 @@ def _horama_maco(
     model: nn.Module, unit: Unit, facets: FacetSet, images: Images, *, input_spec: InputSpec, seed: int, steps: int
 ) -> list[Tensor]:
     horama, made = importlib.import_module("horama"), []
-    with TemporaryDirectory() as folder, chdir(folder):  # Horama reads the spectrum from the working folder
+    with _working_folder():  # Horama reads the spectrum from it
         for facet in facets:
             members = stack(images, facet.members[:_N_SPECTRUM].tolist())
             np.save("spectrum_decorrelated.npy", mean_magnitudes(members).numpy())
             made.append(horama.maco(_activation(model, unit), total_steps=steps, **_horama_options(model))[0])
     return [_shown(image, input_spec) for image in made]
+
+
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """Work in a temporary folder."""
+    before = Path.cwd()
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def _horama_accentuation(

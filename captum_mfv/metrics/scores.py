@@ -48,7 +48,8 @@ def confusion(made: Floats, real: Floats, labels: Labels, *, centered: bool = Fa
     centers = _centers(real, labels, len(made))
     if centered:
         made, centers = _centered(made), centers - _mean(real[labels >= 0])
-    return _unit(made) @ _unit(centers).T
+    cosines: Doubles = _unit(made) @ _unit(centers).T
+    return cosines
 
 
 def retained(made: Floats, real: Floats, labels: Labels, *, centered: bool = False) -> NDArray[np.bool_]:
