@@ -11,6 +11,7 @@ from captum_mfv import AtlasFolder, FacetFinder, ImageFolder, Unit, find_facets,
 from captum_mfv.errors import FacetError, RunError, UnitError
 from captum_mfv.images.files import from_pil, open_image
 from captum_mfv.jobs import atlas
+from captum_mfv.metrics import multifacetedness
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,9 @@ def test_a_unit_has_the_facets_that_find_facets_returns_on_its_top_images(made, 
     np.testing.assert_allclose(one.facets.codes, wanted.codes, atol=1e-6)
     np.testing.assert_allclose(one.facets.activations, wanted.activations, atol=1e-6)
     assert one.facets.unit == wanted.unit
+    scored, row = multifacetedness(wanted), next(row for row in made.units if row["unit"] == "unit:0")
+    found = (row["multifacetedness"], row["p_value"], row["coverage"])
+    assert found == pytest.approx((scored.score, scored.p_value, scored.coverage), rel=1e-4)
     for row, facet in zip(one.rows, wanted, strict=True):
         member, place = row["members"][0], int(facet.members[0])
         upper, left = top.corners[place].tolist()

@@ -20,7 +20,7 @@ from torch import nn
 from captum_mfv.activations.codes import CodeFn, Collection, collect
 from captum_mfv.display.progress import waiting
 from captum_mfv.errors import FacetError, MFVWarning
-from captum_mfv.facets.excess import excess
+from captum_mfv.facets.excess import Excess, excess
 from captum_mfv.facets.facet_set import LARGEST_CODE, FacetSet, nearest
 from captum_mfv.facets.separation import merge_clusters, separate
 from captum_mfv.images import Images, InputSpec
@@ -70,6 +70,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         n_facets_: number of facets found.
         stability_, stability_interval_: `stability` of the facets in the reduced codes; below .6 a facet is doubtful.
         p_value_: p-value of a single cluster; only with ``n_facets="auto"``.
+        excess_: the `excess` of the codes where ``"auto"`` computed it, else None.
 
     Example:
         >>> from captum_mfv.datasets import planted_codes
@@ -109,6 +110,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         codes = validate_data(self, X, dtype=[np.float64, np.float32])
         self._check(codes)
         seed = check_random_state(self.random_state).randint(2**31)
+        self.excess_: Excess | None = None
         with threadpool_limits(1 if len(codes) < _FEW else None):  # for few codes, threads cost more than they save
             reduced = self._reduce(codes, seed)
             self.embedding_ = self._embed(reduced, seed)
@@ -176,7 +178,7 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Return the separated clusters or, where there are no gaps, those that explain more than one cloud does."""
         labels, self.p_value_ = _separated(reduced, seed)
         if not labels.any():
-            found = excess(codes)
+            self.excess_ = found = excess(codes)
             self.p_value_ = found.p_value
             if found.p_value < _LEVEL:
                 labels = KMeans(found.n_clusters, n_init=10, random_state=seed).fit_predict(reduced).astype(np.int64)
@@ -301,11 +303,11 @@ def find_facets(
     arguments: dict[str, Any] = {"input_spec": input_spec, "batch_size": batch_size, "store": store, "key": key}
     collection = collect(model, unit, images, code=layer, code_fn=code_fn, progress=progress, **arguments)
     with waiting("facets", progress):
-        return cluster(collection, finder or FacetFinder(n_facets, random_state=seed))
+        return cluster(collection, FacetFinder(n_facets, random_state=seed) if finder is None else clone(finder))
 
 
 def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
-    """Cluster collected codes, or the codes of a function if the collection has them, into facets.
+    """Fit a finder to collected codes, or to the codes of a function if the collection has them; return the facets.
 
     Raises:
         FacetError: if activations or codes aren't finite, or there are fewer distinct codes than facets.
@@ -323,7 +325,7 @@ def cluster(collection: Collection, finder: FacetFinder) -> FacetSet:
     if not activations.any():
         message = f"{collection.unit} is 0 on all {len(rows)} images: the unit is dead, or the images don't activate it"
         warnings.warn(message, MFVWarning, stacklevel=2)
-    finder = clone(finder).fit(clustered)
+    finder.fit(clustered)
 
     def for_all_images(values: NDArray[Any], fill: float) -> NDArray[Any]:
         whole = np.full((len(collection.codes), *values.shape[1:]), fill, values.dtype)

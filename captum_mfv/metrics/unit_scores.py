@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from captum_mfv.activations.codes import collect
 from captum_mfv.errors import FacetError
-from captum_mfv.facets.excess import excess
+from captum_mfv.facets.excess import Excess, excess
 from captum_mfv.facets.facet_set import FacetSet, nearest
 from captum_mfv.facets.finder import STABLE
 from captum_mfv.images import Images, InputSpec, batches
@@ -43,6 +43,18 @@ class Multifacetedness:
     p_value: float
     coverage: float | None
 
+    @classmethod
+    def of(cls, facets: FacetSet, found: Excess) -> Multifacetedness:
+        """Return it from the excess of the facets' codes."""
+        if facets.stability is None:
+            return cls(found.score, found.p_value, None)
+        readable = np.isfinite(facets.activations)
+        weights = np.maximum(facets.activations[readable], 0)
+        weights = weights if weights.any() else np.ones_like(weights)
+        stable = np.append(np.array(facets.stability) >= STABLE, False)  # noise is -1: the last entry
+        coverage = np.average(stable[facets.labels[readable]], weights=weights)
+        return cls(found.score, found.p_value, float(coverage))
+
 
 def multifacetedness(facets: FacetSet, *, seed: int = 0) -> Multifacetedness:
     """Return how multifaceted a unit is, with a p-value, and the share of its activation in stable facets.
@@ -50,16 +62,8 @@ def multifacetedness(facets: FacetSet, *, seed: int = 0) -> Multifacetedness:
     Compare units on the same number of images, such as the top 200 of each (`top_images`): small clusters are easier
     to detect in more images. The seed is that of the null distribution's draws.
     """
-    readable = np.isfinite(facets.activations)
-    found = excess(facets.codes[readable].astype(np.float64), check_seed(seed))
-    if facets.stability is None:
-        return Multifacetedness(found.score, found.p_value, None)
-    weights = np.maximum(facets.activations[readable], 0)
-    weights = weights if weights.any() else np.ones_like(weights)
-    stable = np.append(np.array(facets.stability) >= STABLE, False)  # noise is -1: the last entry
-    return Multifacetedness(
-        found.score, found.p_value, float(np.average(stable[facets.labels[readable]], weights=weights))
-    )
+    codes = facets.codes[np.isfinite(facets.activations)]
+    return Multifacetedness.of(facets, excess(codes.astype(np.float64), check_seed(seed)))
 
 
 @dataclass(frozen=True)

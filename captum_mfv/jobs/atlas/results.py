@@ -13,10 +13,11 @@ from PIL import Image
 
 from captum_mfv.activations.top_k import TopImages
 from captum_mfv.errors import MFVError
+from captum_mfv.facets.excess import Excess
 from captum_mfv.facets.facet_set import Facet, FacetSet, nearest
 from captum_mfv.images import Images, InputSpec, image_at, to_pil
 from captum_mfv.jobs.atlas.plan import Plan
-from captum_mfv.metrics import multifacetedness, percentile
+from captum_mfv.metrics import Multifacetedness, multifacetedness, percentile
 from captum_mfv.optvis.render import Rendering
 from captum_mfv.runs.atlas import MEMBERS, SHEET, array_file, image_file, members_file, tensors_file, unit_name
 from captum_mfv.storage.files import tensor_file
@@ -47,12 +48,13 @@ class UnitResult:
 
 @dataclass(frozen=True, eq=False)
 class FoundUnit:
-    """A unit, its images, their preprocessing, and its facets."""
+    """A unit, its images, their preprocessing, its facets, and its codes' excess where that is known."""
 
     position: int
     images: Images
     spec: InputSpec
     facets: FacetSet
+    excess: Excess | None = None
 
 
 def failed_unit(plan: Plan, position: int, error: Exception) -> UnitResult:
@@ -82,7 +84,7 @@ def done_unit(
         activations, codes: (n_facets,) and (n_facets, D), the unit's activations and the codes of these images.
     """
     facets, head = found.facets, _head(plan, found.position)
-    measured = multifacetedness(facets)
+    measured = multifacetedness(facets) if found.excess is None else Multifacetedness.of(facets, found.excess)
     retained = nearest(codes, facets.centers) == np.arange(len(facets))
     files = {tensors_file(head["unit"]): _tensors(found, renderings)}
     for facet, rendering in zip(facets, renderings, strict=True):

@@ -108,7 +108,8 @@ def _find(plan: Plan, positions: Sequence[int], tops: Sequence[TopImages] | None
         # With "auto", clusters are those of the codes: an embedding by t-SNE would only cost time
         embedding = PCA(min(2, *collection.codes.shape)) if n_facets == "auto" else "tsne"
         finder = FacetFinder(n_facets, embedding=embedding, max_facets=job.max_facets, random_state=job.seed)
-        found.append(FoundUnit(place, images, spec, cluster(collection, finder)))
+        facets = cluster(collection, finder)
+        found.append(FoundUnit(place, images, spec, facets, finder.excess_))
     clock("facets")
     return found
 
