@@ -70,9 +70,6 @@ def test_a_unit_has_the_facets_that_find_facets_returns_on_its_top_images(made, 
     np.testing.assert_allclose(one.facets.codes, wanted.codes, atol=1e-6)
     np.testing.assert_allclose(one.facets.activations, wanted.activations, atol=1e-6)
     assert one.facets.unit == wanted.unit
-    scored, row = multifacetedness(wanted), next(row for row in made.units if row["unit"] == "unit:0")
-    found = (row["multifacetedness"], row["p_value"], row["coverage"])
-    assert found == pytest.approx((scored.score, scored.p_value, scored.coverage), rel=1e-4)
     for row, facet in zip(one.rows, wanted, strict=True):
         member, place = row["members"][0], int(facet.members[0])
         upper, left = top.corners[place].tolist()
@@ -81,6 +78,13 @@ def test_a_unit_has_the_facets_that_find_facets_returns_on_its_top_images(made, 
     assert [image.shape for image in one.images] == [(3, top.crop_size, top.crop_size)] * 2
     assert torch.equal(one.images[1], from_pil(open_image(made.path / "images/unit/0_1.webp")))
     assert open_image(made.path / "images/unit/0_1_members.webp").size == (9 * top.crop_size, top.crop_size)
+
+
+@pytest.mark.parametrize("unit", ["unit:0", "unit:1"])  # with separated clusters and without
+def test_a_unit_has_the_multifacetedness_of_its_facets(made, unit):
+    scored, row = multifacetedness(made.unit(unit).facets), next(row for row in made.units if row["unit"] == unit)
+    found = row["multifacetedness"], row["p_value"], row["coverage"]
+    assert found == pytest.approx((scored.score, scored.p_value, scored.coverage), rel=1e-6)
 
 
 def test_the_nearest_facet_of_a_facet_is_that_of_an_equal_unit(made):
