@@ -5,6 +5,7 @@ import math
 import random
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,18 @@ def test_a_method_that_raises_is_recorded_and_tried_again(data, suite, tmp_path,
     assert {result.status for result in found} == {"done"}
 
 
+def test_a_method_may_change_the_working_folder(data, suite, tmp_path, monkeypatch):
+    def wandering(scene, seed):
+        monkeypatch.chdir(tmp_path)
+        return real_images(scene, seed)
+
+    monkeypatch.chdir(data.parent)
+    cells = suite.choose(["?-class_1"])
+    found = run(suite, [method("wandering", wandering)], "there", data=data.name, cells=cells, device="cpu")
+    assert [result.status for result in found] == ["done", "done"]
+    assert not (tmp_path / "there").exists()
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -369,6 +382,8 @@ def test_cells_of_other_data_are_refused(data, suite, tmp_path):
         (other / "photos" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(RunError, match=r"is of another cell \(images .*; choose another --out"):
         run(suite, [method("second")], tmp_path, data=other, cells=cells, device="cpu")
+    with pytest.raises(RunError, match="has results of suite tiny; choose another --out"):
+        run(replace(suite, name="other"), [method()], tmp_path, data=data, cells=cells, device="cpu")
     with pytest.raises(RunError, match="--data is missing"):
         run(suite, [method("second")], tmp_path, cells=cells, device="cpu")
     with pytest.raises(RunError, match="photos isn't a folder"):
@@ -563,6 +578,14 @@ def test_wrong_input_is_explained_in_one_line(words, message, tmp_path, monkeypa
     assert (status, printed) == (2, "")
     assert shown.count("\n") == 1
     assert re.search(message, shown)
+
+
+def test_the_methods_and_suites_are_listed(capsys):
+    status, printed, _ = call(["list", "methods"], capsys)
+    assert status == 0
+    assert {"facet", "unit alone", "lucent", "--suite digits"} <= {
+        re.split(r"  +", line)[0] for line in printed.split("\n")
+    }
 
 
 def test_the_suite_digits_needs_no_data(tmp_path, capsys):

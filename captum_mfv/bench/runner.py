@@ -65,8 +65,9 @@ def run(
     names = [safe_name(method.name).casefold() for method in methods]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RunError(f"two methods are named {twice!r}; give one another name")
-    scenes = Scenes(suite, None if data is None else Path(data), Path(out) / "cells", find_device(device))
-    work = _Work(suite, ResultFolder(Path(out)), scenes, update)
+    folder = Path(out).absolute()  # a method may change the working folder
+    scenes = Scenes(suite, None if data is None else Path(data).absolute(), folder / "cells", find_device(device))
+    work = _Work(suite, ResultFolder(folder), scenes, update)
     for cell in chosen:
         for method in methods:
             for seed in seeds:
@@ -170,5 +171,6 @@ class _Work:
             **about,
         )
         self.folder.write(result)
-        shown = " ".join(f"{name} {value:.3g}" for name, value in found.means.items())
-        _log.info("%s %s, seed %d: %s", cell.name, result.method, result.seed, shown or result.error)
+        if result.status == "done":
+            shown = " ".join(f"{name} {value:.3g}" for name, value in found.means.items())
+            _log.info("%s %s, seed %d: %s", cell.name, result.method, result.seed, shown)
