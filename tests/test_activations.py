@@ -73,6 +73,26 @@ def test_the_default_code_is_the_last_layer_with_positions_other_than_dropout(mo
     assert code_layer(trace(model, X), "conv1") == "conv1"
 
 
+def _widened(*layers: nn.Module, width: int) -> nn.Module:
+    """Return a network of 8 channels, the given layers, and a class layer on top."""
+    top = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3)]
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), *layers, *top)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "code"),
+    [
+        ([nn.Conv2d(8, 32, 1), nn.BatchNorm2d(32), nn.ReLU6()], 32, "1"),  # as in MobileNets and EfficientNets
+        ([nn.Sequential(nn.Conv2d(8, 32, 1), nn.SiLU())], 32, "1"),
+        ([nn.Conv2d(8, 16, 1), nn.ReLU6()], 16, "3"),  # as in blocks of depthwise and 1 x 1 convolutions
+        ([nn.Conv2d(8, 32, 3), nn.BatchNorm2d(32), nn.ReLU6()], 32, "4"),
+        ([nn.Conv2d(8, 32, 1), nn.ReLU6(), nn.MaxPool2d(2)], 32, "4"),
+    ],
+)
+def test_a_head_that_only_widens_is_no_default_code(layers, width, code):
+    assert code_layer(trace(_widened(*layers, width=width).eval(), X), str(len(layers) + 4)) == code
+
+
 class Shared(nn.Module):
     def __init__(self):
         super().__init__()

@@ -74,7 +74,8 @@ def collect(
         unit: the unit, or ``"layer:index"``.
         images: a map-style dataset of images in [0, 1].
         code: which numbers describe an image: a `Code`, ``"layer"`` (averaged over positions), ``"layer:reduce"`` or a
-            module of the model. By default the last layer with positions before the unit, averaged.
+            module of the model. By default the last layer with positions before the unit and below a
+            head of 1 x 1 convolutions, averaged over positions.
         code_fn: another code: a function from images in [0, 1], (N, C, H, W), to (N, D').
         input_spec: preprocessing of the model's input.
         batch_size: images per batch; on a CPU, forward passes may process fewer.

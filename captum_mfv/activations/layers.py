@@ -39,6 +39,8 @@ _CHANNELS: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.Linear, nn.LayerNorm), "last"),
 }
 
+_WIDENING = 2  # the default code passes over 1 x 1 convolutions to more than this many times as many channels
+
 
 @dataclass(frozen=True)
 class LayerCall:
@@ -57,6 +59,8 @@ class LayerCall:
     """``first`` or ``last`` for a map that a layer of PyTorch returns or reads so, or of the shape of such a map."""
     container: bool
     """Whether the output is a tuple, a list, a mapping or a dataclass."""
+    pointwise: bool = False
+    """Whether the layer is a 1 x 1 convolution, a batch normalization or an activation function."""
 
     @property
     def first(self) -> bool:
@@ -106,12 +110,15 @@ class _Notes:
 
     outputs: list[tuple[str, _Key, bool]] = field(default_factory=list)
     channels: dict[Any, set[str]] = field(default_factory=lambda: defaultdict(set))  # by key and by shape
+    pointwise: set[str] = field(default_factory=set)
     kept: list[Tensor] = field(default_factory=list)  # so that no address is used twice
 
     def hook(self, name: str, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         tensors = named_tensors(name, output)
         self.kept += tensors.values()
         self.outputs += [(part, _key(tensor), not isinstance(output, Tensor)) for part, tensor in tensors.items()]
+        if _is_pointwise(module):
+            self.pointwise.update(tensors)
         if (channels := _CHANNELS.get(type(module))) and len(getattr(module, "normalized_shape", "C")) == 1:
             for tensor in (*args, output):
                 if isinstance(tensor, Tensor) and tensor.ndim == 4:
@@ -132,8 +139,15 @@ class _Notes:
             if (axis := _batch_axis(shape, n_rows)) == 1:
                 shape = (shape[1], shape[0], *shape[2:])
             copies, channels = None if first == name else first, next(iter(shown)) if len(shown) == 1 else None
-            calls[name] = LayerCall(name, shape, runs[name], copies, axis, channels, container)
+            pointwise = name in self.pointwise
+            calls[name] = LayerCall(name, shape, runs[name], copies, axis, channels, container, pointwise)
         return list(calls.values())
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1)
+    return isinstance(module, nn.BatchNorm2d) or type(module).__module__ == nn.ReLU.__module__
 
 
 def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> list[LayerCall]:
@@ -205,8 +219,23 @@ def spatial_layers(calls: list[LayerCall], before: str) -> list[str]:
 
 
 def code_layer(calls: list[LayerCall], before: str) -> str:
-    """Return the last layer with positions before the named one; the named one itself if there is none."""
-    return next(reversed(spatial_layers(calls, before)), before)
+    """Return the layer of the default code: the last one with positions before the named one.
+
+    Where 1 x 1 convolutions made it more than twice as wide as the layer below them, as the heads of MobileNets and
+    EfficientNets do, that layer is returned: other networks agree more with facets found there. Without any layer with
+    positions, the named layer itself is returned.
+    """
+    names = spatial_layers(calls, before)
+    if not names:
+        return before
+    by_name = {call.name: call for call in calls}
+    width = by_name[names[-1]].n_units or 0
+    for call in (by_name[name] for name in reversed(names)):
+        if _WIDENING * (call.n_units or 0) < width:
+            return call.name
+        if not call.pointwise:
+            break
+    return names[-1]
 
 
 def resolve(
@@ -216,7 +245,7 @@ def resolve(
 
     Layers are then named; channels-last maps and prefix tokens are those that the pass and the model show.
 
-    The default code is the last layer with positions before the unit, averaged over positions.
+    The default code is `code_layer`'s output, averaged over positions.
 
     Raises:
         TypeError: if the unit or the code is of another type.

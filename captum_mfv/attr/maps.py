@@ -266,7 +266,7 @@ def pure_code(
     Args:
         model: the model.
         unit: a unit of any layer.
-        layer: the layer whose channels are attributed to; by default the last layer with positions before the unit.
+        layer: the layer whose channels are attributed to; by default that of the default code (`find_facets`).
         input_spec: preprocessing from images in [0, 1] to the model's input.
 
     Raises:

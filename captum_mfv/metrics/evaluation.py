@@ -89,8 +89,8 @@ class Judge:
     Args:
         model: any PyTorch vision model; its state is not changed.
         unit: the logit of the class of the images, or its text, such as ``"fc:945"``; None: only codes are returned.
-        code: the code that describes an image, or its text, such as ``"layer4:mean"``; None: the last layer with
-            positions before the unit, averaged over positions, or without a unit the last such layer of the model.
+        code: the code that describes an image, or its text, such as ``"layer4:mean"``; None: the default
+            code of `find_facets`, or without a unit that of the model's last layer.
         input_spec: preprocessing of images in [0, 1].
 
     Raises:

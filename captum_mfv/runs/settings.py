@@ -54,7 +54,7 @@ class _Shared:
     crop_fraction: Annotated[Fraction | None, Option(_INPUT, "SHARE", "the model's own")] = None
     """Share of a resized image that the center crop keeps, per side; 1 for images that were cropped before."""
 
-    code: Annotated[Text | None, Option(_FACETS, "LAYER[:REDUCE]", "last layer with positions before the unit")] = None
+    code: Annotated[Text | None, Option(_FACETS, "LAYER[:REDUCE]", "last layer with positions, below a head")] = None
     """Layer whose output describes an image."""
 
     recipe: Annotated[Text, Option(_IMAGES, "NAME|FILE", names="recipe")] = "facet"
