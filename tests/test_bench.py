@@ -224,6 +224,24 @@ def test_a_hidden_unit_has_no_class(data, suite, tmp_path):
     assert (found.class_name, found.cluster) == (None, "a-2_3")
 
 
+def test_a_function_of_a_suite_is_in_a_file_of_the_data_folder(data, tmp_path):
+    source = "from pathlib import Path\nfrom captum_mfv import ImageFolder\n"
+    source += "def photos():\n    return ImageFolder(Path(__file__).parent / 'photos')\n"
+    (data / "photos.py").write_text(source)
+    (tmp_path / "suite.json").write_text(
+        json.dumps({**SUITE, "classes": [{**SUITE["classes"][0], "images": "photos.py:photos"}]})
+    )
+    suite = get_suite(tmp_path / "suite.json")
+    options = {"cells": suite.choose(["a-class_1"]), "device": "cpu"}
+    (found,) = run(suite, [method()], tmp_path / "out", data=data, **options)
+    assert found.status == "done"
+    with pytest.raises(
+        RunError, match=r"there is no file .*photos\.py, which suite tiny needs for the images of a-class_1"
+    ):
+        (tmp_path / "networks.py").write_text((data / "networks.py").read_text())
+        run(suite, [method()], tmp_path / "other", data=tmp_path, **options)
+
+
 def test_finished_results_are_not_computed_again_and_another_method_is_noticed(data, suite, tmp_path):
     calls = []
 

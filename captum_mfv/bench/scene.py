@@ -62,6 +62,12 @@ class Scene:
     fingerprint: str
 
 
+def _file_of(name: str) -> str | None:
+    """Return the file in ``file.py:function``; None for other names."""
+    path, _, _ = name.rpartition(":")
+    return path if path.endswith(".py") else None
+
+
 @dataclass(frozen=True, eq=False)
 class Scenes:
     """The cells of a suite, loaded one at a time; each network is loaded once.
@@ -95,11 +101,12 @@ class Scenes:
                     raise RunError(
                         f"{place} isn't a folder; suite {self.suite.name} has the images of {cell.name} there"
                     )
+        files = {(_file_of(cell.source.images), f"the images of {cell.name}") for cell in cells}
         for name, network in self.suite.networks.items():
-            path, _, function = network.model.rpartition(":")
-            for file in [network.weights, path if function and path.endswith(".py") else None]:
-                if file is not None and not is_file(place := self._place(file, f"network {name}")):
-                    raise RunError(f"there is no file {place}, of which suite {self.suite.name} makes network {name}")
+            files |= {(network.weights, f"network {name}"), (_file_of(network.model), f"network {name}")}
+        for file, what in sorted((file, what) for file, what in files if file is not None):
+            if not is_file(place := self._place(file, what)):
+                raise RunError(f"there is no file {place}, which suite {self.suite.name} needs for {what}")
 
     def network(self, name: str) -> tuple[nn.Module, InputSpec]:
         """Return a network of the suite and its preprocessing."""
@@ -151,22 +158,24 @@ class Scenes:
             raise RunError(f"--data is missing: the folder with {name}, {what} in suite {self.suite.name}")
         return self.data / name
 
+    def _placed(self, name: str, what: str) -> str:
+        """Return the name of a model or of a function, a ``file.py`` in the data folder."""
+        return name if _file_of(name) is None else str(self._place(name, what))
+
     def _network(self, name: str) -> tuple[nn.Module, InputSpec, str]:
         """Return a network, its preprocessing, and the fingerprint of its weights."""
         if name not in self._networks:
             network = self.suite.networks[name]
-            source, weights = network.model, None if network.weights is None else self._place(network.weights, name)
-            if source.rpartition(":")[0].endswith(".py"):
-                source = str(self._place(source, f"network {name}"))
-            model, spec = models.load(source, weights)
+            weights = None if network.weights is None else self._place(network.weights, f"network {name}")
+            model, spec = models.load(self._placed(network.model, f"network {name}"), weights)
             if network.mean is not None and network.std is not None:
                 spec = replace(spec, mean=network.mean, std=network.std)
             self._networks[name] = model.to(self.device), spec, weights_fingerprint(model)
         return self._networks[name]
 
     def _dataset(self, cell: Cell) -> Any:
-        source = cell.source.images
-        return open_dataset(source if names_function(source) else str(self._place(source, cell.name)))
+        source, what = cell.source.images, f"the images of {cell.name}"
+        return open_dataset(self._placed(source, what) if names_function(source) else str(self._place(source, what)))
 
     def _top_images(self, cell: Cell, photos: Images, spec: InputSpec) -> TopImages:
         """Return a unit's top images; one scan serves all units of the network that share images and number."""

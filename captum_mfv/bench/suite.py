@@ -72,7 +72,8 @@ class _Images:
     _: KW_ONLY
 
     images: str
-    """Folder of images in the data folder, or ``package.module:function``, which returns a dataset."""
+    """Folder of images in the data folder, or a function that returns a dataset: ``package.module:function``, or
+    ``file.py:function`` with the file in the data folder."""
 
     top_k: Positive | None = None
     """Take the images that activate the unit most instead of all; those of a channel's maximum are cropped to it."""

@@ -140,7 +140,7 @@ def make_table(
     done = _by_method([result for result in chosen if result.status == "done"])
     names = list(dict.fromkeys(one.method for one in chosen if one.method != REAL) if methods is None else methods)
     if not done:
-        raise RunError("there are no results yet" if not chosen else "all results failed; --verbose shows why")
+        raise RunError("there are no results that are done")
     base = against or ("facet" if "facet" in done else None)
     failed = [one for one in chosen if one.status == "failed" and one.method in names]
     known = {*done, *(one.method for one in failed if one.method != against)}
