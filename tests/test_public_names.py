@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from typing import get_origin
 
 import click
 import pytest
@@ -160,7 +161,12 @@ def test_the_public_names_of_a_module_are_there(name):
 def test_every_public_class_and_function_has_a_docstring_of_its_own(name):
     module = importlib.import_module(name)
     values = {one: getattr(module, one) for one in module.__all__}
-    documented = {one: value for one, value in values.items() if inspect.isclass(value) or inspect.isfunction(value)}
+    aliases = {one for one, value in values.items() if get_origin(value) is not None}  # a class on Python 3.10
+    documented = {
+        one: value
+        for one, value in values.items()
+        if one not in aliases and (inspect.isclass(value) or inspect.isfunction(value))
+    }
     generated = {one: f"{one}(" for one in documented}  # what `dataclass` writes
     assert [
         one for one, value in documented.items() if (value.__doc__ or generated[one]).startswith(generated[one])

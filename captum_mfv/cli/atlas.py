@@ -79,7 +79,7 @@ def _print_summary(folder: Any) -> None:
     for row in ranked[:5]:
         click.echo(
             f"  {row['unit']}: multifacetedness {row['multifacetedness']:.2f}, p = {row['p_value']:.2g}, "
-            f"{row['n_facets']} facets by auto"
+            f"{row['n_facets']} {'facet' if row['n_facets'] == 1 else 'facets'} by auto"
         )
     click.echo(os.fsencode(f"tables: {folder.path / 'units.json'}, {folder.path / 'facets.json'}"))
     click.echo(os.fsencode(f"page: {folder.path / 'index.html'}"))
