@@ -35,6 +35,7 @@ from captum_mfv.jobs.evaluation import evaluate
 from captum_mfv.metrics import Judge
 from captum_mfv.optvis.recipes import RECIPES, Recipe, read_recipe
 from captum_mfv.optvis.render import render_facets
+from captum_mfv.report.publication import publish
 from captum_mfv.runs.images import TOP_IMAGES, dump_top_images, read_top_images
 from captum_mfv.runs.settings import RUN
 from captum_mfv.runs.writer import RunWriter
@@ -346,6 +347,18 @@ def test_links_pipes_and_folders_are_not_read_as_files(theirs, made, name, kind)
 def test_an_activation_of_any_size_can_be_drawn_on_the_page(theirs, activation):
     tamper(theirs, "metrics.json", "facets", 0, "activation", value=activation)
     report.build(RunFolder.read(theirs))
+
+
+@pytest.mark.parametrize("without", ["recipe_data", "summary"])
+def test_a_page_is_made_without_the_recipe_which_the_format_does_not_require(theirs, tmp_path, without):
+    manifest = json.loads((theirs / "manifest.json").read_text())
+    settings = manifest["settings"]
+    del (settings if without == "recipe_data" else settings["recipe_data"])[without]
+    (theirs / "manifest.json").write_text(json.dumps(manifest))
+    folder = RunFolder.read(theirs)
+    report.build(folder)
+    assert "by recipe <bdi>facet</bdi>." in (theirs / "report.html").read_text(encoding="utf-8")
+    publish(folder, tmp_path / "site")
 
 
 def test_a_folder_at_the_path_of_the_page_prints_one_line(theirs, capsys):

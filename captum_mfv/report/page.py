@@ -91,7 +91,7 @@ def fill_page(folder: RunFolder, provenance: Provenance | None = None) -> bytes:
 
     With a provenance, the page is for publication: without images, names and places of real images.
     """
-    parts, settings = read_parts(folder), folder.settings
+    parts, settings = read_parts(folder), {"recipe_data": {}, **folder.settings}
     facets, rows, metrics = parts.facets, parts.rows, parts.metrics
     activations = strip(
         real := facets.activations[np.isfinite(facets.activations)],
@@ -101,7 +101,7 @@ def fill_page(folder: RunFolder, provenance: Provenance | None = None) -> bytes:
         members, shown = _members(folder, parts), _shown(settings)
     else:
         members, shown = [[] for _ in rows], dict(provenance.settings)
-        settings = {**provenance.settings, "command": provenance.command, "recipe_data": settings.get("recipe_data")}
+        settings = {**provenance.settings, "command": provenance.command, "recipe_data": settings["recipe_data"]}
     cards = _cards(folder, parts, activations, members, starts=provenance is None)
     return fill(
         "page.html",
