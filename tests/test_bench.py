@@ -19,6 +19,7 @@ from captum_mfv.bench import ResultFolder, Scenes, find_method, get_suite, join,
 from captum_mfv.bench.methods import REAL, Method, Rendered
 from captum_mfv.bench.scores import checked_images, high_share, matched
 from captum_mfv.cli import main
+from captum_mfv.datasets import digit_classifier
 from captum_mfv.errors import FacetError, RunError
 from captum_mfv.images import to_pil
 from captum_mfv.metrics import compare, estimate, holm
@@ -94,6 +95,17 @@ def method_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(textwrap.dedent(METHOD))
     return path
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Return the networks of the suite digits by seed, after half of their epochs."""
+    return {seed: digit_classifier(5, seed, 3) for seed in (0, 1)}
+
+
+@pytest.fixture
+def digits_trained_once(trained, monkeypatch):
+    monkeypatch.setattr("captum_mfv.bench.digits.digit_classifier", lambda n_classes, seed, epochs: trained[seed])
 
 
 def real_images(scene, seed):
@@ -606,7 +618,7 @@ def test_the_methods_and_suites_are_listed(capsys):
     }
 
 
-def test_the_suite_digits_needs_no_data(tmp_path, capsys):
+def test_the_suite_digits_needs_no_data(digits_trained_once, tmp_path, capsys):
     words = ["bench", "start alone", "nearest image", "--cells", "first-*", "--out", tmp_path / "out", "-q"]
     status, printed, _ = call(words, capsys)
     assert status == 0
@@ -614,7 +626,7 @@ def test_the_suite_digits_needs_no_data(tmp_path, capsys):
     assert [len(FacetSet.load(path)) for path in (tmp_path / "out/cells").glob("*/facets.safetensors")] == [2] * 5
 
 
-def test_the_method_of_the_how_to_runs_as_a_stranger_would_run_it(tmp_path, monkeypatch, capsys):
+def test_the_method_of_the_how_to_runs_as_a_stranger_would_run_it(digits_trained_once, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/howto/method.md").read_text(encoding="utf-8")
     (source,) = re.findall(r"%%writefile mine\.py\n(.*?)```", page, re.DOTALL)

@@ -59,10 +59,10 @@ NAMES = {
     """,
     "captum_mfv.concept": "CentroidClassifier ConceptScore concept_units facet_concepts random_concepts tcav_table",
     "captum_mfv.metrics": """
-        CONTROLS Control Curve Estimate Evaluation EvaluationScores Faithfulness ImageScores Judge JudgeOutput
-        LabeledOutput Multifacetedness Naturalness NullDistribution PatchSwap PathCheck TwoChoice clarity
-        confusion deletion_curve diversity draw_control estimate estimate_ratio evaluate_images faithfulness
-        halved insertion_curve judge_scores multifacetedness naturalness off_facet patch_swap path_check
+        CONTROLS Comparison Control Curve Estimate Evaluation EvaluationScores Faithfulness ImageScores Judge
+        JudgeOutput LabeledOutput Multifacetedness Naturalness NullDistribution PatchSwap PathCheck TwoChoice clarity
+        compare confusion deletion_curve diversity draw_control estimate estimate_ratio evaluate_images faithfulness
+        halved holm insertion_curve judge_scores multifacetedness naturalness off_facet patch_swap path_check
         percentile polysemanticity predicts real_off_facet real_predicts redundancy retained same_over_seeds
         score_images shuffled spread two_choice
     """,
@@ -93,8 +93,8 @@ NAMES = {
     "captum_mfv.report.atlas": "build fill_page page_files",
     "captum_mfv.report.publication": "publish rebuild",
     "captum_mfv.datasets": """
-        DIGITS_SPEC PLANTED_SPEC digits even_or_odd planted_codes planted_images planted_network ten_digits
-        write_even_digits
+        DIGITS_SPEC PLANTED_SPEC digit_classifier digits even_or_odd planted_codes planted_images planted_network
+        ten_digits write_even_digits
     """,
     "captum_mfv.errors": """
         FacetError ImageError MFVError MFVWarning ModelError RecipeError RenderError RunError UnitError
