@@ -402,6 +402,17 @@ def test_the_share_of_high_frequencies_of_noise_is_that_of_their_area():
     assert high_share(torch.full((3, 8, 8), 0.5)) == pytest.approx(0, abs=1)
 
 
+def test_facets_without_a_record_of_their_images_are_found_again(data, suite, tmp_path):
+    cell = suite.choose(["a-class_1"])[0]
+    found = Scenes(suite, data, tmp_path).facets(cell)
+    path = tmp_path / cell.name / "facets.safetensors"
+    found.as_one_facet().save(path)
+    with pytest.raises(RunError, match="has 1 facets of 60 images, not 3 of 60"):
+        Scenes(suite, data, tmp_path).facets(cell)
+    (tmp_path / cell.name / "cell.json").unlink()
+    assert Scenes(suite, data, tmp_path).facets(cell).fingerprint == found.fingerprint
+
+
 def test_cells_of_other_data_are_refused(data, suite, tmp_path):
     cells = suite.choose(["a-class_1"])
     run(suite, [method()], tmp_path, data=data, cells=cells, device="cpu")

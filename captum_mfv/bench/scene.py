@@ -212,16 +212,15 @@ class Scenes:
             except (OSError, ValueError, TypeError) as error:
                 raise RunError(f"{record} can't be read: {error}; remove it") from error
             check_same(stored, wanted, f"{place} is of another cell", "choose another --out")
-        if not path.exists():
+        if not (path.exists() and record.exists()):  # the record is written last
             find_facets(model, cell.unit, images, n_facets=n_facets, code=code, input_spec=spec).save(path)
+            write_whole(record, json.dumps(wanted, indent=2).encode())
         facets = FacetSet.load(path)
         if len(facets.labels) != len(images) or len(facets) != n_facets:
             raise RunError(
                 f"{path} has {len(facets)} facets of {len(facets.labels)} images, not {n_facets} of {len(images)}; "
                 f"choose another --out"
             )
-        if not record.exists():
-            write_whole(record, json.dumps(wanted, indent=2).encode())
         return facets
 
     def _judge(self, cell: Cell, name: str) -> Judge:
