@@ -138,7 +138,10 @@ def without_constraints(stringify: Callable[..., str]) -> Callable[..., str]:
 
 
 def _options_as_code(line: str) -> str:
-    return line if line.startswith("..") else re.sub(r"(?<![\w`-])--[a-z][\w-]*", r"``\g<0>``", line)
+    if line.startswith(".."):
+        return line
+    code = r"`+[^`]+`+"  # stays as it is, also with an option in it
+    return re.sub(rf"({code})|(?<![\w-])--[a-z][\w-]*", lambda found: found[1] or f"``{found[0]}``", line)
 
 
 def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
@@ -146,7 +149,10 @@ def command_examples(app: Sphinx, context: object, lines: list[str]) -> None:
     shown: list[str] = []
     for as_it_is, group in groupby(lines, key=lambda line: line.startswith("| ")):
         block = list(group)
-        shown += ["::", "", *(f"   {line[2:]}" for line in block), ""] if as_it_is else map(_options_as_code, block)
+        if as_it_is:
+            shown += [".. code-block:: text", "", *(f"   {line[2:]}" for line in block), ""]
+        else:
+            shown += map(_options_as_code, block)
     lines[:] = shown
 
 
