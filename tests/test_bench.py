@@ -395,6 +395,14 @@ def test_images_without_facets_are_assigned_to_facets(scene):
         assert all(torch.equal(one, other) for one, other in zip(ordered, own, strict=True))
 
 
+def test_a_method_without_facets_has_the_scores_of_its_images_in_their_best_order(data, suite, method_file, tmp_path):
+    methods = [find_method(f"{method_file}{name}") for name in ("", ":unsorted")]
+    options = {"data": data, "cells": suite.choose(["a-class_1"]), "device": "cpu"}
+    sorted_, unsorted = run(suite, methods, tmp_path / "out", **options)
+    for name in ("retention", "predicts", "distance"):
+        assert unsorted.scores[name] == pytest.approx(sorted_.scores[name])
+
+
 def test_the_share_of_high_frequencies_of_noise_is_that_of_their_area():
     noise = torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0))
     assert high_share(noise) == pytest.approx(1 - math.pi / 16, abs=0.01)
@@ -423,6 +431,10 @@ def test_cells_of_other_data_are_refused(data, suite, tmp_path):
         (other / "photos" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(RunError, match=r"is of another cell \(images .*; choose another --out"):
         run(suite, [method("second")], tmp_path, data=other, cells=cells, device="cpu")
+    (result,) = (one for one in results_of(tmp_path).values() if one.method == "nearest")
+    ResultFolder(tmp_path).write(result.model_copy(update={"fingerprint": "other"}))
+    with pytest.raises(RunError, match="results on a-class_1 with other weights, images, facets or judges"):
+        run(suite, [method(), method("second")], tmp_path, data=data, cells=cells, device="cpu")
     with pytest.raises(RunError, match="has results of suite tiny; choose another --out"):
         run(replace(suite, name="other"), [method()], tmp_path, data=data, cells=cells, device="cpu")
     with pytest.raises(RunError, match="--data is missing"):
