@@ -109,6 +109,8 @@ def inside(folder: Path, name: str) -> Path:
         mode = path.stat().st_mode  # once: another process may remove the file between two checks
     except (FileNotFoundError, NotADirectoryError):
         return path
+    except OSError as error:  # links in a circle, which `resolve` doesn't refuse from Python 3.13 on
+        raise ValueError(f"{name} can't be followed: {error}") from error
     if not stat.S_ISREG(mode):
         raise ValueError(f"{name} isn't a regular file")
     return path
