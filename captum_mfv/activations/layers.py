@@ -147,7 +147,8 @@ class _Notes:
 def _is_pointwise(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1)
-    return isinstance(module, nn.BatchNorm2d) or type(module).__module__ == nn.ReLU.__module__
+    activation = type(module).__module__ == nn.ReLU.__module__ and not isinstance(module, nn.MultiheadAttention)
+    return activation or isinstance(module, nn.BatchNorm2d)
 
 
 def trace(model: nn.Module, x: Tensor, until: Collection[str] | None = None) -> list[LayerCall]:
