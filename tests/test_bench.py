@@ -356,6 +356,13 @@ def test_a_method_that_cannot_be_used_is_an_error(text, message, method_file):
         find_method(text.format(method_file))
 
 
+def test_a_method_that_lacks_the_ending_of_its_file_is_an_error_with_the_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(ValueError, match=r"no method 'mine'.* write mine.py for the file"):
+        find_method("mine")
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("captum_mfv.bench.methods.find_spec", lambda name: None)
     with pytest.raises(RunError, match="horama-maco needs the module horama: pip install horama einops"):
@@ -560,6 +567,15 @@ def test_the_table_has_means_over_common_cells_and_comparisons_over_shared_ones(
         make_table(results, ["bettr"])
 
 
+def test_methods_are_compared_with_the_recipe_facet_whatever_its_number_of_steps(two_folders):
+    values = {("a", "c0"): 0.5, ("a", "c1"): 0.6}
+    table = make_table(rows_of(two_folders, {REAL: values, "facet-40": values, "mine-40": values}))
+    assert table.against == "facet-40"
+    assert f"facet-40 2 ({table.n_steps['facet-40']} steps)" in table.markdown()
+    several = rows_of(two_folders, {"facet-40": values, "facet-80": values})
+    assert make_table(several).against is None
+
+
 def test_methods_without_hidden_units_leave_those_of_the_others_in_the_table(two_folders):
     classes = {("a", "c0"): 0.5, ("b", "c0"): 0.6}
     results = rows_of(two_folders, {REAL: classes, "facet": classes, "few": {("a", "c0"): 0.4}})
@@ -590,10 +606,10 @@ def test_the_command_runs_resumes_joins_and_prints_the_table(data, method_file, 
     assert "| classes, all | mine-2 | 2 | 1 |" in printed
     assert (out / "table.md").read_text() == printed
     table = json.loads((out / "table.json").read_text())
-    assert (table["format"], table["against"]) == (1, None)
-    status, again, _ = call(["bench", "--table", "mine-2", "--against", "facet-2", "--out", out, "-q"], capsys)
+    assert (table["format"], table["against"]) == (1, "facet-2")
+    status, again, _ = call(["bench", "--table", "facet-2", "--against", "mine-2", "--out", out, "-q"], capsys)
     assert status == 0
-    assert "Each method minus facet-2:" in again
+    assert "Each method minus mine-2:" in again
     status, joined, _ = call(["bench", "--join", out, out, "--out", tmp_path / "joined", "-q"], capsys)
     assert (status, joined) == (0, printed)
 

@@ -110,7 +110,8 @@ def find_method(text: str, steps: int | None = None) -> Method:
         method = _of_peer(text, n_steps)
     else:
         names = method_names()
-        raise RunError(f"no method {text!r}; there are {', '.join(names)}, FILE.json and FILE.py{suggest(text, names)}")
+        hint = f"; write {text}.py for the file" if Path(f"{text}.py").is_file() else suggest(text, names)
+        raise RunError(f"no method {text!r}; there are {', '.join(names)}, FILE.json and FILE.py{hint}")
     if not _NAME.fullmatch(method.name) or method.name == REAL:
         raise RunError(f"a method can't be named {method.name!r}; take up to 60 letters, digits, spaces and . _ + ' -")
     return method if n_steps == default else replace(method, name=f"{method.name}-{n_steps}")

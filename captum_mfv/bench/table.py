@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ class Table:
         rows: means over the cells that all methods have: of classes, and of hidden units if a method has these.
         comparisons: comparisons with ``against``.
         n_cells: number of cells of each method, of which rows use those that all have.
+        n_steps: number of steps of each method; None for real images.
         failed: method, cell, seed and error of each failed result.
     """
 
@@ -83,6 +85,7 @@ class Table:
     rows: tuple[Row, ...]
     comparisons: tuple[Compared, ...]
     n_cells: Mapping[str, int]
+    n_steps: Mapping[str, int | None]
     failed: tuple[tuple[str, str, int, str], ...]
 
     def write(self, folder: Path) -> None:
@@ -116,7 +119,8 @@ class Table:
         return "\n".join([*lines, ""])
 
     def _heading(self) -> str:
-        counts = _shown(", ".join(f"{name} {n}" for name, n in self.n_cells.items()))
+        steps = {name: "" if n is None else f" ({n} steps)" for name, n in self.n_steps.items()}
+        counts = _shown(", ".join(f"{name} {n}{steps[name]}" for name, n in self.n_cells.items()))
         return (
             f"Suite {_shown(self.suite)}. Means over the cells that all methods have; cells of each method: {counts}."
         )
@@ -130,7 +134,8 @@ def make_table(
     Args:
         results: the results; a cell's score is the mean over its seeds.
         methods: names of the methods in their order; by default all. Real images are always there.
-        against: the method with which the others are compared; by default ``facet``, if it is there.
+        against: the method with which the others are compared; by default ``facet``, if it is there, or the only
+            ``facet-STEPS``.
         tuning: use the cells for tuning instead of the others.
 
     Raises:
@@ -141,7 +146,7 @@ def make_table(
     names = list(dict.fromkeys(one.method for one in chosen if one.method != REAL) if methods is None else methods)
     if not done:
         raise RunError("there are no results that are done")
-    base = against or ("facet" if "facet" in done else None)
+    base = against or _default_base(list(done))
     failed = [one for one in chosen if one.status == "failed" and one.method in names]
     known = {*done, *(one.method for one in failed if one.method != against)}
     if unknown := next((name for name in [*names, *([base] if base else [])] if name not in known), None):
@@ -156,8 +161,15 @@ def make_table(
         rows=tuple(rows),
         comparisons=tuple(comparisons),
         n_cells={name: len(done[name]) for name in shown},
+        n_steps={name: next(iter(done[name].values())).steps for name in shown},
         failed=tuple((one.method, one.cell, one.seed, one.error or "") for one in failed),
     )
+
+
+def _default_base(names: Sequence[str]) -> str | None:
+    """Return ``facet``, or the recipe with another number of steps if there is one such row."""
+    others = [name for name in names if re.fullmatch(r"facet-\d+", name)]
+    return "facet" if "facet" in names else others[0] if len(others) == 1 else None
 
 
 def _by_method(results: Sequence[Result]) -> dict[str, dict[str, Result]]:
