@@ -657,14 +657,6 @@ def test_the_methods_and_suites_are_listed(capsys):
     }
 
 
-def test_the_suite_digits_needs_no_data(digits_trained_once, tmp_path, capsys):
-    words = ["bench", "start alone", "nearest image", "--cells", "first-*", "--out", tmp_path / "out", "-q"]
-    status, printed, _ = call(words, capsys)
-    assert status == 0
-    assert "| classes, all | start alone | 5 | 5 |" in printed
-    assert [len(FacetSet.load(path)) for path in (tmp_path / "out/cells").glob("*/facets.safetensors")] == [2] * 5
-
-
 def test_the_method_of_the_how_to_runs_as_a_stranger_would_run_it(digits_trained_once, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/howto/method.md").read_text(encoding="utf-8")
@@ -675,3 +667,5 @@ def test_the_method_of_the_how_to_runs_as_a_stranger_would_run_it(digits_trained
     assert status == 0
     for name in ("mine-5", "facet-5"):
         assert f"| classes, all | {name} | 2 | 2 |" in printed
+    found = [FacetSet.load(path) for path in Path("out/mine/cells").glob("*/facets.safetensors")]
+    assert [len(facets) for facets in found] == [2, 2]  # the suite needs no data

@@ -7,10 +7,12 @@ import pytest
 from test_metrics import as_facets
 
 from captum_mfv.datasets import planted_codes
+from captum_mfv.facets.excess import Excess
 from captum_mfv.facets.finder import stability
-from captum_mfv.metrics import multifacetedness, predicts, retained, spread
+from captum_mfv.metrics import Multifacetedness, predicts, retained, spread
 
 SEEDS = range(3)
+NO_EXCESS = Excess(0.0, 1.0, 1)  # coverage does not depend on it
 
 
 def missing(labels, rng):
@@ -37,7 +39,7 @@ def figures(codes, labels, made):
         "predicts": predicts(made, codes, labels).mean(),
         "separation": across.mean() / within.mean(),
         "stability": stable.mean(),
-        "coverage": multifacetedness(as_facets(codes, labels, stability=tuple(stable))).coverage,
+        "coverage": Multifacetedness.of(as_facets(codes, labels, stability=tuple(stable)), NO_EXCESS).coverage,
     }
 
 
