@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -252,10 +252,7 @@ def _adjusted(family: Sequence[Compared]) -> list[Compared]:
         rows = [i for i, one in enumerate(family) if score in one.scores]
         for i, p_value in zip(rows, holm([family[i].scores[score].p_value for i in rows]).tolist(), strict=True):
             adjusted[i][score] = p_value
-    return [
-        Compared(one.group, one.network, one.method, one.n_cells, one.n_clusters, one.scores, own)
-        for one, own in zip(family, adjusted, strict=True)
-    ]
+    return [replace(one, adjusted=own) for one, own in zip(family, adjusted, strict=True)]
 
 
 def _title(row: Row | Compared) -> str:
