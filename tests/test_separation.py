@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from sklearn.cluster import AgglomerativeClustering
+from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from captum_mfv import FacetFinder
 from captum_mfv.errors import FacetError
+from captum_mfv.facets.clouds import log_scatter
 from captum_mfv.facets.excess import excess
 from captum_mfv.facets.separation import separate
 
@@ -113,3 +114,21 @@ def test_at_most_so_many_facets_are_found_and_the_nearest_clusters_are_merged():
     assert found(1)[1] == found(None)[1], "the p-value is that of the codes, not of the merged clusters"
     with pytest.raises(FacetError, match="max_facets must be at least 1, not 0"):
         found(0)
+
+
+def test_the_scatter_within_clusters_is_that_of_k_means_in_each_cloud():
+    rng = np.random.default_rng(0)
+    clouds = rng.normal(size=(3, 60, 4)) + 6 * np.eye(3, 4)[rng.integers(3, size=(3, 60))]
+    clouds -= clouds.mean(1, keepdims=True)
+    found = log_scatter(clouds, [2, 3], 10, rng)
+    for number, row in zip([2, 3], found, strict=True):
+        within = [KMeans(number, n_init=10, random_state=0).fit(cloud).inertia_ for cloud in clouds]
+        total = clouds.var(1).sum(1) * 60
+        assert row == pytest.approx(np.log(within / total), abs=1e-3)
+
+
+def test_equal_codes_have_no_scatter_within_as_many_clusters_as_there_are_distinct_codes():
+    clouds = np.repeat(np.array([[[3.0, 0], [0, 3], [-3, -3]], [[1.0, 1], [2, 0], [-3, -1]]]), 20, axis=1)
+    found = log_scatter(clouds, [1, 3, 5], 4, np.random.default_rng(0))  # with 5, centers are equally near
+    assert found[0].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert (found[1:] < -20).all()

@@ -59,8 +59,8 @@ def excess(codes: Array, seed: int = 0) -> Excess:
         return Excess(0.0, 1.0, 1)
     radii = np.linalg.norm(codes / spread, axis=1)
     clouds = np.stack([elliptical(radii, spread, rng) for _ in range(_DRAWS)])
-    found = np.concatenate([log_scatter(codes[None], k, _STARTS_OF_CODES, rng) for k in numbers])
-    draws = np.stack([log_scatter(clouds, k, _STARTS, rng) for k in numbers], 1)
+    found = log_scatter(codes[None], numbers, _STARTS_OF_CODES, rng)[:, 0]
+    draws = log_scatter(clouds, numbers, _STARTS, rng).T
     null, deviation = np.mean(draws, 0), np.std(draws, 0, ddof=1) + 1e-12
     largest = ((null - draws) / deviation).max(1)
     beyond = ((null - found + np.log(1 - _ALLOWED)) / deviation).max()

@@ -115,10 +115,10 @@ class FacetFinder(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             reduced = self._reduce(codes, seed)
             self.embedding_ = self._embed(reduced, seed)
             self.labels_ = _by_size(self._cluster(codes, reduced, seed))
-        self.n_facets_ = int(self.labels_.max()) + 1
-        if self.n_facets_ < 1:
-            raise FacetError("the clusterer labeled every image as noise (-1); there is no facet")
-        self.stability_, self.stability_interval_ = stability(reduced, self.labels_, self.n_bootstraps, seed)
+            self.n_facets_ = int(self.labels_.max()) + 1
+            if self.n_facets_ < 1:
+                raise FacetError("the clusterer labeled every image as noise (-1); there is no facet")
+            self.stability_, self.stability_interval_ = stability(reduced, self.labels_, self.n_bootstraps, seed)
         self.centers_ = np.stack([codes[self.labels_ == k].mean(0, dtype=np.float64) for k in range(self.n_facets_)])
         return self
 
@@ -228,14 +228,17 @@ def stability(codes: NDArray[Any], labels: NDArray[Any], n_samples: int = 20, se
 def _recoveries(codes: NDArray[Any], labels: NDArray[Any], n_samples: int, seed: int) -> Floats:
     """Return recoveries, (n_samples, n_clusters); NaN where a sample has no code of a cluster."""
     k, rng = int(labels.max()) + 1, np.random.default_rng(seed)
+    if k == 1:
+        return np.ones((n_samples, 1))
     found = np.full((n_samples, k), np.nan)
+    _, equal = np.unique(codes, axis=0, return_inverse=True)
     for sample in found:
         drawn = rng.integers(len(codes), size=len(codes))
-        distinct = np.unique(drawn)
-        n_clusters = min(k, len(np.unique(codes[distinct], axis=0)))
+        distinct, first = np.unique(drawn, return_index=True)
+        n_clusters = min(k, len(np.unique(equal.ravel()[distinct])))
         again = KMeans(n_clusters, n_init=2, random_state=int(rng.integers(2**31))).fit(codes[drawn])
         table = np.zeros((k, n_clusters))
-        np.add.at(table, (labels[distinct], again.predict(codes[distinct])), 1)
+        np.add.at(table, (labels[distinct], again.labels_[first]), 1)
         union = table.sum(1, keepdims=True) + table.sum(0) - table
         present = table.any(1)
         sample[present] = (table / np.maximum(union, 1)).max(1)[present]

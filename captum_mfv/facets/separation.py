@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.special import bdtr
 from sklearn.cluster import KMeans
 
 from captum_mfv.facets.clouds import Array, gaussian, log_scatter, lower_tail, principal, sample
@@ -38,6 +38,7 @@ _WHOLE_LEVEL = 0.01  # significance level: better explained by clusters than a G
 _VALLEY_WIDTH = 0.2  # to either side, as a share of the distance between two centers
 _PAIR_DRAWS, _WHOLE_DRAWS = 25, 12
 _PAIR_CODES, _WHOLE_CODES = 150, 500  # larger numbers of codes are sampled
+_MAX_ITERATIONS = 20  # of 2-means
 
 
 def separate(codes: Array, seed: int) -> tuple[NDArray[np.int64], float]:
@@ -140,45 +141,59 @@ def _pair_is_separated(one: Array, other: Array, rng: np.random.Generator) -> bo
     if min(len(one), len(other)) < 3 or _valley_p_value(one, other) > _VALLEY_LEVEL:
         return False
     codes, spread = principal(np.concatenate([one, other]))
-    found = _spread_between(codes, _two_means(codes, np.arange(len(codes)) < len(one)))
+    [found] = _spread_between_halves(codes[None], (np.arange(len(codes)) < len(one))[None])
+    clouds = gaussian(_PAIR_DRAWS, len(codes), spread, rng)
     shares = (len(other) / len(codes), len(one) / len(codes))
-    null = []
-    for draw in range(_PAIR_DRAWS):
-        one_cloud = gaussian(len(codes), spread, rng)
-        start = one_cloud[:, 0] > np.quantile(one_cloud[:, 0], shares[draw % 2])
-        null.append(_spread_between(one_cloud, _two_means(one_cloud, start)))
-    return lower_tail(found, null) < _PAIR_LEVEL
+    ends = [np.quantile(clouds[draw::2, :, 0], shares[draw], axis=1) for draw in range(2)]
+    start = [clouds[draw, :, 0] > ends[draw % 2][draw // 2] for draw in range(_PAIR_DRAWS)]
+    return lower_tail(found, _spread_between_halves(clouds, np.stack(start))) < _PAIR_LEVEL
 
 
 def _valley_p_value(one: Array, other: Array) -> float:
     """Return the p-value of as many codes around the middle of the line between two centers as around an end."""
-    axis = one.mean(0) - other.mean(0)
-    middle = (one.mean(0) + other.mean(0)) @ axis / 2
+    centers = one.mean(0), other.mean(0)
+    axis = centers[0] - centers[1]
+    middle = (centers[0] + centers[1]) @ axis / 2
     places = (np.concatenate([one, other]) @ axis - middle) / max(axis @ axis, 1e-30)  # centers at ± 1/2
     ends = [int((abs(places - end) < _VALLEY_WIDTH).sum()) for end in (0.5, -0.5)]
     between = int((abs(places) < _VALLEY_WIDTH).sum())
-    return float(binom.cdf(between, between + min(ends), 0.5))
+    return float(bdtr(between, between + min(ends), 0.5))  # cumulative probability of the binomial distribution
 
 
-def _spread_between(codes: Array, side: NDArray[np.bool_]) -> float:
-    """Return the log share of the variance along the line between two centers that is within the two sides."""
-    if min(side.sum(), (~side).sum()) < 2:
-        return 0.0
-    places = codes @ (codes[side].mean(0) - codes[~side].mean(0))
-    within = places[side].var() * side.sum() + places[~side].var() * (~side).sum()
-    return float(np.log(within / (places.var() * len(places)) + 1e-9))
+def _spread_between_halves(clouds: Array, side: NDArray[np.bool_]) -> Array:
+    """Return the log share of the variance along the line between two centers that is within the halves of 2-means.
 
-
-def _two_means(codes: Array, side: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    for _ in range(20):
-        if side.all() or not side.any():
-            break
-        one, other = codes[side].mean(0), codes[~side].mean(0)
-        new = codes @ (one - other) > (one + other) @ (one - other) / 2
+    Clouds of one size, (n_clouds, n, d), are divided at once, from sides, (n_clouds, n); as `log_scatter` does.
+    """
+    for _ in range(_MAX_ITERATIONS):
+        one, other = _means(clouds, side), _means(clouds, ~side)
+        axis = one - other
+        new = _along(clouds, axis) > ((one + other) * axis).sum(1, keepdims=True) / 2
+        new = np.where(side.all(1, keepdims=True) | ~side.any(1, keepdims=True), side, new)
         if (new == side).all():
             break
         side = new
-    return side
+    places = _along(clouds, _means(clouds, side) - _means(clouds, ~side))
+    within = _scatter(places, side) + _scatter(places, ~side)
+    share = within / np.maximum(places.var(1) * places.shape[1], 1e-300)
+    return np.where(np.minimum(side.sum(1), (~side).sum(1)) < 2, 0.0, np.log(share + 1e-9))
+
+
+def _means(clouds: Array, side: NDArray[np.bool_]) -> Array:
+    """Return the mean of each cloud's codes of one side, (n_clouds, d); 0 if there are none."""
+    sums = (side[:, None].astype(np.float64) @ clouds)[:, 0]
+    return np.asarray(sums / np.maximum(side.sum(1, keepdims=True), 1))
+
+
+def _along(clouds: Array, axis: Array) -> Array:
+    """Return the places of each cloud's codes along an axis, (n_clouds, n)."""
+    return np.asarray((clouds @ axis[:, :, None])[:, :, 0])
+
+
+def _scatter(places: Array, side: NDArray[np.bool_]) -> Array:
+    """Return the sum of squares of one side's places around their mean, (n_clouds,)."""
+    mean = (places * side).sum(1, keepdims=True) / np.maximum(side.sum(1, keepdims=True), 1)
+    return np.asarray((np.square(places - mean) * side).sum(1))
 
 
 def _whole_p_value(codes: Array, n_clusters: int, rng: np.random.Generator) -> float:
@@ -187,6 +202,6 @@ def _whole_p_value(codes: Array, n_clusters: int, rng: np.random.Generator) -> f
     n_clusters = min(n_clusters, len(codes) // 3)
     if n_clusters < 2:
         return 1.0
-    null = np.stack([gaussian(len(codes), spread, rng) for _ in range(_WHOLE_DRAWS)])
-    [found] = log_scatter(codes[None], n_clusters, 4, rng)
-    return lower_tail(found, log_scatter(null, n_clusters, 2, rng))
+    null = gaussian(_WHOLE_DRAWS, len(codes), spread, rng)
+    [[found]] = log_scatter(codes[None], [n_clusters], 4, rng)
+    return lower_tail(found, log_scatter(null, [n_clusters], 2, rng)[0])
