@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,12 +121,16 @@ def measure_reference(
     measured = {
         key(item, group): replace(item, members=group) for item in facets for group in (item.members, *item.groups)
     }
+
+    def read(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        return [*map(_sorted_activations, outputs), *map(_driven, outputs, gradients)]
+
     found = {}
-    responses = _responses(model, list(measured.values()), images, names, n_images, spec, progress)
-    for place, (outputs, gradients) in zip(measured, responses, strict=True):
-        maps = [_sorted_activations(output) for output in outputs]
-        spread = torch.stack([one.var(dim=(0, 2), correction=0).mean() for one in maps])
-        found[place] = [one.mean(0) for one in maps], spread, list(map(_drive, outputs, gradients))
+    responses = _responses(model, list(measured.values()), images, names, n_images, spec, progress, read)
+    for place, response in zip(measured, responses, strict=True):
+        maps, driven = response[: len(names)], response[len(names) :]
+        spread = torch.stack([(one - one.mean(2).mean(0)[:, None]).square().mean() for one in maps])
+        found[place] = [one.mean(0) for one in maps], spread, list(map(_drive, driven))
     own = [found[key(item, item.members)] for item in facets]
     spreads = [torch.stack([found[key(item, group)][1] for group in item.groups]).mean(0) for item in facets]
     return Reference(
@@ -161,8 +165,8 @@ def measure_probe(
     sample = Subset(images, spread.tolist())  # type: ignore[arg-type,var-annotated]
     collected = collect(model, facets[0].unit, sample, code=Code(name), input_spec=spec, progress=progress)
     rows, scales = [], []
-    responses = _responses(model, facets, images, [name], n_images, spec, progress)
-    for item, ([output], [gradient]) in zip(facets, responses, strict=True):
+    responses = _responses(model, facets, images, [name], n_images, spec, progress, lambda found, its: [*found, *its])
+    for item, (output, gradient) in zip(facets, responses, strict=True):
         others = collected.codes[np.setdiff1d(collected.indices, np.flatnonzero(np.isin(spread, item.members)))]
         if not len(others):
             raise FacetError(f"facet {item.index} holds every image; a probe needs others to separate it from")
@@ -234,8 +238,12 @@ def _responses(
     n_images: int,
     spec: InputSpec,
     progress: bool,
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield of each facet, float32: layers' outputs on its nearest images, and its unit's gradients there."""
+    read: Callable[[list[Tensor], list[Tensor]], list[Tensor]],
+) -> Iterator[list[Tensor]]:
+    """Yield for each facet what ``read`` returns, with one row per image, of its nearest images.
+
+    ``read`` takes float32 outputs of the layers and the gradients of the facet's unit there, batch by batch.
+    """
     layer, feed = facets[0].unit.layer_name, spec.feed(model)
     batches = AdaptiveBatches(cpu_batch_size(model, spec, n_images))
     with guard(model), torch.enable_grad(), capture(model, [*names, layer]) as run:
@@ -246,10 +254,9 @@ def _responses(
                 outputs = run(feed(nearest[rows].requires_grad_()))
                 wanted, activation = [outputs[name] for name in names], item.unit.read(outputs[layer]).sum()
                 gradients = torch.autograd.grad(activation, wanted, allow_unused=True, materialize_grads=True)
-                return [found.detach().float() for found in (*wanted, *gradients)]
+                return read([one.detach().float() for one in wanted], [one.float() for one in gradients])
 
-            every = [torch.cat(found) for found in zip(*batches(len(nearest), respond), strict=True)]
-            yield every[: len(names)], every[len(names) :]
+            yield [torch.cat(found) for found in zip(*batches(len(nearest), respond), strict=True)]
 
 
 def _separating(own: NDArray[np.float32], others: NDArray[np.float32]) -> Tensor:
@@ -261,11 +268,16 @@ def _separating(own: NDArray[np.float32], others: NDArray[np.float32]) -> Tensor
     return torch.from_numpy((probe.coef_[0] / spread).astype(np.float32))
 
 
-def _drive(output: Tensor, gradient: Tensor) -> Tensor:
-    """Return how much each channel drives the unit, (C,), of mean 1; 1 for all where no channel does."""
+def _driven(output: Tensor, gradient: Tensor) -> Tensor:
+    """Return the positive part of gradient times activation of each channel, summed over positions, (N, C)."""
     maps = channels_second(output)
-    driven = (maps * channels_second(gradient)).clamp_min(0)
-    drive = driven.reshape(*maps.shape[:2], -1).sum(2).mean(0).sqrt()
+    driven = (maps * channels_second(gradient)).clamp_min_(0)
+    return driven.reshape(*maps.shape[:2], -1).sum(2)
+
+
+def _drive(driven: Tensor) -> Tensor:
+    """Return how much each channel drives the unit, (C,), of mean 1; 1 for all where no channel does."""
+    drive = driven.mean(0).sqrt()
     return drive / drive.mean() if drive.any() else torch.ones_like(drive)
 
 
@@ -298,7 +310,8 @@ class _AveragedDown(torch.autograd.Function):
 def _sorted_activations(output: Tensor) -> Tensor:
     """Return (N, C, P) float activations of each channel in ascending order, without gradient."""
     rows = _activation_maps(output).detach().flatten(2)
-    return rows.gather(2, _order(rows))
+    # NumPy sorts several times faster than PyTorch does on a CPU
+    return torch.from_numpy(np.sort(rows.contiguous().numpy())) if rows.device.type == "cpu" else rows.sort(2).values
 
 
 def _rearranged(values: Tensor, maps: Tensor) -> Tensor:
@@ -311,7 +324,8 @@ def _rearranged(values: Tensor, maps: Tensor) -> Tensor:
     n_positions = rows.shape[2]
     if values.shape[2] != n_positions:
         values = torch.nn.functional.interpolate(values, n_positions, mode="linear", align_corners=True)
-    return torch.empty_like(rows).scatter_(2, _order(rows), values.expand_as(rows)).view(maps.shape)
+    found = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)  # scattering to channels-last is slow
+    return found.scatter_(2, _order(rows), values.expand_as(rows)).view(maps.shape)
 
 
 def _order(rows: Tensor) -> Tensor:
@@ -322,6 +336,6 @@ def _order(rows: Tensor) -> Tensor:
     # A CPU sorts numbers several times faster than numbers with their positions. Floats compare as their bits do,
     # if the bits below the sign of negative ones are inverted; the position replaces the last eight bits.
     bits = rows.contiguous().view(torch.int32)
-    keys = (bits ^ (bits >> 31).bitwise_and_(0x7FFFFFFF)).bitwise_and_(~255)
-    keys.bitwise_or_(torch.arange(n_positions, dtype=torch.int32))
-    return torch.from_numpy(np.sort(keys.numpy(), axis=2)).bitwise_and_(255).long()
+    keys = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).bitwise_and_(~255)
+    keys.bitwise_or_(torch.arange(n_positions, dtype=torch.int32)).numpy().sort(axis=2)
+    return keys.bitwise_and_(255).long()

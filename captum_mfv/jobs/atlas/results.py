@@ -181,5 +181,5 @@ def _sheet(found: FoundUnit, facet: Facet) -> Image.Image:
 
 def _webp(image: Image.Image, **options: Any) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, "webp", method=4, **options)
+    image.save(buffer, "webp", method=2, **options)  # a third of the time of 4, files are 2 % larger
     return buffer.getvalue()
