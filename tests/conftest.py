@@ -6,6 +6,9 @@ import random
 import shutil
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; NumPy reads it when it is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests download nothing
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +16,7 @@ from torch import Tensor, nn
 
 import captum_mfv as mfv
 
-torch.set_num_threads(1)  # two workers share two cores
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for subprocesses
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests download nothing
+torch.set_num_threads(1)
 
 SPEC = mfv.InputSpec(32)
 DATA = Path(os.environ.get("MFV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

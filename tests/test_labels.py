@@ -36,7 +36,7 @@ def facet_set(labels):
 
 @pytest.fixture(scope="module")
 def digits_namer():
-    model, spec = mfv.datasets.ten_digits(epochs=6)
+    model, spec = mfv.datasets.ten_digits(epochs=3)
     return ClassifierNamer(model, DIGITS, spec)
 
 
@@ -106,7 +106,7 @@ def test_facets_of_digits_are_named_by_a_classifier(digits, digits_namer):
 
 
 def test_facets_that_were_found_in_a_unit_are_named_after_their_digits(digits_namer):
-    model, spec = mfv.datasets.even_or_odd(epochs=6)
+    model, spec = mfv.datasets.even_or_odd(epochs=3)
     images, kinds = mfv.datasets.digits()
     even = np.flatnonzero(kinds % 2 == 0)[::3]
     code = mfv.Code("relu4", "flatten")
@@ -164,7 +164,7 @@ def test_the_planted_detectors_facets_are_named_after_their_colors():
 def test_shuffled_clusters_have_no_label_in_95_of_100_facets(kind):
     rng = np.random.default_rng(3)
     n_labels = n_facets = 0
-    for draw in range(60):
+    for draw in range(40):
         sizes = rng.integers(3, 26, 10)
         facets = facet_set(rng.permutation(np.repeat(np.arange(10), sizes)))
         scores = rng.normal(size=(sizes.sum(), 300))

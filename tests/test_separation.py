@@ -53,7 +53,7 @@ def test_planted_clusters_of_unequal_size_and_spread_are_counted(k):
     centers *= 9 / np.linalg.norm(centers, axis=1, keepdims=True)
     labels = np.repeat(np.arange(k), 20 + 8 * np.arange(k))
     codes = centers[labels] + rng.uniform(0.6, 1.4, size=k)[labels, None] * rng.normal(size=(len(labels), 40))
-    finder = FacetFinder("auto", random_state=0).fit(codes)
+    finder = FacetFinder("auto", embedding=None, random_state=0).fit(codes)
     assert abs(finder.n_facets_ - k) <= 1
     assert adjusted_rand_score(labels, finder.labels_) > 0.9
     assert finder.p_value_ < 0.01
@@ -97,23 +97,24 @@ def test_the_result_depends_on_the_seed_and_other_words_than_auto_are_an_error()
 def test_at_most_so_many_facets_are_found_and_the_nearest_clusters_are_merged():
     rng = np.random.default_rng(0)
     centers = np.array([[0, 0], [0, 3], [30, 0], [30, 40]])  # the first two are nearest; then the third to both
-    codes = np.repeat(centers, 20, axis=0) + 0.1 * rng.normal(size=(80, 2))
-    truth = np.repeat(range(4), 20)
+    codes = np.repeat(centers, 12, axis=0) + 0.1 * rng.normal(size=(48, 2))
+    truth = np.repeat(range(4), 12)
 
-    def found(most):
+    def fitted(most):
         finder = FacetFinder("auto", embedding=None, max_facets=most, random_state=0).fit(codes)
         return {frozenset(truth[finder.labels_ == k].tolist()) for k in range(finder.n_facets_)}, finder.p_value_
 
-    assert [found(most)[0] for most in (None, 4, 3, 2, 1)] == [
+    (found_of_all, *_, found_of_one) = found = [fitted(most) for most in (None, 4, 3, 2, 1)]
+    assert [groups for groups, _ in found] == [
         {frozenset({0}), frozenset({1}), frozenset({2}), frozenset({3})},
         {frozenset({0}), frozenset({1}), frozenset({2}), frozenset({3})},
         {frozenset({0, 1}), frozenset({2}), frozenset({3})},
         {frozenset({0, 1, 2}), frozenset({3})},
         {frozenset({0, 1, 2, 3})},
     ]
-    assert found(1)[1] == found(None)[1], "the p-value is that of the codes, not of the merged clusters"
+    assert found_of_one[1] == found_of_all[1], "the p-value is that of the codes, not of the merged clusters"
     with pytest.raises(FacetError, match="max_facets must be at least 1, not 0"):
-        found(0)
+        fitted(0)
 
 
 def test_the_scatter_within_clusters_is_that_of_k_means_in_each_cloud():
