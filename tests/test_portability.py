@@ -62,9 +62,9 @@ GUARDED = {
 """Uses of one system's names that are not reached on another."""
 
 
-def of_one_system(tree):
+def of_one_system(nodes):
     """Yield the names in a module that not every operating system has."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] in SYSTEM_MODULES)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -81,9 +81,9 @@ def of_one_system(tree):
             yield node.value
 
 
-def without_encoding(tree):
+def without_encoding(nodes):
     """Yield calls that read or write text in the encoding of the system, which is not UTF-8 everywhere."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -96,14 +96,20 @@ def without_encoding(tree):
             yield f"{name}, line {node.lineno}"
 
 
-def found(check):
+@pytest.fixture(scope="module")
+def nodes():
+    """Return the nodes of each module's syntax tree."""
     paths = [path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts]
     trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
-    return {(name, use) for name, tree in trees.items() for use in check(tree)}
+    return {name: list(ast.walk(tree)) for name, tree in trees.items()}
 
 
-def test_names_of_one_system_are_used_in_guarded_places_alone():
-    assert found(of_one_system) == GUARDED
+def found(check, nodes):
+    return {(name, use) for name, some in nodes.items() for use in check(some)}
+
+
+def test_names_of_one_system_are_used_in_guarded_places_alone(nodes):
+    assert found(of_one_system, nodes) == GUARDED
 
 
 @pytest.mark.parametrize(
@@ -118,15 +124,13 @@ def test_names_of_one_system_are_used_in_guarded_places_alone():
     ],
 )
 def test_names_of_one_system_are_found(source, uses):
-    assert sorted(of_one_system(ast.parse(source))) == uses
+    assert sorted(of_one_system(ast.walk(ast.parse(source)))) == uses
 
 
-def test_text_is_read_and_written_in_utf_8():
-    assert found(without_encoding) == set()
-    assert list(without_encoding(ast.parse("path.read_text(); open(name); path.open('rb'); read_text(path)"))) == [
-        "read_text, line 1",
-        "open, line 1",
-    ]
+def test_text_is_read_and_written_in_utf_8(nodes):
+    assert found(without_encoding, nodes) == set()
+    calls = ast.walk(ast.parse("path.read_text(); open(name); path.open('rb'); read_text(path)"))
+    assert list(without_encoding(calls)) == ["read_text, line 1", "open, line 1"]
 
 
 def test_a_system_without_these_functions_does_without(monkeypatch, tmp_path):
