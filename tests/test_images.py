@@ -13,6 +13,7 @@ from torch import nn
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.images import ImageArchives, ImageFolder, InputSpec, batches, image_at, open_images, stack, to_pil
 from captum_mfv.images.listing import Listing
+from captum_mfv.images.loading import KeptImages
 
 SPEC = InputSpec(16)
 RED, HALF = (220, 40, 30), 0.5
@@ -267,3 +268,25 @@ def test_workers_decode_the_same_batches(tmp_path):
         there = list(batches(images, 2, 1, 5, workers=1))
     assert [indices for indices, _ in here] == [indices for indices, _ in there] == [[1], [3, 4]]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(here, there, strict=True))
+
+
+def test_kept_images_read_8_bit_items_once_and_return_the_same_numbers(monkeypatch):
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    images = [levels / 255, levels / 256, levels.flip(1) / 255]  # the second isn't of 8 bits
+    read = []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    def numbers_are_read(expected):
+        kept = KeptImages(Counted(images))
+        for _ in range(3):
+            assert all(torch.equal(kept[index], images[index]) for index in range(3))
+        assert read == expected
+        read.clear()
+
+    numbers_are_read([0, 1, 2, 1, 1])
+    monkeypatch.setattr("captum_mfv.images.loading._KEPT", 256)  # bytes, one image
+    numbers_are_read([0, 1, 2, 1, 2, 1, 2])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from captum_mfv.activations.batching import Scan
 from captum_mfv.activations.capture import Outputs
@@ -15,6 +16,7 @@ from captum_mfv.activations.codes import Collection
 from captum_mfv.activations.top_k import TopImages
 from captum_mfv.activations.top_values import read_units
 from captum_mfv.images import Images, InputSpec, image_at
+from captum_mfv.images.loading import KeptImages
 from captum_mfv.units import Code, Unit
 
 __all__ = ["collect_tops", "collect_units"]
@@ -48,8 +50,12 @@ def collect_units(
     return np.array(readable, np.int64), activations, codes
 
 
-def collect_tops(model: nn.Module, tops: Sequence[TopImages], code: Code, batch_size: int = 32) -> list[Collection]:
+def collect_tops(
+    model: nn.Module, tops: Sequence[TopImages], code: Code, batch_size: int = 32
+) -> list[tuple[Collection, Images]]:
     """Return what `codes.collect` returns for each unit's top images, in one pass over their distinct crops.
+
+    Beside each collection, the top images are returned as a dataset that does not decode their files again.
 
     Args:
         model: the model; unchanged afterwards.
@@ -59,7 +65,7 @@ def collect_tops(model: nn.Module, tops: Sequence[TopImages], code: Code, batch_
     """
     places = np.concatenate([np.column_stack([top.indices, top.corners]) for top in tops])
     distinct, rows = np.unique(places, axis=0, return_inverse=True)  # in the order of the images
-    images = _Crops(tops[0], distinct)
+    images = KeptImages(_Crops(tops[0], distinct))
     units, spec = [top.unit for top in tops], tops[0].input_spec
     read, activations, codes = collect_units(model, units, code, images, spec, batch_size)
     found, first = [], 0
@@ -67,7 +73,8 @@ def collect_tops(model: nn.Module, tops: Sequence[TopImages], code: Code, batch_
         own = rows.ravel()[first : first + len(top)]
         first += len(top)
         readable = np.flatnonzero(np.isin(own, read))
-        found.append(Collection(top.unit, code, readable, activations[own, column], codes[own], None))
+        kept: Images = Subset(images, own.tolist())  # type: ignore[arg-type]
+        found.append((Collection(top.unit, code, readable, activations[own, column], codes[own], None), kept))
     return found
 
 

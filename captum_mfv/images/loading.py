@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.storage.schema import check_integer
 
-__all__ = ["Images", "batches", "check_range", "image_at", "stack"]
+__all__ = ["Images", "KeptImages", "batches", "check_range", "image_at", "stack"]
+
+_KEPT = 256 * 2**20  # bytes
 
 
 class Images(Protocol):
@@ -34,6 +36,26 @@ def image_at(images: Images, index: int) -> Tensor:
         kind = f"tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(f"images must be (C, H, W) tensors; item {index} is a {kind}")
     return check_range(image.float(), f"item {index}")
+
+
+@dataclass(frozen=True, eq=False)
+class KeptImages:
+    """Dataset that keeps the 8-bit items of another one in memory, up to 256 MiB, so that files are decoded once."""
+
+    images: Images
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index in self._kept:
+            return self._kept[index] / 255
+        item = image_at(self.images, index)
+        levels = (item * 255).round().to(torch.uint8)
+        if (len(self._kept) + 1) * levels.numel() <= _KEPT and torch.equal(levels / 255, item):
+            self._kept[index] = levels
+        return item
 
 
 def check_range(images: Tensor, what: str = "a batch", slack: float = 1e-4) -> Tensor:

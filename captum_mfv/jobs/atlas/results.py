@@ -48,10 +48,11 @@ class UnitResult:
 
 @dataclass(frozen=True, eq=False)
 class FoundUnit:
-    """A unit, its images, their preprocessing, its facets, and its codes' excess where that is known."""
+    """A unit, its images and where they are read, their preprocessing, its facets, and its codes' excess if known."""
 
     position: int
     images: Images
+    items: Images  # those of images, some from memory
     spec: InputSpec
     facets: FacetSet
     excess: Excess | None = None
@@ -171,7 +172,7 @@ def _tensors(found: FoundUnit, renderings: Sequence[Rendering]) -> bytes:
 
 def _sheet(found: FoundUnit, facet: Facet) -> Image.Image:
     """Return the nearest members in one row, at most 128 pixels high."""
-    shown = [to_pil(found.spec.display(image_at(found.images, int(place)))) for place in facet.members[:SHEET]]
+    shown = [to_pil(found.spec.display(image_at(found.items, int(place)))) for place in facet.members[:SHEET]]
     side = min(128, shown[0].height)
     sheet = Image.new("RGB", (side * len(shown), side))
     for nth, image in enumerate(shown):

@@ -92,24 +92,24 @@ def _find(plan: Plan, positions: Sequence[int], tops: Sequence[TopImages] | None
     """Return the facets of units whose images are known."""
     job, code = plan.job, plan.codes[plan.units[positions[0]].layer_name]
     datasets: Sequence[Images]
+    collected: list[tuple[Collection, Images]] = []
     if tops is None:
         datasets, specs = [plan.folders[place] for place in positions], [plan.spec] * len(positions)
-        collections = []
         for place, images in zip(positions, datasets, strict=True):
             read, activations, codes = collect_units(plan.model, [plan.units[place]], code, images, plan.spec)
-            collections.append(Collection(plan.units[place], code, read, activations[:, 0], codes, None))
+            collected.append((Collection(plan.units[place], code, read, activations[:, 0], codes, None), images))
     else:
         datasets, specs = tops, [its.input_spec for its in tops]
-        collections = collect_tops(plan.model, tops, code)
+        collected = collect_tops(plan.model, tops, code)
     clock("codes")
     found = []
-    for place, images, spec, collection in zip(positions, datasets, specs, collections, strict=True):
+    for place, images, spec, (collection, items) in zip(positions, datasets, specs, collected, strict=True):
         n_facets = job.facets if job.facets == "auto" else min(job.facets, len(np.unique(collection.codes, axis=0)))
         # With "auto", clusters are those of the codes: an embedding by t-SNE would only cost time
         embedding = PCA(min(2, *collection.codes.shape)) if n_facets == "auto" else "tsne"
         finder = FacetFinder(n_facets, embedding=embedding, max_facets=job.max_facets, random_state=job.seed)
         facets = cluster(collection, finder)
-        found.append(FoundUnit(place, images, spec, facets, finder.excess_))
+        found.append(FoundUnit(place, images, items, spec, facets, finder.excess_))
     clock("facets")
     return found
 
@@ -117,12 +117,12 @@ def _find(plan: Plan, positions: Sequence[int], tops: Sequence[TopImages] | None
 def _render(plan: Plan, found: Sequence[FoundUnit], clock: _Clock) -> list[UnitResult]:
     """Synthesize the images of all facets in one batch; return results."""
     job = plan.job
-    offsets = np.cumsum([0, *(len(one.images) for one in found)]).tolist()
+    offsets = np.cumsum([0, *(len(one.items) for one in found)]).tolist()
     every = [facet.shifted(first) for one, first in zip(found, offsets, strict=False) for facet in one.facets]
     renderings = render_facets(
         plan.model,
         every,
-        ConcatDataset([cast(Any, one.images) for one in found]),
+        ConcatDataset([cast(Any, one.items) for one in found]),
         recipe=plan.recipe,
         size=job.size,
         input_spec=found[0].spec,
