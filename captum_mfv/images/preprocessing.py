@@ -94,12 +94,17 @@ class InputSpec:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the model's input for images in [0, 1]."""
+        return self._normalized(images, self._statistics(images.device, images.dtype))
+
+    def _statistics(self, device: torch.device | None, dtype: torch.dtype) -> Tensor:
+        """Return each channel's mean and standard deviation, (2, C, 1, 1)."""
+        return torch.tensor([self.mean, self.std], dtype=dtype, device=device)[:, :, None, None]
+
+    def _normalized(self, images: Tensor, statistics: Tensor) -> Tensor:
         if images.shape[-3] != self.channels:
             raise ImageError(f"images have {images.shape[-3]} channels; input_spec has mean and std of {self.channels}")
-        images = self.resize(images)
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device)[:, None, None]
-        return (images - mean) / std
+        mean, std = statistics.unbind()
+        return (self.resize(images) - mean) / std
 
     def resize(self, images: Tensor) -> Tensor:
         """Resize (N, C, H, W) to the model's input size, bilinearly with antialiasing."""
@@ -112,8 +117,16 @@ class InputSpec:
         device and are float32. The input is channels-last in memory, where convolutions and pooling are faster.
         """
         weight = first_floating_point(model)
-        dtype, device = (torch.float32, None) if weight is None else (weight.dtype, weight.device)
-        return lambda images: self(images.to(device)).to(dtype=dtype, memory_format=torch.channels_last)
+        if weight is None:
+            return lambda images: self(images).to(dtype=torch.float32, memory_format=torch.channels_last)
+        device, dtype = weight.device, weight.dtype
+        statistics = self._statistics(device, torch.float32)  # copied once: each copy to a GPU waits for it
+
+        def feed(images: Tensor) -> Tensor:
+            inputs = self._normalized(images.to(device), statistics)
+            return inputs.to(dtype=dtype, memory_format=torch.channels_last)
+
+        return feed
 
     def display(self, images: Tensor) -> Tensor:
         """Return the channels of images, (…, C, H, W), that are displayed: (…, 1, H, W) gray or (…, 3, H, W) RGB."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_mfv.activations.batching import AdaptiveBatches
 from captum_mfv.errors import RenderError
 from captum_mfv.facets.facet_set import Facet
+from captum_mfv.optvis.cuda_graph import Recorded
 from captum_mfv.optvis.optimizers import DampedAdam, TVAscent
 from captum_mfv.optvis.param import ParamF, Transparency
 from captum_mfv.optvis.recipes import Phase
@@ -61,25 +62,26 @@ class Passes:
     weights: Mapping[str, float]
     dtype: torch.dtype | None  # precision of the network under autocast
     batches: AdaptiveBatches
-    _parts: dict[tuple[int, int], Mapping[str, Term]] = field(default_factory=dict, init=False)
+    _parts: dict[tuple[int, int], Recorded[PassResult]] = field(default_factory=dict, init=False)
 
     def __call__(self, images: Tensor, views: Tensor) -> PassResult:
         """Return losses and gradients of images and of their transformed views, both (B, C, H, W)."""
         images, views = images.detach(), views.detach()
-        parts = self.batches(len(views), lambda rows: self._pass(images[rows], views[rows], self._terms(rows, views)))
+        parts = self.batches(len(views), lambda rows: self._part(rows, views.device)(images[rows], views[rows]))
         losses = {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses}
         names = ("total", "view_gradients", "image_gradients")
         return PassResult(losses, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
-    def _terms(self, rows: slice, views: Tensor) -> Mapping[str, Term]:
-        """Return the terms of some rows on the images' device."""
+    def _part(self, rows: slice, device: torch.device) -> Recorded[PassResult]:
+        """Return the pass of some rows, with their terms on a device."""
         key = (rows.start, rows.stop)
         if key not in self._parts:
-            self._parts[key] = {name: term.rows(range(*key), views.device) for name, term in self.terms.items()}
+            terms = {name: term.rows(range(*key), device) for name, term in self.terms.items()}
+            self._parts[key] = Recorded(partial(self._pass, terms))
         return self._parts[key]
 
-    def _pass(self, images: Tensor, views: Tensor, terms: Mapping[str, Term]) -> PassResult:
-        inputs = [views.requires_grad_(), images.requires_grad_()]
+    def _pass(self, terms: Mapping[str, Term], images: Tensor, views: Tensor) -> PassResult:
+        images, views = (given.detach().requires_grad_() for given in (images, views))
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.run(self.feed(views))
         for output in outputs.values():
@@ -87,7 +89,7 @@ class Passes:
         outputs |= {INPUT: images, ACTIVATION: terms["activation"](outputs)}
         losses = {name: term(outputs).float() for name, term in terms.items()}
         total = torch.stack([weight * losses[name] for name, weight in self.weights.items()]).sum(0)
-        gradients = torch.autograd.grad(total.sum(), inputs, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(total.sum(), [views, images], allow_unused=True, materialize_grads=True)
         return PassResult({name: loss.detach() for name, loss in losses.items()}, total.detach(), *gradients)
 
 

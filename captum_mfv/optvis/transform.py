@@ -154,7 +154,7 @@ def noise(std: float = 0.02, *, seed: SupportsIndex = 0, generator: Generators |
     if std < 0:
         raise ImageError(f"std must be at least 0, not {std}")
     generators = _generators(seed, generator)
-    return lambda images: images + std * _draw(torch.randn, len(images), images.shape[1:], generators).to(images)
+    return lambda images: images + std * _beside(_draw(torch.randn, len(images), images.shape[1:], generators), images)
 
 
 def gradient_mask(margin: float) -> Transform:
@@ -212,6 +212,11 @@ def _draw(draw: Callable[..., Tensor], n_images: int, shape: Sequence[int], gene
     return torch.stack([draw(*shape, generator=generator) for generator in generators])
 
 
+def _beside(drawn: Tensor, images: Tensor) -> Tensor:
+    """Return drawn numbers on the images' device and in their dtype, without waiting for a GPU."""
+    return drawn.to(images.device, images.dtype, non_blocking=True)
+
+
 def _windows(images: Tensor, corners: Sequence[Sequence[int]], height: int, width: int) -> Tensor:
     """Return the window of each image at its corner (top, left)."""
     pairs = zip(images, corners, strict=True)
@@ -221,5 +226,5 @@ def _windows(images: Tensor, corners: Sequence[Sequence[int]], height: int, widt
 def _sample(images: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
     """Sample images with (2, 3) affine matrices, given as six (B,) tensors; reflected beyond the border."""
     matrices = torch.stack(rows, dim=1).view(-1, 2, 3)
-    grid = torch.nn.functional.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
+    grid = torch.nn.functional.affine_grid(_beside(matrices, images), list(images.shape), align_corners=False)
     return torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
