@@ -33,7 +33,7 @@ from captum_mfv.activations.codes import collect
 from captum_mfv.optvis import cuda_graph
 from captum_mfv.optvis.render import render_facets
 
-_BEFORE, _STEPS = 6, 24  # steps before the clock starts, and measured steps
+_BEFORE, _STEPS = 6, 16  # steps before the clock starts, and measured steps
 _N_REAL = 24  # random images in which two facets are found
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -54,9 +54,9 @@ def loaded(name: str) -> tuple[nn.Module, InputSpec]:
 
 
 def per_second(work: Callable[[], object], n: int) -> float:
-    """Return how many of n things are done per second, the best of three rounds of calls."""
+    """Return how many of n things are done per second, the best of two rounds of calls."""
     best = 0.0
-    for _ in range(3):
+    for _ in range(2):
         torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(8):
