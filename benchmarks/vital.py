@@ -65,7 +65,8 @@ class _FromImageNet(nn.Module):
         super().__init__()
         self.model = model
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (spec.mean, spec.std))
-        self.scale, self.shift = _STD / std, (_MEAN - mean) / std
+        self.register_buffer("scale", _STD / std)
+        self.register_buffer("shift", (_MEAN - mean) / std)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs * self.scale + self.shift)
@@ -75,11 +76,12 @@ def vital(
     model: nn.Module, unit: Unit, facets: FacetSet, images: Images, *, input_spec: InputSpec, seed: int, steps: int
 ) -> list[Tensor]:
     code = _code()
-    network = _FromImageNet(model, input_spec).eval()
+    device = next(model.parameters()).device
+    network = _FromImageNet(model, input_spec).eval().to(device)
     layers = {f"model.{layer}": name for layer, name in zip(LAYERS[type(model).__name__], _NAMES, strict=True)}
     made = []
     for facet in facets:
-        members = (input_spec.resize(stack(images, facet.members[:50])) - _MEAN) / _STD
+        members = ((input_spec.resize(stack(images, facet.members[:50])) - _MEAN) / _STD).to(device)
         random.seed(1000 * seed + facet.index)  # VITAL draws from the global generators
         torch.manual_seed(1000 * seed + facet.index)
         made.append(_image(code, network, layers, members, input_spec.size, steps))

@@ -13,6 +13,7 @@ import captum_mfv as mfv
 from captum_mfv.attr import FacetAttribution, FacetModel, LayerFacetAttribution
 from captum_mfv.errors import FacetError, UnitError
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on which DataParallel works
 PATCHES = (torch.arange(32)[:, None] // 16 * 2 + torch.arange(32) // 16)[None, None]  # quarters
 
 
@@ -45,7 +46,9 @@ def baselines(x):
 
 
 def masks(x):
-    return {"feature_mask": PATCHES if isinstance(x, torch.Tensor) else (PATCHES, PATCHES + 4)}
+    if isinstance(x, torch.Tensor):
+        return {"feature_mask": PATCHES.to(x.device)}
+    return {"feature_mask": (PATCHES.to(x[0].device), PATCHES.to(x[0].device) + 4)}
 
 
 def windows(x):
@@ -84,7 +87,7 @@ LAYER = {
     "LayerGradientShap": lambda x: {**baselines(x), "n_samples": 2},
     "LayerIntegratedGradients": lambda x: {"n_steps": 4},
     "LayerLRP": None,
-    "LayerFeatureAblation": lambda x: {"layer_mask": torch.arange(24)[None, :, None, None] // 4},
+    "LayerFeatureAblation": lambda x: {"layer_mask": torch.arange(24, device=DEVICE)[None, :, None, None] // 4},
 }
 REFUSED = {
     "LayerActivation": "the same for every facet",
@@ -99,7 +102,8 @@ NEEDS_PARTS = {"LimeBase"}  # a user's interpretable model, similarity and sampl
 
 
 def halves(x):
-    return PATCHES // 2 if isinstance(x, torch.Tensor) else (PATCHES // 2, PATCHES // 2)
+    half = PATCHES.to(x.device if isinstance(x, torch.Tensor) else x[0].device) // 2
+    return half if isinstance(x, torch.Tensor) else (half, half)
 
 
 def inner(forward_func):
@@ -146,7 +150,7 @@ TARGETS = {"int": 1, "list": [0, 2, 1], "tensor": torch.tensor([0, 2, 1]), "all"
 @pytest.mark.parametrize("output", ["logits", "gated"])
 @pytest.mark.parametrize("name", [*INPUT, *LAYER])
 def test_every_method_explains_facets_or_raises_an_error(name, output, table_facets, images):
-    model = TwoInputs().eval()
+    model, images = TwoInputs().eval().to(DEVICE), images.to(DEVICE)
     facet_model = FacetModel(model, table_facets, output)
     if output == "gated" and ("DeepLift" in name or "LRP" in name):
         with pytest.raises(FacetError, match="explain 'logits'"):
@@ -162,7 +166,7 @@ def test_every_method_explains_facets_or_raises_an_error(name, output, table_fac
         return
     for kind, target in TARGETS.items():
         parallel = kind == "list"
-        if name == "LayerFeatureAblation" and not torch.cuda.is_available():
+        if name == "LayerFeatureAblation" and DEVICE == "cpu":
             parallel = False  # Captum scatters the layer to devices, which a DataParallel on the CPU lacks
         found = explain(name, nn.DataParallel(facet_model) if parallel else facet_model, images, target)
         assert found.shape == ((3, 3, *shape) if target is None else (3, *shape))

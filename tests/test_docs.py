@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 from conftest import planted_images, small_cnn
 
 import captum_mfv as mfv
@@ -177,7 +178,7 @@ import torch
 
 import captum_mfv as mfv
 
-spec, n_top, n_facets, steps, folder, device = mfv.InputSpec(32), 20, 2, 2, "images", "cpu"
+spec, n_top, n_facets, steps, folder = mfv.InputSpec(32), 20, 2, 2, "images"
 """
 
 
@@ -189,7 +190,8 @@ def test_a_notebook_runs_with_another_model_in_its_model_cell(path, tmp_path, mo
     for number, image in enumerate(planted_images(8)[0]):
         mfv.images.to_pil(image).save(f"images/{number}.png")
     unit = mfv.Unit("conv2", 3, "max") if path.stem == "hidden_unit" else mfv.Unit("fc", 1)
-    scope = {"model": small_cnn(), "unit": unit}
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # Lucent has no other
+    scope = {"model": small_cnn().to(device), "unit": unit, "device": device}
     for tags, source in cells(path):
         compiled = compile(MODEL_OF_RANDOM_WEIGHTS if "model" in tags else source, path.name, "exec")
         if "model" in tags:

@@ -27,7 +27,9 @@ from captum_mfv.units import Unit
 
 FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+forks = pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.cuda.is_available(), reason="needs a system with fork; a process on a GPU can't"
+)
 
 
 @forks

@@ -13,8 +13,9 @@ from torchvision.utils import save_image
 
 import captum_mfv as mfv
 from captum_mfv.activations.codes import collect
-from captum_mfv.attr import FacetModel
+from captum_mfv.attr import FacetModel, facet_maps
 from captum_mfv.cli import main
+from captum_mfv.metrics.unit_scores import score_images
 from captum_mfv.optvis import cuda_graph
 from captum_mfv.optvis.render import render_facets
 from captum_mfv.storage import files
@@ -136,6 +137,24 @@ def test_attributions_are_those_of_a_cpu(models, facets):
         for model, device in zip(models, ("cpu", "cuda"), strict=True)
     ]
     torch.testing.assert_close(*maps, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method", [None, "Saliency", "Occlusion", "FeatureAblation", "ShapleyValueSampling", "KernelShap"]
+)
+def test_maps_are_those_of_a_cpu(method, models, facets):
+    options = {"method": method, "input_spec": SPEC, "seed": 1}
+    maps = [facet_maps(model, facets, IMAGES[:2], [0, 1], **options) for model in models]
+    assert maps[1].device.type == "cpu"
+    torch.testing.assert_close(*maps, rtol=0.02, atol=0.02 * float(maps[0].abs().max()))
+
+
+def test_scores_of_images_are_those_of_a_cpu(models, facets):
+    images = [IMAGES[facet.members[0]] for facet in facets]
+    scores = [score_images(model, facets, images, images, IMAGES, input_spec=SPEC) for model in models]
+    for mine, its in zip(scores[0][0], scores[1][0], strict=True):
+        np.testing.assert_allclose([its.activation, its.off_facet], [mine.activation, mine.off_facet], atol=1e-3)
+    assert scores[0][1] == scores[1][1]
 
 
 @pytest.mark.parametrize("command", ["run", "atlas"])

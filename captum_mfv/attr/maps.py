@@ -85,11 +85,11 @@ def facet_maps(
     needed = (facets.code.layer, facets.unit.layer_name)
     calls = {call.name: call for call in trace(model, spec.feed(model)(batch[:1]), until=needed)}
     method = method or _default(calls, facets)
-    options = {**_patches(method, spec), **options}
+    device = next((weight.device for weight in model.parameters()), None)
+    options = {**_patches(method, spec, device), **options}
     bar = Progress(total=len(batch), desc="attributions", unit="image", disable=not progress)
     with guard(model), _seeded(seed), bar:
         explainer = _explainer(method, FacetModel(model, facets), calls[facets.code.layer])
-        device = next((weight.device for weight in model.parameters()), None)
 
         def explain(rows: slice) -> Tensor:
             inputs = spec(batch[rows].to(device)).contiguous(memory_format=torch.channels_last)
@@ -114,14 +114,14 @@ def _default(calls: dict[str, LayerCall], facets: FacetSet) -> str:
     return "LayerGradientXActivation" if in_positions else "IntegratedGradients"
 
 
-def _patches(method: str, spec: InputSpec) -> dict[str, Any]:
+def _patches(method: str, spec: InputSpec, device: torch.device | None) -> dict[str, Any]:
     """Default arguments of methods that replace parts of the image: one feature per patch, not per pixel."""
     side = max(1, spec.size // _PATCHES)
     if method == "Occlusion":
         step = max(1, side // 2)
         return {"sliding_window_shapes": (spec.channels, side, side), "strides": (spec.channels, step, step)}
     if method in ("FeatureAblation", "ShapleyValueSampling", "KernelShap", "Lime"):
-        place = torch.arange(spec.size) // side
+        place = torch.arange(spec.size, device=device) // side
         return {"feature_mask": (place[:, None] * (int(place[-1]) + 1) + place)[None, None]}
     return {}
 

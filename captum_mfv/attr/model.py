@@ -177,11 +177,13 @@ def _facet(target: Any, n_facets: int) -> int:
 
 
 def cast_inputs(model: nn.Module, *inputs: Any) -> list[Any]:
-    """Return a model's inputs, floating-point tensors in the dtype of the model's weights."""
+    """Return a model's inputs on the device of its weights, floating-point tensors in their dtype."""
     weight = first_floating_point(model)
+    if weight is None:
+        return list(inputs)
     return [
-        value.to(weight.dtype)
-        if weight is not None and isinstance(value, Tensor) and value.is_floating_point()
+        value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+        if isinstance(value, Tensor)
         else value
         for value in inputs
     ]

@@ -128,8 +128,9 @@ def _horama_accentuation(
 ) -> list[Tensor]:
     horama, made = importlib.import_module("horama"), []
     for medoid in medoid_images(facets.facets, images):
-        start = input_spec(medoid[None])[0]
-        options = {"values_range": (float(start.min()), float(start.max())), **_horama_options(model)}
+        options = _horama_options(model)
+        start = input_spec(medoid[None])[0].to(options["device"])
+        options["values_range"] = float(start.min()), float(start.max())
         made.append(horama.accentuation(_activation(model, unit), start, total_steps=steps, **options)[0])
     return [_shown(image, input_spec) for image in made]
 

@@ -51,13 +51,24 @@ class Recorded(Generic[T]):
         """Record the work, without doing it, and return whether it could be recorded."""
         self._inputs = [given.detach().clone() for given in inputs]
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.device(inputs[0].device), torch.cuda.graph(graph):
-                self._result = self.work(*self._inputs)
-        except RuntimeError as error:
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise error.__context__ from None
-            _log.debug("steps are not recorded as a CUDA graph: %s", error)
-            return False
+        with torch.cuda.device(inputs[0].device):
+            stream = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph):
+                    self._result = self.work(*self._inputs)
+            except RuntimeError as error:
+                _recover(stream)
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                _log.debug("steps are not recorded as a CUDA graph: %s", error)
+                return False
         self._graph = graph
         return True
+
+
+def _recover(stream: torch.cuda.Stream) -> None:
+    """Restore what a failed recording leaves changed: the current stream, and the state of the GPU's generator."""
+    torch.cuda.set_stream(stream)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # its end tells the generator that nothing is being recorded
+        torch.zeros(1, device=stream.device)
