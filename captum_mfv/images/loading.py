@@ -101,22 +101,22 @@ def batches(
     stop = len(images) if stop is None else stop
     parts = [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
     n_read, errors = start, list[ImageError]()
-    for batch, errors in _decoded(_Parts(images, parts), workers):
+    for indices, batch, errors in _decoded(_Parts(images, parts), workers):
         for error in errors:
             warnings.warn(f"left out {error}", MFVWarning, stacklevel=2)
-        if batch:
+        if batch is not None:
             n_read += len(batch)
-            yield list(batch), _stack(list(batch.values()))
+            yield indices, batch
     if errors and not n_read and stop == len(images):
         raise ImageError(f"no image can be read; the last: {errors[-1]}")
 
 
-_Part = tuple[dict[int, Tensor], list[ImageError]]
+_Part = tuple[list[int], Tensor | None, list[ImageError]]
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Dataset of batches: images by index, and the errors of those that can't be read."""
+    """Dataset of batches: indices, the images in one tensor, and the errors of those that can't be read."""
 
     images: Images
     parts: Sequence[range]
@@ -141,11 +141,12 @@ def _decoded(parts: _Parts, workers: int) -> Iterator[_Part]:
             yield now.result()
 
 
-def _readable(images: Images, indices: range) -> _Part:
-    batch, errors = {}, []
-    for index in indices:
+def _readable(images: Images, part: range) -> _Part:
+    items: dict[int, Tensor] = {}
+    errors = []
+    for index in part:
         try:
-            batch[index] = image_at(images, index)
+            items[index] = image_at(images, index)
         except ImageError as error:
             errors.append(error)
-    return batch, errors
+    return list(items), _stack(list(items.values())) if items else None, errors

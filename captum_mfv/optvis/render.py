@@ -100,8 +100,12 @@ def render_facets(
     """Synthesize one image per facet, all of them in one batch.
 
     Each image has its own random generator, seeded by the seed and the facet's index, so that an image doesn't depend
-    on the other images of the batch, but for rounding. On one machine the same seed and batch give the same bytes; no
-    global generator is used. Ctrl-C stops the optimization: the images so far are returned, with a warning.
+    on the other images of the batch, but for rounding. On one machine's CPU the same seed and batch give the same
+    bytes; on a GPU they differ by rounding. No global generator is used. Ctrl-C stops the optimization: the images so
+    far are returned, with a warning.
+
+    On an NVIDIA GPU, the forward and backward pass is recorded at its third step as a CUDA graph (`cuda_graph.Recorded`),
+    and replayed: what a forward pass does in Python, such as counting its calls, is not repeated.
 
     Args:
         model: the model in which the facets were found, on any device; unchanged afterwards.
