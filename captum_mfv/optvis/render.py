@@ -104,8 +104,8 @@ def render_facets(
     bytes; on a GPU they differ by rounding. No global generator is used. Ctrl-C stops the optimization: the images so
     far are returned, with a warning.
 
-    On an NVIDIA GPU, the forward and backward pass is recorded at its third step as a CUDA graph (`cuda_graph.Recorded`),
-    and replayed: what a forward pass does in Python, such as counting its calls, is not repeated.
+    On an NVIDIA GPU, the third step's forward and backward pass is recorded as a CUDA graph and replayed in later
+    steps (`cuda_graph.Recorded`): what a forward pass does in Python, such as counting its calls, is not repeated.
 
     Args:
         model: the model in which the facets were found, on any device; unchanged afterwards.
