@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; NumPy reads it when it is imported
@@ -192,6 +193,19 @@ def visit(browser, tab):
             page.close()
     assert messages == []
     assert [url for url in requests if not url.startswith(("data:", "about:", *allowed))] == []
+
+
+def accessibility() -> Callable[..., list[tuple[str, list[str]]]]:
+    """Return a function of a browser page that lists the violations of all of axe's rules, or of the given ones."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def violations(page, *rules):
+        options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+        found = axe.run(page, options=options).response  # other results are not listed in full
+        assert found["passes"]
+        return [(one["id"], [node["target"] for node in one["nodes"]]) for one in found["violations"]]
+
+    return violations
 
 
 def blocked_by_policy(browser, path: Path) -> tuple[list[str], str]:

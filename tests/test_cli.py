@@ -573,7 +573,7 @@ def test_a_run_is_repeated_from_its_config_anywhere_to_the_same_bytes(inputs, tm
 def test_the_demo_is_repeated_from_its_config(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("captum_mfv.jobs.inputs.get_recipe", lambda name: RECIPES[name].with_steps(2))
-    few = [values[::6] for values in digits()]
+    few = [values[::12] for values in digits()]
     monkeypatch.setattr("captum_mfv.datasets.digits", lambda: few)
     assert call(["demo", "--out", "demo", "--quiet"], capsys)[1] == ""
     assert call(["run", "--config", "demo/run.toml", "--out", "again"], capsys)[0] == 0
