@@ -98,10 +98,11 @@ def test_an_overlay_has_the_images_size_and_is_the_same_each_time():
     images, maps = image_and_map()
     maps = torch.nn.functional.interpolate(maps, (20, 30))
     box = torch.full((4,), torch.nan)
-    png = overlay_png(images[0], maps[0, 0], box)
-    assert png == overlay_png(images[0], maps[0, 0], box)
+    png = overlay_png(images[0], maps[0, 0], box, Figure())
+    overlay_png(torch.rand(1, 50, 40), torch.rand(50, 40), torch.tensor([4.0, 4, 9, 9]), used := Figure())
+    assert png == overlay_png(images[0], maps[0, 0], box, used), "nothing of another overlay is left"
     assert Image.open(io.BytesIO(png)).size == (30, 20)
-    gray = decoded(overlay_png(images[0], torch.zeros(20, 30), box))
+    gray = decoded(overlay_png(images[0], torch.zeros(20, 30), box, used))
     assert np.abs(gray[..., 0] - gray[..., 1]).max() <= 1
 
 
@@ -112,7 +113,7 @@ def decoded(png):
 def test_a_box_is_outlined_at_its_pixels():
     image = torch.full((3, 60, 60), 0.5)
     none, box = torch.full((4,), torch.nan), torch.tensor([20.0, 10.0, 40.0, 30.0])
-    plain, boxed = (decoded(overlay_png(image, torch.zeros(60, 60), one)) for one in (none, box))
+    plain, boxed = (decoded(overlay_png(image, torch.zeros(60, 60), one, Figure())) for one in (none, box))
     y, x = (np.abs(plain - boxed).max(2) > 20).nonzero()
     assert (abs(x.min() - 20), abs(x.max() - 40), abs(y.min() - 10), abs(y.max() - 30)) <= (2, 2, 2, 2)
     assert (boxed[14:26, 24:36] == plain[14:26, 24:36]).all()
