@@ -224,7 +224,9 @@ def test_results_of_real_images_and_of_a_method_with_known_answers(data, suite, 
 def test_the_control_of_the_nearest_image_is_compared_with_the_facets_other_images(data, suite, tmp_path):
     cells = suite.choose(["a-class_1"])
     methods = [find_method(name) for name in ("nearest image", "start alone")]
+    assert [find_method(method.name, 40).name for method in methods] == ["nearest image", "start alone"], "no steps"
     nearest, start = run(suite, methods, tmp_path, data=data, cells=cells, device="cpu")
+    assert (nearest.steps, start.steps) == (None, None)
     assert nearest.scores["distance"] > 0.1
     assert start.scores["distance"] > 0
     assert {nearest.status, start.status} == {"done"}
@@ -616,11 +618,15 @@ def test_the_command_runs_resumes_joins_and_prints_the_table(data, method_file, 
 
 def test_the_command_ends_with_3_if_a_method_failed(data, tmp_path, capsys):
     path = tmp_path / "bad.py"
-    path.write_text("def render(model, unit, facets, images, **options):\n    raise RuntimeError('out of paint')\n")
+    lines = ["import warnings", "from captum_mfv.errors import MFVWarning"]
+    lines += ["def render(model, unit, facets, images, **options):"]
+    lines += ["    warnings.warn('little paint', MFVWarning)", "    raise RuntimeError('out of paint')"]
+    path.write_text("\n".join(lines))
     words = ["bench", path, "start alone", "--suite", data / "suite.json", "--data", data, "--out", tmp_path / "out"]
     status, printed, shown = call([*words, "--cells", "a-class_1", "--device", "cpu"], capsys)
     assert status == 3
     assert "failed: bad on a-class_1, seed 0: RuntimeError: out of paint" in printed
+    assert "bad on a-class_1: little paint" in shown
     assert "bad failed on a-class_1" in shown
 
 

@@ -30,11 +30,13 @@ class BenchControl:
         summary: what is shown, in one line.
         render: the function, called as a method's.
         labels: function from facets and seed to the labels of the real images with which the images are compared.
+        has_steps: whether images are synthesized, in a number of steps.
     """
 
     summary: str
     render: Render
     labels: Labels = lambda facets, seed: facets.labels
+    has_steps: bool = True
 
 
 def _nearest(model: nn.Module, unit: object, facets: FacetSet, images: Images, **options: object) -> list[Tensor]:
@@ -80,8 +82,11 @@ BENCH_CONTROLS: Mapping[str, BenchControl] = {
         "the real image nearest to the facet's center, compared with the facet's other images",
         _nearest,
         _without_nearest,
+        has_steps=False,
     ),
-    "start alone": BenchControl("the mean image of the facet, from which the recipe starts, without a step", _start),
+    "start alone": BenchControl(
+        "the mean image of the facet, from which the recipe starts, without a step", _start, has_steps=False
+    ),
     **{name: BenchControl(one.summary, partial(_draw, name), partial(_labels, name)) for name, one in CONTROLS.items()},
 }
 """Controls by name: two without synthesis, and those of `metrics.CONTROLS`."""

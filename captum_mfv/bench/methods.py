@@ -59,7 +59,7 @@ class Method:
         name: name of the method's rows and folders.
         identity: fingerprint of everything that determines the images: results of another identity are another
             method's.
-        steps: number of steps.
+        steps: number of steps; None if nothing is synthesized.
         render: function from a scene and a seed to images.
         has_facets: whether the images are in the order of the facets; otherwise each judge assigns them.
         package: distribution whose version the results state, beside those of this package.
@@ -68,7 +68,7 @@ class Method:
 
     name: str
     identity: str
-    steps: int
+    steps: int | None
     render: Callable[[Scene, int], Rendered]
     has_facets: bool = True
     package: str | None = None
@@ -104,8 +104,10 @@ def find_method(text: str, steps: int | None = None) -> Method:
         method = _of_recipe(recipe.with_steps(n_steps))
     elif text in BENCH_CONTROLS:
         control = BENCH_CONTROLS[text]
-        identity = fingerprint(control=text, recipe=get_recipe("facet").with_steps(n_steps))
-        method = Method(text, identity, n_steps, partial(_call, control.render, n_steps), labels=control.labels)
+        its = get_recipe("facet").with_steps(n_steps) if control.has_steps else None
+        identity = fingerprint(control=text, recipe=its)
+        shown = n_steps if control.has_steps else None
+        method = Method(text, identity, shown, partial(_call, control.render, n_steps), labels=control.labels)
     elif text in PEERS:
         method = _of_peer(text, n_steps)
     else:
@@ -114,7 +116,7 @@ def find_method(text: str, steps: int | None = None) -> Method:
         raise RunError(f"no method {text!r}; there are {', '.join(names)}, FILE.json and FILE.py{hint}")
     if not _NAME.fullmatch(method.name) or method.name == REAL:
         raise RunError(f"a method can't be named {method.name!r}; take up to 60 letters, digits, spaces and . _ + ' -")
-    return method if n_steps == default else replace(method, name=f"{method.name}-{n_steps}")
+    return method if method.steps in (None, default) else replace(method, name=f"{method.name}-{n_steps}")
 
 
 def _of_recipe(recipe: Recipe) -> Method:

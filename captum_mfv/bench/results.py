@@ -58,7 +58,7 @@ class Result(Record):
     """Seed of the images."""
 
     steps: Positive | None = None
-    """Number of steps; None for real images."""
+    """Number of steps; None for real images, and where nothing is synthesized."""
 
     n_facets: NotNegative = 0
     """Number of images."""

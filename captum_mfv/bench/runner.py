@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -138,7 +140,8 @@ class _Work:
         if method.package is not None:
             about["versions"] = {method.package: version(method.package)}
         try:
-            made = method.render(scene, seed)
+            with _logged_warnings(f"{method.name} on {scene.cell.name}"):
+                made = method.render(scene, seed)
         except Exception as error:  # of any type: the method may be anybody's
             reason = str(error) if isinstance(error, MFVError) else f"{type(error).__name__}: {error}"
             _log.warning("%s failed on %s: %s", method.name, scene.cell.name, reason)
@@ -174,3 +177,14 @@ class _Work:
         if result.status == "done":
             shown = " ".join(f"{name} {value:.3g}" for name, value in found.means.items())
             _log.info("%s %s, seed %d: %s", cell.name, result.method, result.seed, shown)
+
+
+@contextmanager
+def _logged_warnings(name: str) -> Iterator[None]:
+    """Log the warnings that are raised inside, each once, with the name of what raised them."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(one.message) for one in caught):
+                _log.warning("%s: %s", name, message)

@@ -76,7 +76,7 @@ class Table:
         rows: means over the cells that all methods have: of classes, and of hidden units if a method has these.
         comparisons: comparisons with ``against``.
         n_cells: number of cells of each method, of which rows use those that all have.
-        n_steps: number of steps of each method; None for real images.
+        n_steps: number of steps of each method; None where nothing is synthesized.
         failed: method, cell, seed and error of each failed result.
     """
 
