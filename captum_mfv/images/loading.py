@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from torch.utils.data import DataLoader
 from captum_mfv.errors import ImageError, MFVWarning
 from captum_mfv.storage.schema import check_integer
 
-__all__ = ["Images", "KeptImages", "batches", "check_range", "image_at", "stack"]
+__all__ = ["Images", "KeptImages", "batches", "check_range", "image_at", "in_advance", "stack"]
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _KEPT = 256 * 2**20  # bytes
 
@@ -133,8 +136,13 @@ def _decoded(parts: _Parts, workers: int) -> Iterator[_Part]:
     if workers:
         yield from DataLoader(parts, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
         return
+    yield from in_advance(parts.__getitem__, range(len(parts)))
+
+
+def in_advance(read: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield ``read(item)`` of each item, which a thread computes while the one before is in use."""
     with ThreadPoolExecutor(1) as pool:
-        futures = (pool.submit(parts.__getitem__, number) for number in range(len(parts)))
+        futures = (pool.submit(read, item) for item in items)
         ahead = next(futures, None)
         while ahead is not None:
             now, ahead = ahead, next(futures, None)

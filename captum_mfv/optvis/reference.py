@@ -21,6 +21,7 @@ from captum_mfv.display.progress import Progress
 from captum_mfv.errors import FacetError
 from captum_mfv.facets.facet_set import Facet
 from captum_mfv.images import Images, InputSpec, stack
+from captum_mfv.images.loading import in_advance
 from captum_mfv.optvis.arguments import Facets, as_facets, check_same_layers
 from captum_mfv.optvis.terms import Tensors, Term, activation_term, make_term
 from captum_mfv.units import Code, Unit, channels_second
@@ -247,8 +248,10 @@ def _responses(
     layer, feed = facets[0].unit.layer_name, spec.feed(model)
     batches = AdaptiveBatches(cpu_batch_size(model, spec, n_images))
     with guard(model), torch.enable_grad(), capture(model, [*names, layer]) as run:
-        for item in Progress(facets, "nearest images", unit="facet", disable=not progress):
-            nearest = stack(images, item.members[:n_images])
+        stacks = in_advance(lambda item: stack(images, item.members[:n_images]), facets)
+        for item, nearest in zip(
+            Progress(facets, "nearest images", unit="facet", disable=not progress), stacks, strict=True
+        ):
 
             def respond(rows: slice, nearest: Tensor = nearest, item: Facet = item) -> list[Tensor]:
                 outputs = run(feed(nearest[rows].requires_grad_()))
