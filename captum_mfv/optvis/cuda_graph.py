@@ -54,7 +54,7 @@ class Recorded(Generic[T]):
         with torch.cuda.device(inputs[0].device):
             stream = torch.cuda.current_stream()
             try:
-                with torch.cuda.graph(graph):
+                with _recording(graph):
                     self._result = self.work(*self._inputs)
             except RuntimeError as error:
                 _recover(stream)
@@ -66,9 +66,14 @@ class Recorded(Generic[T]):
         return True
 
 
+def _recording(graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+    """Return the context that records a graph, in which other threads may use the GPU."""
+    return torch.cuda.graph(graph, capture_error_mode="thread_local")
+
+
 def _recover(stream: torch.cuda.Stream) -> None:
     """Restore what a failed recording leaves changed: the current stream, and the state of the GPU's generator."""
     torch.cuda.set_stream(stream)
     torch.cuda.synchronize()
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # its end tells the generator that nothing is being recorded
+    with _recording(torch.cuda.CUDAGraph()):  # its end tells the generator that nothing is being recorded
         torch.zeros(1, device=stream.device)
