@@ -33,7 +33,12 @@ __all__ = ["CentroidClassifier", "ConceptScore", "concept_units", "facet_concept
 
 
 def facet_concepts(
-    facets: FacetSet, images: Images, *, n_images: int | None = 50, input_spec: InputSpec | None = None
+    facets: FacetSet,
+    images: Images,
+    *,
+    n_images: int | None = 50,
+    input_spec: InputSpec | None = None,
+    device: torch.device | str | None = None,
 ) -> list[Concept]:
     """Return a concept per facet, whose examples are the facet's images, nearest to the center first.
 
@@ -46,6 +51,7 @@ def facet_concepts(
         images: the dataset in which the facets were found.
         n_images: largest number of examples, or None for all.
         input_spec: preprocessing from images in [0, 1] to the model's input.
+        device: the model's device, for Captum's own TCAV; `tcav_table` and `concept_units` move the examples there.
 
     Raises:
         FacetError: if the dataset isn't of the facets' size, or ``n_images`` is below 1.
@@ -57,13 +63,21 @@ def facet_concepts(
         raise FacetError(f"n_images must be at least 1, or None for all, not {n_images}")
     unit = re.sub(r"[^\w.]+", "_", str(facets.unit))
     return [
-        _concept(f"facet{facet.index}_of_{unit}", images, facet.members[:n_images], input_spec, facets.fingerprint)
-        for facet in facets
+        _concept(
+            f"facet{item.index}_of_{unit}", images, item.members[:n_images], input_spec, facets.fingerprint, device
+        )
+        for item in facets
     ]
 
 
 def random_concepts(
-    images: Images, n_concepts: int = 10, n_images: int = 50, *, seed: int = 0, input_spec: InputSpec | None = None
+    images: Images,
+    n_concepts: int = 10,
+    n_images: int = 50,
+    *,
+    seed: int = 0,
+    input_spec: InputSpec | None = None,
+    device: torch.device | str | None = None,
 ) -> list[Concept]:
     """Return random sets of images as concepts, with which `tcav_table` compares each concept.
 
@@ -73,6 +87,7 @@ def random_concepts(
         n_images: number of examples of each, drawn without replacement.
         seed: seed of the draw, an integer of 0 or more.
         input_spec: as for `facet_concepts`.
+        device: as for `facet_concepts`.
 
     Raises:
         TypeError: if a number isn't an integer.
@@ -85,14 +100,21 @@ def random_concepts(
         raise FacetError(f"random concepts of {n_images} images can't be drawn from {len(images)}")
     rng = np.random.default_rng(seed)
     draws = [np.sort(rng.choice(len(images), n_images, replace=False)) for _ in range(n_concepts)]
-    return [_concept(f"random{n}", images, draw, input_spec, "random") for n, draw in enumerate(draws)]
+    return [_concept(f"random{n}", images, draw, input_spec, "random", device) for n, draw in enumerate(draws)]
 
 
-def _concept(name: str, images: Images, rows: NDArray[Any], input_spec: InputSpec | None, source: str) -> Concept:
+def _concept(
+    name: str,
+    images: Images,
+    rows: NDArray[Any],
+    input_spec: InputSpec | None,
+    source: str,
+    device: torch.device | str | None,
+) -> Concept:
     indices, spec = rows.tolist(), input_spec or InputSpec()
     examples = _examples_fingerprint(images, indices)
     found = fingerprint(source=source, indices=indices, input_spec=spec, content=examples)
-    read = partial(_inputs, images, spec)
+    read = partial(_inputs, images, spec, device)
     loader: DataLoader[int] = DataLoader(indices, len(indices), collate_fn=read, generator=torch.Generator())
     return Concept(int(found[:14], 16), name, loader)  # Captum uses the id as a label: an int64
 
@@ -105,8 +127,8 @@ def _examples_fingerprint(images: Images, indices: list[int]) -> str:
     return content_fingerprint(*(image_at(images, index) for index in indices))
 
 
-def _inputs(images: Images, spec: InputSpec, indices: list[int]) -> Tensor:
-    return torch.cat([spec(image_at(images, index)[None]) for index in indices])
+def _inputs(images: Images, spec: InputSpec, device: torch.device | str | None, indices: list[int]) -> Tensor:
+    return torch.cat([spec(image_at(images, index)[None]) for index in indices]).to(device)
 
 
 def concept_units(

@@ -15,6 +15,7 @@ import captum_mfv as mfv
 from captum_mfv.activations.codes import collect
 from captum_mfv.attr import FacetModel, facet_maps
 from captum_mfv.cli import main
+from captum_mfv.concept import concept_units, facet_concepts, random_concepts
 from captum_mfv.metrics.unit_scores import score_images
 from captum_mfv.optvis import cuda_graph
 from captum_mfv.optvis.render import render_facets
@@ -147,6 +148,18 @@ def test_maps_are_those_of_a_cpu(method, models, facets):
     maps = [facet_maps(model, facets, IMAGES[:2], [0, 1], **options) for model in models]
     assert maps[1].device.type == "cpu"
     torch.testing.assert_close(*maps, rtol=0.02, atol=0.02 * float(maps[0].abs().max()))
+
+
+def test_concepts_are_those_of_a_cpu(models, facets):
+    tables = []
+    for model in models:
+        device = next(model.parameters()).device
+        concepts = facet_concepts(facets, IMAGES, n_images=8, input_spec=SPEC, device=device)
+        random = random_concepts(IMAGES, 3, 8, input_spec=SPEC)
+        tables.append(concept_units(model, "relu2", concepts, random))
+        assert next(iter(concepts[0].data_iter)).device == device
+    for mine, its in zip(*tables, strict=True):
+        np.testing.assert_allclose(its.index, mine.index, atol=1e-4)
 
 
 def test_scores_of_images_are_those_of_a_cpu(models, facets):
