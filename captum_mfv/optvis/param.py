@@ -189,8 +189,8 @@ def _spectrum(images: Tensor, mix: Tensor, margin: float) -> Tensor:
 
 def _image(spectrum: Tensor, mix: Tensor, height: int, width: int) -> Tensor:
     """Return the images of a spectrum, the inverse of `_spectrum`: (B, C, H, W) in [0, 1]."""
-    colors = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho") / _SOFTNESS
-    return torch.einsum("ij,bjhw->bihw", mix, colors).sigmoid()
+    colors: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+    return ((mix / _SOFTNESS) @ colors.flatten(2)).view(colors.shape).sigmoid()
 
 
 def _frequency_scale(height: int, width: int, decay_power: float) -> Tensor:
