@@ -514,9 +514,9 @@ def test_the_page_is_rebuilt_self_contained_and_escapes_names(inputs, tmp_path, 
     assert "&lt;script&gt;" in (out / "report.html").read_text()
 
 
-def test_runs_are_compared_on_one_page_and_other_folders_are_an_error(inputs, tmp_path, capsys):
-    for facets in (2, 3):
-        assert call(arguments(inputs, tmp_path / f"of-{facets}", facets=facets), capsys)[0] == 0
+def test_runs_are_compared_on_one_page_and_other_folders_are_an_error(inputs, finished, tmp_path, capsys):
+    assert call(arguments(inputs, tmp_path / "of-2", facets=2), capsys)[0] == 0
+    shutil.copytree(finished, tmp_path / "of-3")
     words = ["compare", tmp_path / "of-2", tmp_path / "of-3", "--out", tmp_path / "compare.html"]
     status, printed, _ = call(words, capsys)
     assert (status, printed.strip()) == (0, str(tmp_path / "compare.html"))
