@@ -35,8 +35,8 @@ def names(paths):
 
 @pytest.fixture(scope="module")
 def few_digits():
-    """Replace the digits by every sixth, and train each network of digits once."""
-    few = [values[::6] for values in mfv.datasets.digits()]
+    """Replace the digits by every fifth, and train each network of digits once."""
+    few = [values[::5] for values in mfv.datasets.digits()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("captum_mfv.datasets.digits", lambda: few)
         patch.setattr("captum_mfv.datasets.digit_classifier", cache(mfv.datasets.digit_classifier))

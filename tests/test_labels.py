@@ -36,7 +36,7 @@ def facet_set(labels):
 
 @pytest.fixture(scope="module")
 def digits_namer():
-    model, spec = mfv.datasets.ten_digits(epochs=3)
+    model, spec = mfv.datasets.ten_digits(epochs=4)
     return ClassifierNamer(model, DIGITS, spec)
 
 
@@ -106,7 +106,7 @@ def test_facets_of_digits_are_named_by_a_classifier(digits, digits_namer):
 
 
 def test_facets_that_were_found_in_a_unit_are_named_after_their_digits(digits_namer):
-    model, spec = mfv.datasets.even_or_odd(epochs=3)
+    model, spec = mfv.datasets.even_or_odd(epochs=4)
     images, kinds = mfv.datasets.digits()
     even = np.flatnonzero(kinds % 2 == 0)[::3]
     code = mfv.Code("relu4", "flatten")
