@@ -569,6 +569,12 @@ def test_the_table_has_means_over_common_cells_and_comparisons_over_shared_ones(
         make_table(results, ["bettr"])
 
 
+def test_the_mean_of_one_cluster_has_no_interval(two_folders):
+    values = {("a", "c0"): 0.5, ("b", "c0"): 0.6}
+    text = make_table(rows_of(two_folders, {REAL: values, "facet": values})).markdown()
+    assert "| classes, all | facet | 2 | 1 | .55 |" in text
+
+
 def test_methods_are_compared_with_the_recipe_facet_whatever_its_number_of_steps(two_folders):
     values = {("a", "c0"): 0.5, ("a", "c1"): 0.6}
     table = make_table(rows_of(two_folders, {REAL: values, "facet-40": values, "mine-40": values}))

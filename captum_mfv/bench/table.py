@@ -265,11 +265,11 @@ def _shown(text: str) -> str:
 
 
 def figure(found: Estimate | None, digits: int = 2) -> str:
-    """Return a mean and its interval as text, such as ``.82 (.77 to .88)``; empty for None."""
+    """Return a mean and its interval as text, such as ``.82 (.77 to .88)``; of one cluster, the mean; empty for None."""
     if found is None:
         return ""
     value, low, high = (_number(number, digits) for number in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})"
+    return value if found.n == 1 else f"{value} ({low} to {high})"
 
 
 def _difference_lines(row: Compared) -> list[str]:
