@@ -265,7 +265,7 @@ def _shown(text: str) -> str:
 
 
 def figure(found: Estimate | None, digits: int = 2) -> str:
-    """Return a mean and its interval as text, such as ``.82 (.77 to .88)``; of one cluster, the mean; empty for None."""
+    """Return a mean and its interval as text, such as ``.82 (.77 to .88)``; the mean alone of one cluster."""
     if found is None:
         return ""
     value, low, high = (_number(number, digits) for number in (found.value, found.low, found.high))
