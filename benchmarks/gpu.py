@@ -8,7 +8,7 @@ steps MODEL … [--batch N …] [--compile]
     --model`; weights are random, except where the name is MODEL=WEIGHTS.
 collect MODEL … [--batch N …]
     Images per second of `collect` from images in memory, beside the bare model's forward pass that reads them so too.
-busy COMMAND … [--trace FILE]
+busy [--trace FILE] COMMAND …
     Run a captum-mfv command under `torch.profiler`; prints the share of the time in which a kernel runs, and the
     kernels that take longest.
 """
@@ -20,8 +20,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from unittest.mock import patch
 
@@ -38,11 +38,9 @@ _N_REAL = 24  # random images in which two facets are found
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-@contextmanager
-def launched(recorded: bool) -> Iterator[None]:
+def launched(recorded: bool) -> AbstractContextManager[object]:
     """Record steps as CUDA graphs, or don't."""
-    with nullcontext() if recorded else patch.object(cuda_graph.Recorded, "_record", lambda self, inputs: False):
-        yield
+    return nullcontext() if recorded else patch.object(cuda_graph.Recorded, "_record", lambda self, inputs: False)
 
 
 def loaded(name: str) -> tuple[nn.Module, InputSpec]:
@@ -53,16 +51,16 @@ def loaded(name: str) -> tuple[nn.Module, InputSpec]:
     return found.cuda().requires_grad_(False), spec
 
 
-def per_second(work: Callable[[], object], n: int) -> float:
+def per_second(work: Callable[[], object], n: int, calls: int = 8) -> float:
     """Return how many of n things are done per second, the best of two rounds of calls."""
     best = 0.0
     for _ in range(2):
         torch.cuda.synchronize()
         began = time.perf_counter()
-        for _ in range(8):
+        for _ in range(calls):
             work()
         torch.cuda.synchronize()
-        best = max(best, 8 * n / (time.perf_counter() - began))
+        best = max(best, calls * n / (time.perf_counter() - began))
     return best
 
 
@@ -112,19 +110,8 @@ def prepared(model: nn.Module, spec: InputSpec) -> tuple[FacetSet, Tensor]:
 
 def steps(names: Sequence[str], sizes: Sequence[int], compiled: bool) -> None:
     """Print a table of row-steps per second."""
-    columns = [
-        "model",
-        "batch",
-        "dtype",
-        "bare",
-        "bare, graph",
-        "step",
-        "step, graph",
-        "÷ best bare",
-        "before, s",
-        "MiB",
-    ]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    print("| model | batch | dtype | bare | bare, graph | step | step, graph | ÷ best bare | before, s | MiB |")
+    print("|---" * 10 + "|")
     for name in names:
         model, spec = loaded(name)
         facets, real = prepared(model, spec)
@@ -160,7 +147,7 @@ def collected(names: Sequence[str], sizes: Sequence[int]) -> None:
             for n in sizes:
                 images = torch.rand(8 * n, 3, spec.size, spec.size)
                 rates = [
-                    once_per_second(work, len(images))
+                    per_second(work, len(images), calls=1)
                     for work in (
                         partial(forward, model, images, spec, n),
                         partial(collect, model, facets.unit, images, code=facets.code, input_spec=spec, batch_size=n),
@@ -175,16 +162,6 @@ def forward(model: nn.Module, images: Tensor, spec: InputSpec, n: int) -> None:
     with torch.no_grad():
         for batch in images.split(n):
             model(feed(batch)).cpu()
-
-
-def once_per_second(work: Callable[[], object], n: int) -> float:
-    """Return how many of n things are done per second, by the second call."""
-    work()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return n / (time.perf_counter() - began)
 
 
 def busy(command: Sequence[str], trace: str | None) -> None:
@@ -222,14 +199,19 @@ def main() -> None:
     """Measure."""
     warnings.filterwarnings("ignore", message=".*gained nothing")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["steps", "collect", "busy"])
-    parser.add_argument("names", nargs="+")
-    parser.add_argument("--batch", type=int, nargs="+", default=[10, 64, 256])
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--trace")
-    args, more = parser.parse_known_args()
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for kind in ("steps", "collect"):
+        options = kinds.add_parser(kind)
+        options.add_argument("names", nargs="+")
+        options.add_argument("--batch", type=int, nargs="+", default=[10, 64, 256])
+        if kind == "steps":
+            options.add_argument("--compile", action="store_true")
+    options = kinds.add_parser("busy")
+    options.add_argument("--trace")
+    options.add_argument("command", nargs=argparse.REMAINDER)  # whose options may have the names of those above
+    args = parser.parse_args()
     if args.what == "busy":
-        busy([*args.names, *more], args.trace)
+        busy(args.command, args.trace)
         return
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     if args.what == "steps":

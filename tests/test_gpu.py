@@ -1,4 +1,4 @@
-"""What works on a CPU works on a GPU, up to rounding."""
+"""A GPU returns what a CPU returns, up to rounding."""
 
 import importlib
 from unittest.mock import patch
@@ -81,7 +81,7 @@ def test_a_recorded_step_is_the_step(models, facets):
 
 
 @pytest.mark.parametrize("max_batch", [1, 2])
-def test_parts_of_a_batch_are_recorded_each(models, facets, max_batch):
+def test_parts_of_a_batch_give_the_images_of_the_whole(models, facets, max_batch):
     whole, parts = (rendered(models[1], facets, max_batch=size)[0] for size in (None, max_batch))
     assert (whole - parts).abs().mean() < 2e-3
 

@@ -103,11 +103,7 @@ def find_method(text: str, steps: int | None = None) -> Method:
         default, n_steps = recipe.n_steps, steps or recipe.n_steps
         method = _of_recipe(recipe.with_steps(n_steps))
     elif text in BENCH_CONTROLS:
-        control = BENCH_CONTROLS[text]
-        its = get_recipe("facet").with_steps(n_steps) if control.has_steps else None
-        identity = fingerprint(control=text, recipe=its)
-        shown = n_steps if control.has_steps else None
-        method = Method(text, identity, shown, partial(_call, control.render, n_steps), labels=control.labels)
+        method = _of_control(text, n_steps)
     elif text in PEERS:
         method = _of_peer(text, n_steps)
     else:
@@ -135,6 +131,13 @@ def _render_recipe(recipe: Recipe, scene: Scene, seed: int) -> Rendered:
         raise KeyboardInterrupt
     images = checked_images([one.image for one in made], scene)
     return Rendered(images, (times[-1] - times[0]) / max(1, len(times) - 1) / len(images))
+
+
+def _of_control(name: str, steps: int) -> Method:
+    control = BENCH_CONTROLS[name]
+    recipe = get_recipe("facet").with_steps(steps) if control.has_steps else None
+    identity, shown = fingerprint(control=name, recipe=recipe), None if recipe is None else steps
+    return Method(name, identity, shown, partial(_call, control.render, steps), labels=control.labels)
 
 
 def _of_peer(name: str, steps: int) -> Method:

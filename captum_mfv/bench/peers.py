@@ -126,11 +126,10 @@ def _working_folder() -> Iterator[None]:
 def _horama_accentuation(
     model: nn.Module, unit: Unit, facets: FacetSet, images: Images, *, input_spec: InputSpec, seed: int, steps: int
 ) -> list[Tensor]:
-    horama, made = importlib.import_module("horama"), []
+    horama, options, made = importlib.import_module("horama"), _horama_options(model), []
     for medoid in medoid_images(facets.facets, images):
-        options = _horama_options(model)
         start = input_spec(medoid[None])[0].to(options["device"])
-        options["values_range"] = float(start.min()), float(start.max())
+        options |= {"values_range": (float(start.min()), float(start.max()))}
         made.append(horama.accentuation(_activation(model, unit), start, total_steps=steps, **options)[0])
     return [_shown(image, input_spec) for image in made]
 

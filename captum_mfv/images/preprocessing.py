@@ -96,7 +96,7 @@ class InputSpec:
         """Return the model's input for images in [0, 1]."""
         return self._normalized(images, self._statistics(images.device, images.dtype))
 
-    def _statistics(self, device: torch.device | None, dtype: torch.dtype) -> Tensor:
+    def _statistics(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return each channel's mean and standard deviation, (2, C, 1, 1)."""
         return torch.tensor([self.mean, self.std], dtype=dtype, device=device)[:, :, None, None]
 

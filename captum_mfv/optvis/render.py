@@ -105,7 +105,8 @@ def render_facets(
     far are returned, with a warning.
 
     On an NVIDIA GPU, the third step's forward and backward pass is recorded as a CUDA graph and replayed in later
-    steps (`cuda_graph.Recorded`): what a forward pass does in Python, such as counting its calls, is not repeated.
+    steps (`cuda_graph.Recorded`), unless ``max_batch`` or memory divides the batch: what a forward pass does in Python,
+    such as counting its calls, is not repeated.
 
     Args:
         model: the model in which the facets were found, on any device; unchanged afterwards.

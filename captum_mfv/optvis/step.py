@@ -62,22 +62,26 @@ class Passes:
     weights: Mapping[str, float]
     dtype: torch.dtype | None  # precision of the network under autocast
     batches: AdaptiveBatches
-    _parts: dict[tuple[int, int], Recorded[PassResult]] = field(default_factory=dict, init=False)
+    _parts: dict[tuple[int, int], Callable[[Tensor, Tensor], PassResult]] = field(default_factory=dict, init=False)
 
     def __call__(self, images: Tensor, views: Tensor) -> PassResult:
         """Return losses and gradients of images and of their transformed views, both (B, C, H, W)."""
         images, views = images.detach(), views.detach()
-        parts = self.batches(len(views), lambda rows: self._part(rows, views.device)(images[rows], views[rows]))
+        parts = self.batches(len(views), lambda rows: self._part(rows, views)(images[rows], views[rows]))
         losses = {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses}
         names = ("total", "view_gradients", "image_gradients")
         return PassResult(losses, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
-    def _part(self, rows: slice, device: torch.device) -> Recorded[PassResult]:
-        """Return the pass of some rows, with their terms on a device."""
+    def _part(self, rows: slice, views: Tensor) -> Callable[[Tensor, Tensor], PassResult]:
+        """Return the pass of some rows, with their terms on the images' device.
+
+        It is recorded if it is of all rows: a recording keeps its memory, so that parts would take that of the whole.
+        """
         key = (rows.start, rows.stop)
         if key not in self._parts:
-            terms = {name: term.rows(range(*key), device) for name, term in self.terms.items()}
-            self._parts[key] = Recorded(partial(self._pass, terms))
+            terms = {name: term.rows(range(*key), views.device) for name, term in self.terms.items()}
+            work = partial(self._pass, terms)
+            self._parts[key] = Recorded(work) if key == (0, len(views)) else work
         return self._parts[key]
 
     def _pass(self, terms: Mapping[str, Term], images: Tensor, views: Tensor) -> PassResult:
